@@ -1,0 +1,105 @@
+"""Truncated singular value decomposition of one matrix into two balanced factors.
+
+Shapes: O = output width, I = input width, R = rank, K = min(O, I).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The Gram matrix squares the singular values: in fp64, one at 1e-6 of the largest (1e-12 squared) still
+# stands well above the rounding at 1e-16.
+_GRAM_FLOOR = 1e-6
+# Below this relative error the Gram spectrum's tail is rounding noise, so the residual is formed instead.
+_TAIL_FLOOR = 1e-5
+
+
+class Factors(NamedTuple):
+    """W ~ up @ down, with what was left out.
+
+    `up` [O, R] and `down` [R, I] in the weight's dtype and device; `spectrum` [K] all singular values, descending,
+    fp32; `rel_error` = ||W - up @ down|| / ||W|| (Frobenius; 0 for a zero matrix), before rounding to a half dtype.
+    """
+
+    up: Tensor
+    down: Tensor
+    spectrum: Tensor
+    rel_error: float
+
+
+@torch.no_grad()
+def factorize(weight: Tensor, rank: int, method: str = "auto") -> Factors:
+    """Best rank-R approximation of weight [O, I] (Eckart-Young), singular values split as square roots over both sides.
+
+    Works in fp64 on the weight's device (fp32 where the device has no fp64). `method` is "svd" (economy SVD on the tall
+    orientation), "gram" (eigenvectors of the smaller Gram matrix: several times faster, sound as long as the kept
+    singular values are not tiny) or "auto" (gram, and svd when the smallest kept value is below 1e-6 of the largest).
+    The largest entry of every column of `up` is positive, so equal weights give equal factors.
+
+    A kept singular value of zero gives a zero column and a zero row, which gradients cannot revive.
+
+    Raises ValueError when `weight` is no finite floating matrix with data, `rank` is out of 1..K, or `method` unknown.
+    """
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"expected a floating-point matrix, got {weight.dtype} of shape {tuple(weight.shape)}")
+    if weight.device.type == "meta":
+        raise ValueError("the weight is on the meta device and has no values to factorise")
+    if not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"rank {rank} is not in 1..{min(weight.shape)}")
+    if method not in ("auto", "svd", "gram"):
+        raise ValueError(f"method must be auto, svd or gram, not {method!r}")
+    has_fp64 = weight.device.type != "mps"
+    matrix = weight.detach().to(torch.float64 if has_fp64 else torch.float32)
+    if not torch.isfinite(matrix).all():
+        raise ValueError("the weight holds NaN or infinity")
+    scale = matrix.abs().max()
+    if scale == 0:
+        up, down = weight.new_zeros(weight.shape[0], rank), weight.new_zeros(rank, weight.shape[1])
+        return Factors(up, down, torch.zeros(min(weight.shape), device=weight.device), 0.0)
+    # Unit scale keeps the squares of very small or very large weights inside the floating range.
+    matrix = matrix / scale
+    wide = matrix.shape[0] <= matrix.shape[1]
+    tall = matrix.T if wide else matrix  # [max(O, I), K]
+    decomposed = None
+    if method == "gram" or (method == "auto" and has_fp64):
+        decomposed = _gram(tall, rank, _GRAM_FLOOR if method == "auto" else 0.0)
+    long, short, spectrum, rel_error = decomposed or _svd(tall, rank)
+    up, down = (short.T, long.T) if wide else (long, short)
+    sign = up.gather(0, up.abs().argmax(0, keepdim=True)).sign()  # [1, R]; 0 for a zero column
+    root = scale.sqrt()
+    return Factors(
+        (up * (sign * root)).to(weight.dtype).contiguous(),
+        (down * (sign.T * root)).to(weight.dtype).contiguous(),
+        (spectrum * scale).float(),
+        rel_error,
+    )
+
+
+def _svd(tall: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Factors long [L, R], short [R, K] of tall [L, K] by economy SVD, then the spectrum [K] and the relative error."""
+    u, s, vh = torch.linalg.svd(tall, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vh[:rank], s, float(s[rank:].norm() / s.norm())
+
+
+def _gram(tall: Tensor, rank: int, floor: float) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """As `_svd`, from the eigenvectors V of tall^T tall; None when a kept singular value is below `floor` of the first.
+
+    The product is tall V V^T, a projection: an error in an eigenvalue does not enter it. The kept singular values are
+    measured as the norms of tall V's columns, which also balances the two factors exactly.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(tall.T @ tall)  # ascending
+    spectrum = eigenvalues.flip(0).clamp_min(0).sqrt()
+    if spectrum[rank - 1] < floor * spectrum[0]:
+        return None
+    kept = vectors[:, -rank:].flip(1)  # [K, R]
+    long = tall @ kept
+    norms = long.norm(dim=0)
+    root = norms.sqrt()
+    scaled = long / root.where(root > 0, torch.ones_like(root))
+    short = kept.T * root[:, None]
+    rel_error = float(spectrum[rank:].norm() / spectrum.norm())
+    if rel_error < _TAIL_FLOOR and rank < len(spectrum):
+        rel_error = float((tall - long @ kept.T).norm() / tall.norm())
+    return scaled, short, spectrum, rel_error

@@ -1,0 +1,153 @@
+"""Which Linears become low rank, and at what rank: a pure function of the model's shapes.
+
+The plan, a dict from module name to rank, is all that has to be stored to build the same model again.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from pela_vl.lowrank.layer import LowRankLinear
+
+# These two hand their Linears' weights to fused kernels instead of calling the Linears.
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+class PlanError(ValueError):
+    """A plan that cannot be made or applied; the message names the layer or the pattern."""
+
+
+def rank_for(in_features: int, out_features: int, kappa: float) -> int:
+    """r = floor(in * out / (kappa * (in + out))): the factors hold 1/kappa of the weights (paper, section 3.1).
+
+    Computed in exact arithmetic, kappa being read as the decimal it is written as. Raises PlanError unless kappa is
+    finite and at least 1 (below that the factors would be larger than the matrix).
+    """
+    if isinstance(kappa, bool) or not isinstance(kappa, (int, float)) or not math.isfinite(kappa):
+        raise PlanError(f"kappa must be a finite number, not {kappa!r}")
+    if kappa < 1:
+        raise PlanError(f"kappa {kappa} is below 1: the factors would be larger than the dense weights; 3 is usual")
+    return int(Fraction(in_features * out_features) / (Fraction(str(kappa)) * (in_features + out_features)))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` selects the module `name`: a glob, or a dotted prefix (glob too), over the full name."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
+
+
+def plan_ranks(
+    model: nn.Module,
+    kappa: float = 3.0,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> dict[str, int]:
+    """Choose the rank of every Linear to be compressed, in the model's order; the model is only read.
+
+    `include` (all Linears when None) and `exclude` are patterns over full dotted names: `vision_proj`,
+    `visual_encoder.blocks` (that module and all below it), `*.attn.proj`, `*cls*`. Exclusion wins.
+
+    Raises PlanError, naming the culprit, when an include pattern selects no Linear, an exclude pattern no module, a
+    rank comes out as 0, a weight is tied or shared, a layer is low rank already or cannot be replaced, when kappa is
+    no number of at least 1, or when nothing is left to compress.
+    """
+    rank_for(1, 1, kappa)  # a bad kappa is said before anything else
+    include = None if include is None else _patterns(include, "include")
+    exclude = _patterns(exclude, "exclude")
+    modules = dict(model.named_modules())
+    linears = {name: m for name, m in modules.items() if isinstance(m, nn.Linear | LowRankLinear)}
+    low = {name for name, m in linears.items() if isinstance(m, LowRankLinear)}
+    # The factors of a low-rank layer are part of it, not Linears in their own right.
+    linears = {name: m for name, m in linears.items() if name.rpartition(".")[0] not in low}
+    for pattern in include or ():
+        if not any(matches(name, pattern) for name in linears):
+            raise PlanError(f"include pattern {pattern!r} selects no Linear of {type(model).__name__}")
+    for pattern in exclude:
+        if not any(matches(name, pattern) for name in modules):
+            raise PlanError(f"exclude pattern {pattern!r} matches no module of {type(model).__name__}")
+    shared = shared_weights(model)
+    plan = {}
+    for name, module in linears.items():
+        if include is not None and not any(matches(name, pattern) for pattern in include):
+            continue
+        if any(matches(name, pattern) for pattern in exclude):
+            continue
+        check_replaceable(model, name, shared)
+        rank = rank_for(module.in_features, module.out_features, kappa)
+        if rank < 1:
+            raise PlanError(
+                f"{name} ({module.in_features} -> {module.out_features}) gets rank 0 at kappa {kappa}: "
+                "exclude it or lower kappa"
+            )
+        plan[name] = rank
+    if not plan:
+        raise PlanError(
+            f"{type(model).__name__} has no Linear to compress" + (" outside the exclusions" if exclude else "")
+        )
+    return plan
+
+
+def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]]) -> nn.Linear:
+    """Return the Linear called `name`, or raise PlanError saying why a low-rank layer cannot take its place.
+
+    `shared` is what `shared_weights(model)` returned.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise PlanError(f"{name}: {type(model).__name__} has no such module") from None
+    if isinstance(module, LowRankLinear):
+        raise PlanError(f"{name} is low rank already (rank {module.rank}): exclude it, or merge_dense the model first")
+    if not isinstance(module, nn.Linear):
+        raise PlanError(f"{name} is a {type(module).__name__}, not a Linear")
+    if not name:
+        raise PlanError("the model is itself one Linear and cannot be replaced in place: wrap it in a module")
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, _READS_WEIGHTS):
+        raise PlanError(
+            f"{name} belongs to torch's {type(owner).__name__}, which reads the weight itself "
+            "instead of calling the Linear: exclude it"
+        )
+    if type(module) is not nn.Linear:
+        raise PlanError(f"{name} is a {type(module).__name__}, whose own behaviour two factors would lose: exclude it")
+    if name in shared:
+        raise PlanError(
+            f"{name} shares its weight with {', '.join(shared[name])}: exclude it (two factors would untie them)"
+        )
+    return module
+
+
+def shared_weights(model: nn.Module) -> dict[str, list[str]]:
+    """For every module whose `weight` is reached by another way too: its name -> the other parameters' names.
+
+    The same Parameter, the same module under two names, and two Parameters over the same memory all count.
+    """
+    holders: defaultdict[tuple, list[tuple[str, str]]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            holders[_identity(parameter)].append((name, key))
+    return {
+        name: [".".join(filter(None, other)) for other in places if other != (name, key)]
+        for places in holders.values()
+        if len(places) > 1
+        for name, key in places
+        if key == "weight"
+    }
+
+
+def _identity(parameter: nn.Parameter) -> tuple:
+    """Equal for two parameters when they are one object or start at the same memory with the same shape."""
+    if parameter.device.type == "meta" or parameter.numel() == 0 or type(parameter.data) is not torch.Tensor:
+        return (id(parameter),)
+    return (parameter.device, parameter.data_ptr(), parameter.numel())
+
+
+def _patterns(patterns: Iterable[str], what: str) -> list[str]:
+    """The patterns as a list; a bare string, which would be read letter by letter, is refused."""
+    if isinstance(patterns, str):
+        raise PlanError(f"{what} must be a list of patterns, not the string {patterns!r}")
+    return list(patterns)
