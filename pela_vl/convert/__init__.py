@@ -1,0 +1,14 @@
+"""Foreign checkpoints to this project's names: ALBEF, released PELA, bert-base-uncased, DeiT-B. Dicts in, dicts out."""
+
+from pela_vl.convert.checkpoint import Converted, convert_checkpoint, recognise, with_image_size
+from pela_vl.convert.positions import interpolate_pos_embed
+from pela_vl.convert.reading import read_state
+
+__all__ = [
+    "Converted",
+    "convert_checkpoint",
+    "interpolate_pos_embed",
+    "read_state",
+    "recognise",
+    "with_image_size",
+]

@@ -1,0 +1,166 @@
+"""pyproject.toml, constraints.txt and environment.yml say the same, and what a checkout needs is in place."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def plain(name: str) -> str:
+    """A distribution's name in its normal form."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        if line.strip() and not line.startswith(("#", "-")):
+            name, equals, version = line.strip().partition("==")
+            assert equals, f"{line!r} is no pin"
+            assert plain(name) not in found, f"{name} stands twice"
+            found[plain(name)] = version
+    return found
+
+
+CONSTRAINTS = pins((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+DIRECT = [*PROJECT["project"]["dependencies"], *sum(PROJECT["project"]["optional-dependencies"].values(), [])]
+
+
+def test_every_direct_dependency_is_pinned_above_its_bound() -> None:
+    for requirement in DIRECT:
+        name, bound = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement).groups()
+        pinned = CONSTRAINTS[plain(name)]
+        assert [int(x) for x in bound.split(".")] <= [int(x) for x in pinned.split(".")], requirement
+
+
+def test_conda_environment_equals_the_constraints() -> None:
+    environment = YAML(typ="safe", pure=True).load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    from_pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert from_pip[0] == "-c constraints.txt" and from_pip[-1] == "-e ."
+    wanted = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in DIRECT}
+    assert pins(from_pip) == {name: CONSTRAINTS[name] for name in wanted}
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    assert PROJECT["project"]["requires-python"] == ">=" + python.removeprefix("python=")
+
+
+def test_constraints_hold_no_platform_packages() -> None:
+    """torch names its own CUDA packages; pinning them would break machines without them."""
+    assert not [name for name in CONSTRAINTS if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def imported(file: Path) -> set[str]:
+    """Top names of all imports of a file, those inside functions too."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules.add(node.module.partition(".")[0])
+    return modules
+
+
+def test_every_import_is_declared() -> None:
+    """What the library and the scripts import is the standard library, ourselves, or a declared dependency."""
+    named = {"PIL": "pillow", "ruamel": "ruamel-yaml"}
+    declared = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in DIRECT}
+    own = {"pela_vl", "tasks", "data_prep", "benchmarks"}
+    missing = set()
+    for folder in ("pela_vl", "tasks", "data_prep", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            siblings = {path.stem for path in file.parent.glob("*.py")}
+            for module in imported(file):
+                if module in sys.stdlib_module_names or module in own | siblings:
+                    continue
+                if plain(named.get(module, module)) not in declared:
+                    missing.add(f"{file.relative_to(ROOT)}: {module}")
+    assert not missing
+
+
+def test_package_data_is_declared() -> None:
+    """Every file of the package that is no code is covered by a package-data pattern."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["pela_vl"]
+    files = [
+        path.relative_to(ROOT / "pela_vl").as_posix()
+        for path in (ROOT / "pela_vl").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    ]
+    uncovered = [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)]
+    assert not uncovered
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    """A folder without `__init__.py` would be left out of an installed package."""
+    folders = {path.parent for path in (ROOT / "pela_vl").rglob("*.py")}
+    assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_importing_the_package_is_cheap() -> None:
+    """`import pela_vl` and the config machinery must not load torch."""
+    code = "import sys, pela_vl, pela_vl.config, pela_vl.logging; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = environment.pop("PATH", "/usr/bin:/bin")
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    return tmp_path
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_venv_refuses_an_old_python(checkout: Path) -> None:
+    old = script(checkout / "bin" / "oldpython", 'case "$2" in *version_info*) exit 1;; *) echo 3.9.1;; esac')
+    result = make(checkout, "venv", f"PYTHON={old}")
+    assert result.returncode != 0 and not (checkout / ".venv").exists()
+    assert f"error: Python 3.11 or newer is needed, found: {old} (3.9.1)" in result.stderr
+
+
+def test_make_venv_recovers_from_an_interrupted_install(checkout: Path) -> None:
+    """A broken environment is made anew; a failed install leaves no stamp and is tried again; then nothing is done."""
+    log = checkout / "log"
+    fake = script(checkout / "bin" / "fakepython", "")
+    fake.write_text(
+        f'#!/bin/sh\necho "$0 $@" >> {log}\n'
+        'case "$*" in\n'
+        '  "-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;\n'
+        '  *"pip install"*) test ! -e fail;;\n'
+        "  *version*) echo 3.11.9;;\n"
+        "esac\n"
+    )
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "junk").write_text("")
+    (checkout / "fail").write_text("")
+    assert make(checkout, "venv", f"PYTHON={fake}").returncode != 0
+    assert not (checkout / ".venv" / ".installed").exists() and not (checkout / ".venv" / "junk").exists()
+    (checkout / "fail").unlink()
+    assert make(checkout, "venv", f"PYTHON={fake}").returncode == 0
+    calls = log.read_text()
+    assert calls.count("-m venv") == 1 and calls.count("pip install") == 2 and "-c constraints.txt" in calls
+    again = make(checkout, "venv", f"PYTHON={fake}")
+    assert again.returncode == 0 and again.stdout == "" and log.read_text() == calls
