@@ -1,0 +1,109 @@
+"""Samples to batches. The MLM mask is drawn here, once, so that everything that sees the batch sees the same mask.
+
+B: samples. L: tokens of the longest text. H, W: image size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from pela_vl.data.captions import Key, Sample
+from pela_vl.data.tokenizer import Tokenizer
+
+IGNORED = -100  # label of a token that is not predicted, as torch's cross entropy has it
+_STREAM = 0x4D4C4D  # keeps the draws apart from those of the data set, which start from (seed, epoch, index)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step needs.
+
+    images float32 [B, 3, H, W]; ids, mask int64 [B, L]; masked_ids, labels int64 [B, L], labels being -100 where
+    nothing is predicted, or both None without MLM; image_ids int64 [B], equal for the same picture; indices int64 [B],
+    the entries of the data set; replaced: how many of the samples stand in for one with an unreadable picture; bad:
+    (path, reason) of those pictures.
+    """
+
+    images: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    masked_ids: torch.Tensor | None
+    labels: torch.Tensor | None
+    image_ids: torch.Tensor
+    indices: torch.Tensor
+    replaced: int = 0
+    bad: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Move every tensor to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Copy every tensor to page-locked memory; called by the loader."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+
+class Collate:
+    """Stack samples, tokenise their captions and, with an `mlm_probability`, mask tokens.
+
+    The mask depends on `seed` and on the samples' (epoch, index) keys alone, not on the worker or on earlier batches.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int, mlm_probability: float | None = None, seed: int = 0
+    ) -> None:
+        if mlm_probability is not None and not 0 <= mlm_probability <= 1:
+            raise ValueError(f"mlm_probability must lie in [0, 1] or be None, not {mlm_probability}")
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.mlm_probability = mlm_probability
+        self.seed = seed
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Make a batch of at least one sample."""
+        ids, mask = self.tokenizer.encode([sample.caption for sample in samples], self.max_tokens)
+        masked_ids = labels = None
+        if self.mlm_probability is not None:
+            rng = self._generator([sample.key for sample in samples])
+            masked_ids, labels = mask_tokens(ids, self.tokenizer, self.mlm_probability, rng)
+        return Batch(
+            images=torch.stack([sample.image for sample in samples]),
+            ids=ids,
+            mask=mask,
+            masked_ids=masked_ids,
+            labels=labels,
+            image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+            indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+            replaced=sum(bool(sample.bad) for sample in samples),
+            bad=tuple(dict(pair for sample in samples for pair in sample.bad).items()),
+        )
+
+    def _generator(self, keys: Sequence[Key]) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _STREAM, *(number for key in keys for number in key)])
+
+
+def mask_tokens(
+    ids: torch.Tensor, tokenizer: Tokenizer, probability: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw BERT's masking for ids [B, L]; returns (masked_ids, labels), both int64 [B, L].
+
+    Every token but `[PAD]` and `[CLS]` is chosen with `probability`, each on its own, so that a batch may have none
+    chosen. Of the chosen 80 % become `[MASK]`, 10 % a random entry of the vocabulary and 10 % stay; labels hold their
+    ids, and -100 elsewhere.
+    """
+    shape = tuple(ids.shape)
+    draws = torch.from_numpy(rng.random((2, *shape)))
+    random_ids = torch.from_numpy(rng.integers(tokenizer.vocab_size, size=shape))
+    chosen = (draws[0] < probability) & (ids != tokenizer.pad_id) & (ids != tokenizer.cls_id)
+    masked_ids = torch.where(chosen & (draws[1] < 0.8), tokenizer.mask_id, ids)
+    masked_ids = torch.where(chosen & (draws[1] >= 0.9), random_ids, masked_ids)
+    return masked_ids, torch.where(chosen, ids, IGNORED)

@@ -1,0 +1,118 @@
+"""Reading of pictures from disk: any usual file comes out as upright 8-bit RGB, any damaged one as an `ImageError`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pela_vl.errors import UserError
+
+MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decompression bombs; here it is an error
+_ORIENTATION = 0x0112
+
+
+class ImageError(UserError):
+    """A picture that cannot be used; `path` and `reason` say which and why."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"image {os.fspath(path)}: {reason}")
+        self.path = os.fspath(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
+    """Join an image root and the path of an annotation; raises `UserError` when the path leaves the root.
+
+    The check is on the spelling of the path: links below the root are the owner's own doing and are followed. An
+    absolute path is accepted when it lies below the root.
+    """
+    base = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(base, relative))
+    if "\0" in relative or path == base or not path.startswith(base.rstrip(os.sep) + os.sep):
+        raise UserError(
+            f"image path {relative!r} is not below the image root {base}; correct the annotation or the root"
+        )
+    return path
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
+
+    Of an animation the first frame is read. Raises `ImageError` for a file that is absent, no picture, truncated or
+    larger than `MAX_PIXELS`.
+    """
+    if not os.path.isfile(path):
+        raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(path, f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} allowed")
+            image.load()
+            return _to_rgb(_upright(image))
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not a picture that can be decoded"
+        raise ImageError(path, reason) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # broken EXIF data is common on the web and says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow clips these to 255 instead of scaling them.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        high = values.max(initial=0.0)
+        if image.mode.startswith("I;16") or high > 255:
+            values = values * (255 / 65535)
+        elif image.mode == "F" and high <= 1:
+            values = values * 255
+        return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")  # a copy without the open file behind it
+
+
+class ImageReader:
+    """`read_image` below one root, with an optional cache of decoded pictures.
+
+    The cache takes pictures until `cache_mb` MiB are full and then takes no more: a shuffled pass over the data gains
+    nothing from replacing entries. Each worker of a loader has its own.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0) -> None:
+        self.root = str(Path(root))
+        self.cache_mb = cache_mb
+        self._room = int(cache_mb * 2**20)
+        self._cache: dict[str, Image.Image] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "cache_mb": self.cache_mb}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)
+
+    def __call__(self, relative: str) -> Image.Image:
+        """Read the picture, which the caller must not change in place. Raises as the two functions do."""
+        image = self._cache.get(relative)
+        if image is None:
+            image = read_image(resolve_image(self.root, relative))
+            size = image.width * image.height * 4  # Pillow keeps RGB in four bytes a pixel
+            if size <= self._room:
+                self._room -= size
+                self._cache[relative] = image
+        return image

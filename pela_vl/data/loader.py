@@ -1,0 +1,216 @@
+"""Which sample comes when, on which rank, and how batches are brought in; everything can start at any batch."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pela_vl.data.captions import Key
+from pela_vl.data.collate import Batch
+from pela_vl.errors import UserError
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """Batches of (epoch, index) keys for one epoch at a time, in an order that depends on (seed, epoch) alone.
+
+    The order is cut into global batches of `batch_size` x `world`, and each rank takes its part of every one: with the
+    same product, any number of ranks sees the same global batches. All ranks get equally many batches of equal size;
+    without `drop_last` the last one may be short and is filled up to a multiple of `world` from the start of the order.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        """n: samples in the data set. batch_size: samples on one rank. Raises `UserError` when there is no batch."""
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"batch_size={batch_size}, rank={rank}, world={world} do not fit together")
+        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.epoch = self.start = 0
+        if len(self) == 0:
+            raise UserError(
+                f"{n} samples make no batch of {batch_size} on {world} rank(s); use more data, a smaller batch or keep"
+                " the last short batch"
+            )
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch, wherever the position is."""
+        full, rest = divmod(self.n, self.batch_size * self.world)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Make the next iteration start at `batch` of `epoch`; the batches before are not even looked at."""
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise ValueError(f"no batch {batch} of epoch {epoch}: an epoch has {len(self)} batches")
+        self.epoch, self.start = epoch, batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, start = self.epoch, self.start
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
+        whole = self.batch_size * self.world
+        for batch in range(start, len(self)):
+            part = order[batch * whole : (batch + 1) * whole]
+            fill = -len(part) % self.world
+            part = np.concatenate([part, np.resize(order, fill)])
+            share = len(part) // self.world
+            yield [(epoch, int(index)) for index in part[self.rank * share : (self.rank + 1) * share]]
+
+
+class Loader:
+    """Iterate over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
+
+    A `UserError` in a worker arrives here as it was raised, on one line, and not wrapped in the worker's traceback.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                try:
+                    raise batch
+                finally:
+                    # The error's traceback holds this frame: a cycle, and workers that are collected with a cycle are
+                    # not told to stop, which costs five seconds of waiting.
+                    del batch
+            yield batch
+
+
+def make_loader(
+    dataset: Dataset,
+    sampler: Sampler[list[Any]] | Sequence[list[Any]],
+    collate: Callable[[list[Any]], Any],
+    workers: int = 0,
+    pin_memory: bool = False,
+    prefetch: int = 2,
+) -> Loader:
+    """Make a loader whose every iteration runs through `sampler` once; a training loop sets the position before.
+
+    workers: processes that read ahead, kept from epoch to epoch; 0 reads in this process. prefetch: batches that each
+    worker holds ready. Iterating does not touch the global random state, so that a resumed run is on the same numbers.
+    """
+    return Loader(
+        DataLoader(
+            _Carried(dataset),
+            batch_sampler=sampler,
+            collate_fn=_CarriedCollate(collate),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers > 0 else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),  # or each iterator would draw a seed from the global one
+        )
+    )
+
+
+def make_image_loader(dataset: Dataset, indices: Sequence[int], batch_size: int, workers: int = 0) -> Loader:
+    """Load pictures for evaluation in the order of `indices`: batches of (images [B, 3, H, W], indices int64 [B])."""
+    batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    return make_loader(_Numbered(dataset), batches, _stack_numbered, workers)
+
+
+def split_range(n: int, rank: int, world: int) -> range:
+    """Contiguous part of range(n) for one rank; the parts cover everything once and differ in length by one at most."""
+    return range(n * rank // world, n * (rank + 1) // world)
+
+
+class BadImageCounter:
+    """Count the samples whose picture could not be read, and stop when they are too many.
+
+    max_share: largest share of such samples that is put up with, 0 for none at all. min_seen: samples to see before
+    judging, as the share of the first few says little. seen, replaced: counts so far. examples: reason by path.
+    """
+
+    MAX_EXAMPLES = 1000
+
+    def __init__(self, max_share: float, min_seen: int = 1000) -> None:
+        self.max_share, self.min_seen = max_share, min_seen
+        self.seen = self.replaced = 0
+        self.examples: dict[str, str] = {}
+
+    def update(self, batch: Batch) -> None:
+        """Take a batch into account. Raises `UserError` naming some of the pictures when the share is exceeded."""
+        self.seen += len(batch)
+        self.replaced += batch.replaced
+        for path, reason in batch.bad:
+            if len(self.examples) < self.MAX_EXAMPLES:
+                self.examples[path] = reason
+        if self.seen >= self.min_seen or self.max_share == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Judge by what was seen, however little; for the end of an epoch. Raises as `update` does."""
+        if self.replaced > self.max_share * self.seen:
+            shown = "; ".join(f"{path} ({reason})" for path, reason in list(self.examples.items())[:3])
+            raise UserError(
+                f"{self.replaced} of {self.seen} samples had an unreadable image, more than the share of "
+                f"{self.max_share:g} allowed; among them {shown}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, for a checkpoint."""
+        return {"seen": self.seen, "replaced": self.replaced, "examples": dict(self.examples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.seen, self.replaced, self.examples = state["seen"], state["replaced"], dict(state["examples"])
+
+
+class _Carried(Dataset):
+    """Give a `UserError` back as a value: raised in a worker, the loader would bury it in a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+class _CarriedCollate:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        failed = next((sample for sample in samples if isinstance(sample, UserError)), None)
+        if failed is not None:
+            return failed
+        try:
+            return self.collate(samples)
+        except UserError as error:
+            return error
+
+
+class _Numbered(Dataset):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.dataset[index], index
+
+
+def _stack_numbered(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, indices = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(indices, dtype=torch.int64)
+
+
+def _quiet_worker(_: int) -> None:
+    # On Ctrl-C the main process stops its workers; left to themselves each would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

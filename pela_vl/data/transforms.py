@@ -1,0 +1,124 @@
+"""Pictures to normalised tensors: the training augmentation of ALBEF and the plain resize of evaluation.
+
+Every random number comes from the generator that is passed in, so a sample is a function of its seed alone.
+H, W: height and width, both the image size S.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pela_vl.data.augment import random_augment
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's statistics, which ALBEF uses
+STD = (0.26862954, 0.26130258, 0.27577711)
+RATIO = (3 / 4, 4 / 3)
+_MEAN = torch.tensor(MEAN).view(3, 1, 1)
+_STD = torch.tensor(STD).view(3, 1, 1)
+
+Transform = Callable[[Image.Image, np.random.Generator | None], tuple[torch.Tensor, bool]]
+
+
+def train_transform(
+    image_size: int, min_scale: float = 0.5, hflip: float = 0.5, augment: bool = True
+) -> "TrainTransform":
+    """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`."""
+    return TrainTransform(image_size, min_scale, hflip, augment)
+
+
+def eval_transform(image_size: int) -> "EvalTransform":
+    """Plain bicubic resize of the whole picture to a square; see `EvalTransform`."""
+    return EvalTransform(image_size)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop (bicubic), horizontal flip, then two random augmentations.
+
+    image_size: side of the result in pixels. min_scale: least share of the area that a crop keeps; 1 keeps the whole
+    picture, whatever its shape. hflip: probability of a flip. augment: whether to apply `random_augment`.
+    """
+
+    image_size: int
+    min_scale: float
+    hflip: float
+    augment: bool
+
+    def __post_init__(self) -> None:
+        _check_size(self.image_size)
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"min_scale must lie in (0, 1], not {self.min_scale}")
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"hflip is a probability, not {self.hflip}")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
+        """Return float32 [3, H, W] and whether the picture was flipped (left and right change places in its text)."""
+        if self.min_scale < 1:
+            image = image.crop(crop_box(*image.size, self.min_scale, rng))
+        image = resize(image, self.image_size)
+        flipped = bool(rng.random() < self.hflip)
+        if flipped:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augment:
+            image = random_augment(image, rng)
+        return to_tensor(image), flipped
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Bicubic resize of the whole picture to `image_size` x `image_size` pixels."""
+
+    image_size: int
+
+    def __post_init__(self) -> None:
+        _check_size(self.image_size)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
+        """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
+        return to_tensor(resize(image, self.image_size)), False
+
+
+def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw a crop (left, top, right, bottom) with area share in [min_scale, 1] and log-uniform aspect ratio in `RATIO`.
+
+    Ten draws are tried; when none fits, the largest central crop whose ratio lies in `RATIO` is taken.
+    """
+    area, (low, high) = width * height, RATIO
+    for _ in range(10):
+        target = area * rng.uniform(min_scale, 1.0)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * high)))
+    h = min(height, max(1, round(width / low)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """Bicubic resize to a square; a picture that has the size already is returned as it is."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """8-bit RGB to float32 [3, H, W], divided by 255 and normalised by `MEAN` and `STD`."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return pixels.sub_(_MEAN).div_(_STD)
+
+
+def to_image(tensor: torch.Tensor) -> Image.Image:
+    """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, for looking at what the model sees."""
+    pixels = tensor.detach().float().cpu() * _STD + _MEAN
+    return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def _check_size(image_size: int) -> None:
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
