@@ -218,6 +218,13 @@ def test_dump_reads_back_equal(config: Config) -> None:
     assert load(Config, "dumped.yaml") == config
 
 
+def test_long_texts_are_not_folded() -> None:
+    config = Config(optim=Optim(1.0), files=["two  blanks, " * 400, "plain words " * 50, "a" * 5000])
+    dump_yaml(config, "dumped.yaml")
+    assert load(Config, "dumped.yaml") == config
+    assert max(map(len, Path("dumped.yaml").read_text().splitlines())) > 5000  # one line a text: it can be searched
+
+
 def test_merge_keys_and_aliases_keep_working() -> None:
     text = GOOD + "stages:\n  - &first {lr: 1, clip: 2}\n  - <<: *first\n    lr: 3\n"
     assert load(Config, write(text)).stages == [Optim(1.0, clip=2.0), Optim(3.0, clip=2.0)]

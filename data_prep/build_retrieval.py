@@ -1,0 +1,44 @@
+"""Make the retrieval lists from a Karpathy split file.
+
+Example: python data_prep/build_retrieval.py --karpathy dataset_coco.json --image-root coco --output lists --name coco
+"""
+
+import argparse
+from pathlib import Path
+
+from pela_vl.data.karpathy import PUBLISHED, SPLITS, read_karpathy, write_lists
+from pela_vl.errors import UserError, run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--karpathy", type=Path, required=True, help="dataset_flickr30k.json, dataset_coco.json or alike"
+    )
+    parser.add_argument(
+        "--image-root", type=Path, required=True, help="folder that the file's picture paths start from"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
+    parser.add_argument("--name", required=True, help="first part of the lists' names, as flickr30k, coco or scenes")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out and count pictures that are absent")
+    args = parser.parse_args()
+    if not args.name or "/" in args.name:
+        raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")
+    images = read_karpathy(args.karpathy, args.image_root)
+    report = write_lists(images, args.image_root, args.output, args.name, args.skip_missing)
+    published = PUBLISHED.get(args.name)
+    for split in SPLITS:
+        line = f"{split:<5} {report.images[split]:>7} images {report.captions[split]:>7} captions"
+        if published:
+            line += f"   published: {published[split]} images" + (
+                "" if published[split] == report.images[split] else "  (differs)"
+            )
+        if report.missing[split]:
+            line += f"   left out, absent: {report.missing[split]}"
+        print(line)
+    for path in report.files:
+        print(path)
+
+
+if __name__ == "__main__":
+    run_main(main)

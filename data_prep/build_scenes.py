@@ -1,0 +1,32 @@
+"""Render the built-in corpus of scenes and write its texts in the public data sets' raw formats.
+
+Example: python data_prep/build_scenes.py --output data/scenes --train 20000 --val 1000 --test 1000
+Run it again after an interruption to go on; a finished corpus is left as it is.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from pela_vl.data.scenes import Request, build_corpus
+from pela_vl.errors import run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the corpus")
+    parser.add_argument("--train", type=int, default=20000, help="pictures for training (default %(default)s)")
+    parser.add_argument("--val", type=int, default=1000, help="pictures for validation (default %(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="pictures for testing (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=64, help="side in pixels (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    args = parser.parse_args()
+    request = Request(args.train, args.val, args.test, args.seed, args.image_size)
+    made = build_corpus(request, args.output, args.workers)
+    state = "complete" if made else "was complete already"
+    print(f"{args.output}: {state}, {args.train} train, {args.val} val, {args.test} test pictures")
+
+
+if __name__ == "__main__":
+    run_main(main)

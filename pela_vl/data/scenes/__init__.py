@@ -1,0 +1,19 @@
+"""Scenes: the built-in data, small pictures of coloured shapes with texts that are true of them."""
+
+from .captions import captions
+from .corpus import Request, build_corpus
+from .draw import boxes, render
+from .scene import Scene, Thing, sample_scene
+from .vocabulary import scene_vocabulary
+
+__all__ = [
+    "Request",
+    "Scene",
+    "Thing",
+    "boxes",
+    "build_corpus",
+    "captions",
+    "render",
+    "sample_scene",
+    "scene_vocabulary",
+]

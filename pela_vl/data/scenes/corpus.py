@@ -1,0 +1,243 @@
+"""Makes a corpus of scenes on disk: in chunks, in parallel, resumable, the same bytes whatever the order of work."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pela_vl.errors import UserError
+from pela_vl.files import atomic_json, atomic_write, remove_stale
+
+from .draw import render
+from .export import scene_record, write_raw_files
+from .scene import SPLITS, Split, sample_scene
+from .sheet import write_contact_sheet
+
+GENERATOR_VERSION = 1  # raise it whenever a picture or a text of a given (seed, split, index) changes
+CHUNK = 200  # scenes
+_REQUEST, _MANIFEST, _PARTS = ".request.json", "scenes.json", ".parts"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides a corpus: every byte of it follows from these."""
+
+    train: int
+    val: int
+    test: int
+    seed: int = 0
+    image_size: int = 64
+    generator_version: int = GENERATOR_VERSION
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: every split needs at least one scene")
+        if not 32 <= self.image_size <= 512:
+            raise UserError(f"--image-size {self.image_size}: must be from 32 to 512 pixels")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must not be negative")
+
+    def first_id(self, split: Split) -> int:
+        """Image ids run on through train, val and test."""
+        return sum(getattr(self, name) for name in SPLITS[: SPLITS.index(split)])
+
+    def chunks(self) -> list[tuple[Split, int, int]]:
+        """(split, first index, end index) of every chunk, in the order of image ids."""
+        return [
+            (split, start, min(start + CHUNK, getattr(self, split)))
+            for split in SPLITS
+            for start in range(0, getattr(self, split), CHUNK)
+        ]
+
+
+def build_corpus(request: Request, output: Path, workers: int = 1, report: bool = True) -> bool:
+    """Write the corpus under `output`; True if there was something to do, False if it was already complete.
+
+    Finished chunks of an interrupted run are kept. Raises `UserError` if the folder holds anything else.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    with _alone(output):
+        if not _open_folder(request, output):
+            return False
+        _fill_folder(request, output, workers, report)
+    return True
+
+
+def _fill_folder(request: Request, output: Path, workers: int, report: bool) -> None:
+    jobs = [job for job in request.chunks() if not _part(output, job).exists()]
+    _make_chunks(request, output, jobs, workers, report)
+    write_raw_files(
+        output, lambda split: _records(request, output, split), lambda name: _say(report, f"writing {name}")
+    )
+    write_contact_sheet(output / "contact_sheet.png", request.seed, request.image_size, request.val)
+    atomic_json(output / _MANIFEST, _manifest(request))
+    _clean_up(output)
+
+
+def _clean_up(output: Path) -> None:
+    shutil.rmtree(output / _PARTS, ignore_errors=True)
+    (output / _REQUEST).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it when the process dies."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        handle = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be used as a folder ({error.strerror}); choose another --output") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{output}: another run is writing there; wait for it to end") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_folder(request: Request, output: Path) -> bool:
+    """Check that `output` is new, or holds this very request (then: whether work is left), and prepare it."""
+    remove_stale(output)
+    advice = "choose another --output, or remove that folder"
+    for name in (_MANIFEST, _REQUEST):
+        if (output / name).exists():
+            try:
+                found = json.loads((output / name).read_text())["request"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{output / name}: not readable as a corpus of scenes; {advice}") from None
+            different = [
+                f"{key} {found.get(key)}, not {want}" for key, want in asdict(request).items() if found.get(key) != want
+            ]
+            if different:
+                raise UserError(f"{output}: holds another corpus of scenes ({'; '.join(different)}); {advice}")
+            if name == _MANIFEST:
+                _clean_up(output)
+                return False
+            break
+    else:
+        if any(output.iterdir()):
+            raise UserError(f"{output}: is not empty and is no corpus of scenes; {advice}")
+    # First of all: by it a folder that was cut short is known again.
+    atomic_json(output / _REQUEST, {"request": asdict(request)})
+    for split in SPLITS:
+        (output / "images" / split).mkdir(parents=True, exist_ok=True)
+    (output / _PARTS).mkdir(exist_ok=True)
+    remove_stale(output / _PARTS)
+    return True
+
+
+def _manifest(request: Request) -> dict[str, Any]:
+    return {
+        "request": asdict(request),
+        "images": request.train + request.val + request.test,
+        "image_format": "JPEG, quality 95, 4:4:4",
+    }
+
+
+def _make_chunks(
+    request: Request, output: Path, jobs: list[tuple[Split, int, int]], workers: int, report: bool
+) -> None:
+    total = sum(end - start for _, start, end in jobs)
+    started, done = time.monotonic(), 0
+    shown = -10.0
+
+    def progress(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        seconds = time.monotonic() - started
+        if seconds - shown >= (0.5 if sys.stderr.isatty() else 5) or done == total:
+            shown = seconds
+            left = seconds / done * (total - done)
+            _say(
+                report,
+                f"scenes {done}/{total}  {done / max(seconds, 1e-9):.0f}/s  {left:.0f} s left",
+                same_line=done < total,
+            )
+
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            progress(_make_chunk(request, output, job))
+        return
+    # Spawned, not forked: the caller may hold threads.
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _follow_parent, (os.getpid(),))
+    try:
+        futures = [pool.submit(_make_chunk, request, output, job) for job in jobs]
+        for future in as_completed(futures):
+            progress(future.result())
+    except BrokenProcessPool:
+        raise UserError(
+            f"{output}: a worker was killed (out of memory?); run the same command again to go on"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent(parent: int) -> None:
+    """A worker whose parent was killed must not go on writing beside the next run; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> int:
+    """Pictures of one chunk, then its records; the records' file appears only when all is written."""
+    split, start, end = job
+    lines = []
+    try:
+        for index in range(start, end):
+            scene = sample_scene(request.seed, split, index)
+            record = scene_record(scene, request.first_id(split) + index, request.image_size)
+            picture = Image.fromarray(render(scene, request.image_size))
+            picture.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
+            lines.append(json.dumps(record, separators=(",", ":")))
+        with atomic_write(_part(output, job), "w") as file:
+            file.write("\n".join(lines) + "\n")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}); mend that and run again") from None
+    return end - start
+
+
+def _part(output: Path, job: tuple[Split, int, int]) -> Path:
+    return output / _PARTS / f"{job[0]}_{job[1]:08d}_{job[2]:08d}.jsonl"
+
+
+def _records(request: Request, output: Path, split: str | None) -> Iterator[dict[str, Any]]:
+    for job in request.chunks():
+        if split not in (None, job[0]):
+            continue
+        with _part(output, job).open() as lines:
+            yield from map(json.loads, lines)
+
+
+def _say(report: bool, text: str, same_line: bool = False) -> None:
+    if not report:
+        return
+    if sys.stderr.isatty():
+        print(f"\r{text:<70}", end="" if same_line else "\n", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""PELA's intermediate pre-training: frozen teacher, feature distillation, weight perturbation."""

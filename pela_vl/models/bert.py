@@ -1,0 +1,242 @@
+"""BERT with cross-attention in its upper layers, on scaled_dot_product_attention.
+
+Shapes: B texts, L tokens, D width, H heads, N image tokens, C image width. Parameter names are those of the BERT and
+ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that key tables stay short.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pela_vl.models.outputs import TokenStates
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Embeddings(nn.Module):
+    """Word + position + (first) token-type embeddings, LayerNorm, dropout."""
+
+    def __init__(self, vocab_size: int, dim: int, max_positions: int, type_vocab: int, eps: float, dropout: float):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, dim, padding_idx=0)
+        self.position_embeddings = nn.Embedding(max_positions, dim)
+        self.token_type_embeddings = nn.Embedding(type_vocab, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, first_position: int = 0) -> Tensor:
+        """ids [B, L] -> [B, L, D]; `first_position` is the position of ids[:, 0] when earlier tokens are cached."""
+        length = ids.shape[1]
+        positions = self.position_embeddings.weight[first_position : first_position + length]
+        return self.dropout(
+            self.LayerNorm(self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + positions)
+        )
+
+
+class HeadProjections(nn.Module):
+    """The query, key and value products of one attention."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(context_dim, dim)
+        self.value = nn.Linear(context_dim, dim)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, D / H]"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """context [B, N, C] -> keys and values, each [B, H, N, D / H]"""
+        return self.split(self.key(context)), self.split(self.value(context))
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT)."""
+
+    def __init__(self, in_dim: int, dim: int, eps: float, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(in_dim, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a text over a context, with BERT's residual output."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, eps: float, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.attention_dropout = attention_dropout
+        self.add_module("self", HeadProjections(dim, context_dim, heads))
+        self.output = ResidualOutput(dim, dim, eps, dropout)
+
+    @property
+    def projections(self) -> HeadProjections:
+        return self._modules["self"]
+
+    def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
+        """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
+        query = self.projections.split(self.projections.query(x))
+        keys, values = context
+        if keys.shape[0] != query.shape[0]:
+            keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2), x)
+
+
+class Intermediate(nn.Module):
+    """The widening half of the MLP, exact (erf) GELU."""
+
+    def __init__(self, dim: int, mlp_dim: int):
+        super().__init__()
+        self.dense = nn.Linear(dim, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where `cross`, MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        cross: bool,
+        image_dim: int,
+        eps: float,
+        dropout: float,
+        attention_dropout: float,
+    ):
+        super().__init__()
+        self.attention = Attention(dim, dim, heads, eps, dropout, attention_dropout)
+        self.crossattention = Attention(dim, image_dim, heads, eps, dropout, attention_dropout) if cross else None
+        self.intermediate = Intermediate(dim, mlp_dim)
+        self.output = ResidualOutput(mlp_dim, dim, eps, dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        image: KeyValue | None = None,
+        image_mask: Tensor | None = None,
+        past: KeyValue | None = None,
+    ) -> Tensor:
+        """x [B, L, D]; `past` keys/values of earlier positions are attended to before those of x."""
+        keys, values = self.attention.projections.keys_values(x)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        x = self.attention(x, (keys, values), mask)
+        if self.crossattention is not None:
+            if image is None:
+                raise ValueError("a fusion layer needs the image's keys and values")
+            x = self.crossattention(x, image, image_mask)
+        return self.output(self.intermediate(x), x)
+
+
+class Encoder(nn.Module):
+    def __init__(self, layers: list[Layer]):
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class TextEncoder(nn.Module):
+    """BERT whose layers from `fusion_layer` on also attend to an image."""
+
+    activation_checkpointing = False
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        fusion_layer: int,
+        image_dim: int,
+        max_positions: int = 512,
+        type_vocab: int = 2,
+        eps: float = 1e-12,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.fusion_layer = fusion_layer
+        self.embeddings = Embeddings(vocab_size, dim, max_positions, type_vocab, eps, dropout)
+        self.encoder = Encoder(
+            [
+                Layer(dim, heads, mlp_dim, i >= fusion_layer, image_dim, eps, dropout, attention_dropout)
+                for i in range(depth)
+            ]
+        )
+        self.apply(_init_bert)
+
+    def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
+        """The text-only layers: ids, mask [B, L] -> tokens [B, L, D]; hidden: embeddings and every layer's output."""
+        return self._run(self.embeddings(ids), mask, 0, self.fusion_layer, None, None, keep_hidden)
+
+    def fuse(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        image: list[KeyValue],
+        image_mask: Tensor | None = None,
+        keep_hidden: bool = False,
+    ) -> TokenStates:
+        """The fusion layers on encoded text tokens [B, L, D], with one keys/values pair a fusion layer.
+
+        The pairs may have batch 1 (one image for every text). `image_mask` [B, N], 1 = attend, None = all.
+        """
+        return self._run(tokens, mask, self.fusion_layer, len(self.encoder.layer), image, image_mask, keep_hidden)
+
+    def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
+        """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""
+        layers = self.encoder.layer[self.fusion_layer :]
+        return [layer.crossattention.projections.keys_values(image_tokens) for layer in layers]
+
+    def _run(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        first: int,
+        last: int,
+        image: list[KeyValue] | None,
+        image_mask: Tensor | None,
+        keep_hidden: bool,
+    ) -> TokenStates:
+        attend = mask[:, None, None, :].bool()
+        attend_image = None if image_mask is None else image_mask[:, None, None, :].bool()
+        hidden = [x]
+        for i in range(first, last):
+            context = image[i - first] if image is not None else None
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(self.encoder.layer[i], x, attend, context, attend_image, use_reentrant=False)
+            else:
+                x = self.encoder.layer[i](x, attend, context, attend_image)
+            if keep_hidden:
+                hidden.append(x)
+        return TokenStates(x, tuple(hidden) if keep_hidden else ())
+
+
+def select_images(image: list[KeyValue], index: Tensor) -> list[KeyValue]:
+    """The keys/values of images `index` [M] out of a batch, in that order."""
+    return [(keys[index], values[index]) for keys, values in image]
+
+
+def _init_bert(module: nn.Module) -> None:
+    """BERT's initialisation: normal 0.02, biases and padding row zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,116 @@
+"""Progress on stderr: a bar on a terminal, a plain line every few seconds in a log file."""
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 4s, 3m07s, 2h05m."""
+    whole = int(round(max(seconds, 0)))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Shows how far a loop of `total` units is, with the time left; `initial` units were done by an earlier run.
+
+    Without a terminal it prints at the first update, then every `interval` seconds, then at the end.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        initial: int = 0,
+        unit: str = "it",
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
+    ) -> None:
+        self.total, self.label, self.unit, self.interval = total, label, unit, interval
+        self.done = self.initial = initial
+        self.note = ""
+        self._stream = stream if stream is not None else sys.stderr
+        self._enabled = enabled
+        self._bar: tqdm | None = None
+        self._start = time.monotonic()
+        self._shown_at: float | None = None
+        self._shown_done = -1
+        self._closed = False
+        if enabled and self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                desc=label,
+                unit=unit,
+                file=self._stream,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
+
+    def to(self, done: int, note: str = "") -> None:
+        """Say that `done` units are done in all; `note` is a few words such as the losses."""
+        self.update(done - self.done, note)
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Say that `count` more units are done."""
+        self.done += count
+        self.note = note or self.note
+        if not self._enabled or self._closed:
+            return
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if self._shown_at is None or now - self._shown_at >= self.interval:
+            self._print(now)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Show the final state, once."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._bar is not None:
+            self._bar.close()
+        elif self._enabled and self._shown_done != self.done:
+            self._print(time.monotonic())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _print(self, now: float) -> None:
+        self._shown_at, self._shown_done = now, self.done
+        elapsed, fresh = now - self._start, self.done - self.initial
+        parts = [f"{self.label}: {self.done}"]
+        if self.total:
+            parts = [f"{self.label}: {100 * self.done / self.total:3.0f}% {self.done}/{self.total}"]
+        if fresh > 0 and elapsed > 0:
+            rate = fresh / elapsed
+            parts.append(f"{rate:.3g} {self.unit}/s")
+            if self.total and self.done < self.total:
+                parts.append(f"{clock((self.total - self.done) / rate)} left")
+        if self.total and self.done >= self.total:
+            parts.append(f"took {clock(elapsed)}")
+        if self.note:
+            parts.append(self.note)
+        print("  ".join(parts), file=self._stream, flush=True)

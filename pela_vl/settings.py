@@ -1,0 +1,158 @@
+"""The schema of a run's configuration: flat data, one dataclass a section. See configs/ for commented examples."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ModelSettings:
+    """size: a name of models/sizes.py; None takes what the checkpoint says (albef_base for a foreign one).
+
+    overrides: numbers of `build_albef` to change, for a model built anew. image_size: pixels a side; a checkpoint's
+    positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
+    """
+
+    size: str | None = None
+    overrides: dict[str, int] = field(default_factory=dict)
+    image_size: int | None = None
+    dropout: float | None = None
+    drop_path: float = 0.0
+    tokenizer: str | None = None
+
+
+@dataclass
+class InitSettings:
+    """checkpoint: ours or a published one; None starts from random weights. teacher: the dense model that a low-rank
+    checkpoint came from; None takes `checkpoint` itself where that is dense."""
+
+    checkpoint: str | None = None
+    teacher: str | None = None
+
+
+@dataclass
+class CompressSettings:
+    """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense."""
+
+    kappa: float | None = None
+    exclude: list[str] = field(default_factory=lambda: ["vision_proj", "text_proj", "itm_head", "mlm_head"])
+
+
+@dataclass
+class DataSettings:
+    """train: annotation files; val, test: one each, or None. image_root: what their image paths are relative to.
+
+    max_words: of a caption; max_tokens: after tokenising, [CLS] included. min_scale: smallest share of a picture that a
+    training crop covers (1: no crop). hflip: probability; augment: RandAugment. cache_mb: decoded pictures kept in memory.
+    max_bad_share: of unreadable training pictures that is put up with.
+    """
+
+    train: list[str] = field(default_factory=list)
+    val: str | None = None
+    test: str | None = None
+    image_root: str = "."
+    max_words: int = 30
+    max_tokens: int = 30
+    min_scale: float = 0.5
+    hflip: float = 0.5
+    augment: bool = True
+    cache_mb: float = 0.0
+    workers: int = 4
+    max_bad_share: float = 0.001
+
+
+@dataclass
+class LossSettings:
+    """Weights of the terms (0 switches one off) and their constants.
+
+    alpha: weight of the momentum twin's soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch).
+    fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
+    """
+
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 0.0
+    fd: float = 0.0
+    rwp: float = 0.0
+    fd_form: Literal["paper", "released"] = "paper"
+    rwp_form: Literal["paper", "released"] = "paper"
+    rwp_epsilon: float = 0.001
+    mlm_probability: float = 0.15
+    alpha: float = 0.4
+    alpha_ramp_steps: int | None = None
+    momentum: float = 0.995
+    queue_size: int = 65536
+
+
+@dataclass
+class OptimSettings:
+    """AdamW. warmup_steps: optimiser steps; in units of 100 for `schedule: cosine_epoch`, which is ALBEF's own."""
+
+    lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-5
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "cosine_epoch"] = "cosine"
+    weight_decay: float = 0.02
+    decay: Literal["published", "matrices", "all"] = "published"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    lr_scale: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrainSettings:
+    """How long and how.
+
+    batch_size: pairs a rank and backward; accumulation: backwards an update. steps: of the optimiser, instead of epochs.
+    clip: largest gradient norm, 0 for none. precision: bf16 is autocast over fp32 weights. checkpoint_every,
+    evaluate_every: optimiser steps; None: the end of every epoch (checkpoint_every 0 and evaluate_every 0: only the end).
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 16
+    accumulation: int = 1
+    clip: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    checkpoint_every: int | None = None
+    evaluate_every: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 42
+    threads: int | None = None
+
+
+@dataclass
+class DeepSpeedSettings:
+    """Used under the deepspeed launcher only. stage: ZeRO 0, 1 or 2."""
+
+    stage: int = 1
+
+
+@dataclass
+class EvalSettings:
+    """Retrieval evaluation. k_test: candidates of each query that are re-ranked by ITM, 0 for ITC alone.
+
+    image_batch, pair_batch: how many images, and image-text pairs, go through the model at a time.
+    """
+
+    k_test: int = 128
+    image_batch: int = 64
+    text_batch: int = 256
+    pair_batch: int = 256
+
+
+@dataclass
+class Settings:
+    """A run. output: its folder. method: a module of pela_vl/methods."""
+
+    output: str = "runs/run"
+    method: str = "full"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    init: InitSettings = field(default_factory=InitSettings)
+    compress: CompressSettings = field(default_factory=CompressSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    losses: LossSettings = field(default_factory=LossSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)
+    evaluate: EvalSettings = field(default_factory=EvalSettings)
