@@ -32,12 +32,19 @@ class ModelCard:
 
 
 def save_model(
-    path: str | os.PathLike[str], model: nn.Module, card: ModelCard, dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    card: ModelCard,
+    dtype: torch.dtype | None = None,
+    extra: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model whole or not at all; `dtype` (such as float16) stores floating-point weights in fewer bytes."""
+    """Write a model whole or not at all; `dtype` (such as float16) stores floating-point weights in fewer bytes.
+
+    extra: more tensors to store, under names of their own, such as a momentum twin's.
+    """
     state = {
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() | (extra or {})).items()
     }
     with atomic_write(path) as stream:
         stream.write(save(state, metadata={"format": FORMAT, "card": json.dumps(asdict(card))}))

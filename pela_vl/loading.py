@@ -45,17 +45,20 @@ class _Source:
 
 
 def load_model(
-    settings: ModelSettings, checkpoint: str | None, mlm: bool, vocab_size: int | None = None
+    settings: ModelSettings, checkpoint: str | None, mlm: bool | None, vocab_size: int | None = None
 ) -> LoadedModel:
     """Build an ALBEF and fill it from `checkpoint`, or leave it random when that is None.
 
-    mlm: with the head for masked language modelling; a checkpoint's is dropped where it is not wanted.
+    mlm: with the head for masked language modelling; a checkpoint's is dropped where it is not wanted. None: as the
+    checkpoint has it (with it, for a new model).
     vocab_size: of the tokeniser, for a size that leaves it open. Positions are interpolated to the configured image size.
     Raises UserError for a checkpoint that does not fit, listing the keys.
     """
     if checkpoint is None:
-        return _new(settings, mlm, vocab_size)
+        return _new(settings, mlm is not False, vocab_size)
     source = _read(checkpoint)
+    if mlm is None:
+        mlm = any(key.startswith("mlm_head.") for key in source.online)
     if settings.overrides:
         raise UserError(
             f"model.overrides change a model built anew, but {checkpoint} fixes its numbers; leave them out"
@@ -81,10 +84,14 @@ def load_model(
 def describe(checkpoint: str) -> str:
     """One line on what a checkpoint is."""
     source = _read(checkpoint)
-    numbers = source.card.numbers
-    rank = f"low rank ({len(source.card.ranks)} layers)" if source.card.ranks else "dense"
-    twin = "with momentum twin" if source.momentum else "no momentum twin"
-    return f"{checkpoint}: {source.card.kind}, {rank}, {numbers['image_size']} px, {twin}"
+    return f"{checkpoint}: {describe_parts(source.card, source.momentum)}"
+
+
+def describe_parts(card: ModelCard, momentum: dict[str, Tensor]) -> str:
+    """A few words on a model that was read: its kind, dense or low rank, image size, twin."""
+    rank = f"low rank ({len(card.ranks)} layers)" if card.ranks else "dense"
+    twin = "with momentum twin" if momentum else "no momentum twin"
+    return f"{card.kind}, {rank}, {card.numbers['image_size']} px, {twin}"
 
 
 def _new(settings: ModelSettings, mlm: bool, vocab_size: int | None) -> LoadedModel:

@@ -11,7 +11,8 @@ import torch
 
 from pela_vl import config
 from pela_vl.assemble import Assembled, assemble, load_tokenizer_and_model, make_autocast
-from pela_vl.checkpoint import save_model
+from pela_vl.backends import Backend
+from pela_vl.checkpoint import Position, save_model
 from pela_vl.data.captions import CaptionPairs, RetrievalEval
 from pela_vl.data.collate import Collate
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader, split_range
@@ -55,47 +56,74 @@ def set_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.train.threads)
 
 
-def train(settings: Settings, resume: bool, pretraining: bool) -> dict[str, Any]:
-    """Run pre-training (ITC, ITM, MLM; own pair positive) or retrieval fine-tuning (same image id positive).
+def pretrain(settings: Settings, resume: bool) -> Position:
+    """Pre-training: ITC, ITM and MLM with the own pair as the positive, and the method's terms.
 
-    Returns the last evaluation of the validation file, if any, and of the test file with the best weights for retrieval.
     Raises UserError for bad input, before anything is written where that is possible.
     """
     set_threads(settings)
     ranks = start(settings.train.device)
-    folder = Path(settings.output)
+    position, backend = _train(settings, resume, ranks, match_ids=False)
+    stop(backend.destroy)
+    return position
+
+
+def train_retrieval(settings: Settings, resume: bool) -> dict[str, float] | None:
+    """Fine-tune (every caption of the same image is a positive), then evaluate the best weights on the test file.
+
+    Returns the test's recall, None without a test file. Raises UserError as `pretrain` does.
+    """
+    set_threads(settings)
+    ranks = start(settings.train.device)
+    _, backend = _train(settings, resume, ranks, match_ids=True)
+    metrics = None
+    if settings.data.test:
+        best = Path(settings.output) / "best.safetensors"
+        chosen = best if best.exists() else best.with_name("last.safetensors")
+        metrics = _test(settings, str(chosen), ranks)
+    stop(backend.destroy)
+    return metrics
+
+
+def evaluate_retrieval(settings: Settings) -> dict[str, float]:
+    """Evaluate init.checkpoint on the test file (the validation file if there is none)."""
+    if settings.init.checkpoint is None:
+        raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
+    set_threads(settings)
+    ranks = start(settings.train.device)
+    metrics = _test(settings, settings.init.checkpoint, ranks)
+    stop()
+    return metrics
+
+
+def _train(settings: Settings, resume: bool, ranks: Ranks, match_ids: bool) -> tuple[Position, Backend]:
+    losses, folder = settings.losses, Path(settings.output)
     if not resume and (folder / RESUME_FOLDER).exists():
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
-    if pretraining and settings.losses.mlm == 0 and settings.losses.itc == 0 and settings.losses.itm == 0:
+    if losses.mlm == losses.itc == losses.itm == 0:
         raise UserError("losses: itc, itm and mlm are all 0, so there is nothing to train on")
+    if match_ids and losses.mlm:
+        raise UserError("losses.mlm belongs to pre-training; set it to 0 for retrieval")
     data = _training_data(settings)
-    parts = assemble(settings, ranks, match_ids=not pretraining)
+    parts = assemble(settings, ranks, match_ids)
     val = _evaluation_data(settings, parts, settings.data.val) if settings.data.val else None
     evaluator = partial(_evaluate, settings, parts, ranks, val) if val is not None else None
     loop = _loop(settings, ranks, folder, parts, data, evaluator)
     resumed = resume and try_resume(loop)
     if ranks.is_main:
         write_run_header(folder, settings, settings.train.seed, resumed)
-    log = RunLog(
-        folder,
-        enabled=ranks.is_main,
-        resume_step=loop.position.step - 1 if resumed else None,
-        total_steps=loop.total_steps,
-        label=folder.name,
-    )
-    with log:
+    resume_step = loop.position.step - 1 if resumed else None
+    with RunLog(folder, ranks.is_main, resume_step, loop.total_steps, label=folder.name) as log:
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         fit(loop, log)
-    best = loop.position.best
-    stop(parts.backend.destroy)
-    return {"steps": loop.position.step, "best": best}
+    return loop.position, parts.backend
 
 
 def evaluate_checkpoint(
     settings: Settings, checkpoint: str, file: str, ranks: Ranks
-) -> tuple[dict[str, float], RetrievalScores]:
-    """Retrieval recall of a checkpoint (ours or foreign) on an annotation file."""
+) -> tuple[dict[str, float], RetrievalScores, RetrievalEval]:
+    """Retrieval recall of a checkpoint (ours or foreign) on an annotation file, with the scores and the data."""
     changed = config.from_dict(Settings, config.to_dict(settings), "settings")
     changed.init.checkpoint = checkpoint
     tokenizer, loaded = load_tokenizer_and_model(changed, mlm=False)
@@ -103,7 +131,22 @@ def evaluate_checkpoint(
     parts = _Evaluated(model, tokenizer, make_autocast(settings.train.precision, ranks.device))
     data = _evaluation_data(settings, parts, file)
     scores = score(settings, parts, ranks, data)
-    return scores.recall(data.text2image), scores
+    return scores.recall(data.text2image), scores, data
+
+
+def examples(scores: RetrievalScores, data: RetrievalEval, count: int = 8, top: int = 5) -> dict[str, Any]:
+    """The `top` answers to the first `count` images, and to the first caption of each: as they fall, none chosen."""
+    images, texts = [], []
+    for image in range(min(count, len(data))):
+        best = scores.image_to_text[image].argsort(kind="stable")[::-1][:top]
+        answers = [{"caption": data.texts[t], "hit": bool(data.text2image[t] == image)} for t in best]
+        truth = [data.texts[t] for t in data.image2texts[image]]
+        images.append({"image": data.images[image], "truth": truth, "retrieved": answers})
+        text = data.image2texts[image][0]
+        best = scores.text_to_image[text].argsort(kind="stable")[::-1][:top]
+        answers = [{"image": data.images[i], "hit": bool(i == image)} for i in best]
+        texts.append({"caption": data.texts[text], "retrieved": answers})
+    return {"images": images, "texts": texts}
 
 
 @dataclass
@@ -200,34 +243,15 @@ def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluat
     )
 
 
-def train_retrieval(settings: Settings, resume: bool) -> dict[str, Any]:
-    """Fine-tune, then evaluate the best weights on the test file."""
-    result = train(settings, resume, pretraining=False)
-    folder = Path(settings.output)
-    if settings.data.test:
-        best = folder / "best.safetensors"
-        result["test"] = _test(settings, str(best if best.exists() else folder / "last.safetensors"))
-    return result
-
-
-def evaluate_retrieval(settings: Settings) -> dict[str, float]:
-    """Evaluate init.checkpoint on the test file (the validation file if there is none)."""
-    if settings.init.checkpoint is None:
-        raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
-    return _test(settings, settings.init.checkpoint)
-
-
-def _test(settings: Settings, checkpoint: str) -> dict[str, float]:
+def _test(settings: Settings, checkpoint: str, ranks: Ranks) -> dict[str, float]:
     """Evaluate, print a line and write evaluation.json in the run's folder."""
     file = settings.data.test or settings.data.val
     if file is None:
         raise UserError("data.test names no file, so there is nothing to evaluate on")
-    set_threads(settings)
-    ranks = start(settings.train.device)
-    metrics, _ = evaluate_checkpoint(settings, checkpoint, file, ranks)
+    metrics, scores, data = evaluate_checkpoint(settings, checkpoint, file, ranks)
     if ranks.is_main:
         print("  ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
-        record = {"checkpoint": checkpoint, "file": file, "metrics": metrics}
+        sizes = {"images": len(data), "texts": len(data.texts)}
+        record = {"checkpoint": checkpoint, "file": file, **sizes, "metrics": metrics, "examples": examples(scores, data)}
         atomic_json(Path(settings.output) / "evaluation.json", record)
-    stop()
     return metrics

@@ -8,12 +8,12 @@ from pela_vl.errors import UserError, run_main
 
 
 def main() -> None:
-    from pela_vl.runner import parse, train
+    from pela_vl.runner import parse, pretrain
 
     arguments = parse(__doc__)
     if arguments.evaluate:
         raise UserError("--evaluate belongs to tasks/retrieval.py, which evaluates pre-trained checkpoints too")
-    train(arguments.settings, arguments.resume, pretraining=True)
+    pretrain(arguments.settings, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,8 @@ def test_long_texts_are_not_folded() -> None:
     config = Config(optim=Optim(1.0), files=["two  blanks, " * 400, "plain words " * 50, "a" * 5000])
     dump_yaml(config, "dumped.yaml")
     assert load(Config, "dumped.yaml") == config
-    assert max(map(len, Path("dumped.yaml").read_text().splitlines())) > 5000  # one line a text: it can be searched
+    lines = Path("dumped.yaml").read_text().splitlines()
+    assert sum("blanks" in line or "words" in line for line in lines) == 2  # a line each: a search finds them
 
 
 def test_merge_keys_and_aliases_keep_working() -> None:

@@ -1,0 +1,128 @@
+"""Turning a dense checkpoint into a low-rank one: the online model, its momentum twin, and what it saves."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pela_vl.assemble import compress_loaded
+from pela_vl.cost import Flops, count_parameters, linear_conv_flops
+from pela_vl.errors import UserError
+from pela_vl.loading import MOMENTUM, LoadedModel
+from pela_vl.lowrank import LayerReport, PlanError, apply_plan
+from pela_vl.models.albef import Albef, build_albef
+from pela_vl.settings import CompressSettings
+
+TEXT_TOKENS = 30
+"""Length of the text in the operations that `pair_flops` counts: the longest that retrieval and pre-training take."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What was done. layers and twin_layers: the same layers in the same order, the latter empty without a twin.
+
+    twin: the momentum twin's low-rank weights under the names that a checkpoint stores them by. parameters and flops:
+    (before, after), of the online model.
+    """
+
+    layers: list[LayerReport]
+    twin_layers: list[LayerReport]
+    twin: dict[str, Tensor]
+    parameters: tuple[int, int]
+    flops: tuple[Flops, Flops]
+
+
+def compress_with_twin(
+    loaded: LoadedModel, settings: CompressSettings, progress: Callable[[int, int, str], Any] | None = None
+) -> Compression:
+    """Replace the Linears of a loaded dense model by factors, in place, and factorise its momentum weights likewise.
+
+    The twin gets the online model's plan and its own decomposition. progress(done, total, layer) counts both.
+    Raises UserError if the model is low rank already, a pattern does not fit, or the twin lacks a layer.
+    """
+    note = progress or (lambda done, total, name: None)
+    momentum, passes = loaded.momentum, 2 if loaded.momentum else 1
+    mlm = loaded.model.mlm_head is not None
+    parameters = count_parameters(loaded.model)
+    flops = pair_flops(loaded.card.numbers, {})
+    layers = compress_loaded(loaded, settings, lambda done, total, name: note(done, passes * total, name))
+    plan = loaded.card.ranks
+    twin_layers, twin = [], {}
+    if momentum:
+        twin_layers, twin = _compress_twin(loaded.card.numbers, mlm, momentum, plan, note)
+    return Compression(
+        layers,
+        twin_layers,
+        twin,
+        (parameters, count_parameters(loaded.model)),
+        (flops, pair_flops(loaded.card.numbers, plan)),
+    )
+
+
+def _compress_twin(
+    numbers: dict[str, Any], mlm: bool, momentum: dict[str, Tensor], plan: dict[str, int], note: Callable
+) -> tuple[list[LayerReport], dict[str, Tensor]]:
+    """Reports and stored weights of the twin."""
+    twin = _on_meta(numbers, mlm)
+    own = twin.state_dict()
+    strange = [key for key, value in momentum.items() if key not in own or own[key].shape != value.shape]
+    absent = [name for name in plan if name + ".weight" not in momentum]
+    if strange or absent:
+        raise UserError(f"the momentum twin does not pair with the online model at {(strange + absent)[0]}")
+    # The tensors become the twin's own: a copy of a full-size model is not needed. What has no twin stays on meta.
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in momentum.items()}
+    twin.load_state_dict(weights, strict=False, assign=True)
+    try:
+        reports = apply_plan(twin, plan, progress=lambda done, total, name: note(total + done, 2 * total, name))
+    except PlanError as error:
+        raise UserError(f"compress: momentum twin: {error}") from None
+    stored = {MOMENTUM + key: value for key, value in twin.state_dict().items() if value.device.type != "meta"}
+    return reports, stored
+
+
+def pair_flops(numbers: dict[str, Any], plan: dict[str, int], text_tokens: int = TEXT_TOKENS) -> Flops:
+    """Operations to score one image with one text: image encoder, text encoder, both joint projections, the image's
+    cross-attention keys and values, the fusion layers and the matching head. The MLM head has no part in it.
+
+    numbers: of `build_albef`. plan: ranks of the low-rank layers, empty for a dense model. Only shapes are computed.
+    """
+    model = _on_meta(numbers, False)
+    plan = {name: rank for name, rank in plan.items() if not name.startswith("mlm_head.")}
+    if plan:
+        apply_plan(model, plan, init="empty")
+    images = torch.empty(1, 3, numbers["image_size"], numbers["image_size"], device="meta")
+    ids = torch.zeros(1, min(text_tokens, numbers["max_positions"]), dtype=torch.int64, device="meta")
+    mask = torch.ones_like(ids)
+
+    def score(albef: Albef) -> None:
+        image, text = albef.visual_encoder(images).tokens, albef.text_encoder.encode(ids, mask).tokens
+        albef.image_feature(image), albef.text_feature(text)
+        albef.match(text, mask, albef.text_encoder.image_keys_values(image))
+
+    return linear_conv_flops(model.eval(), score)
+
+
+def _on_meta(numbers: dict[str, Any], mlm: bool) -> Albef:
+    with torch.device("meta"):
+        return build_albef(**numbers, mlm=mlm)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """seconds: of wall clock since the start. cpu_seconds: of all threads and peak_mib: memory, of the whole process."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+def usage_since(start: float) -> Usage:
+    """What this process has used; `start` is a reading of time.perf_counter(). File pages read in place count too."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return Usage(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 2**20)

@@ -1,0 +1,1 @@
+"""The demo: the whole method on scenes, through the very commands a user types."""

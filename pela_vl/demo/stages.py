@@ -1,0 +1,86 @@
+"""The demo's stages: commands run one after the other, each skipped when it is done already."""
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pela_vl.errors import UserError
+from pela_vl.files import atomic_json
+from pela_vl.progress import clock
+
+
+@dataclass
+class Stage:
+    """One command. makes: what it writes, removed before a rerun whose inputs have changed; resumable: the command goes
+    on from what an interrupted run left, so that is kept."""
+
+    title: str
+    command: list[str]
+    makes: list[Path] = field(default_factory=list)
+    resumable: bool = False
+
+
+def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
+    """Run what is not done; returns the seconds that all stages took, also in earlier calls.
+
+    A stage is done when it, all stages before it and the `inputs` files are what they were then. Raises UserError naming
+    the command that failed.
+    """
+    fingerprint = hashlib.sha256()
+    for path in inputs:
+        fingerprint.update(path.read_bytes())
+    total = 0.0
+    for number, stage in enumerate(stages, 1):
+        fingerprint.update(json.dumps(stage.command).encode())
+        mark = folder / "stages" / f"{number:02d}.json"
+        record = _read(mark)
+        same = record.get("fingerprint") == fingerprint.hexdigest()
+        heading = f"[{number}/{len(stages)}] {stage.title}"
+        if same and record.get("done") and all(path.exists() for path in stage.makes):
+            print(f"{heading}: done before ({clock(record['seconds'])})", file=sys.stderr, flush=True)
+            total += record["seconds"]
+            continue
+        print(f"\n{heading}\n$ {shlex.join(['python', *stage.command])}", file=sys.stderr, flush=True)
+        if not (same and stage.resumable):
+            _remove(stage.makes)
+        spent = record.get("seconds", 0.0) if same and stage.resumable else 0.0
+        seconds = _run(stage, mark, fingerprint.hexdigest(), spent)
+        total += seconds
+    return total
+
+
+def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:
+    started = time.monotonic()
+    atomic_json(mark, {"fingerprint": fingerprint, "done": False, "seconds": spent})
+    try:
+        code = subprocess.run([sys.executable, *stage.command]).returncode
+    finally:
+        seconds = spent + time.monotonic() - started
+        atomic_json(mark, {"fingerprint": fingerprint, "done": False, "seconds": seconds})
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(f"the command above ended with {code}; mend what it says and run the demo again")
+    atomic_json(mark, {"fingerprint": fingerprint, "done": True, "seconds": seconds})
+    return seconds
+
+
+def _read(mark: Path) -> dict:
+    try:
+        return json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

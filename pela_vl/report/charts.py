@@ -1,0 +1,167 @@
+"""The report's charts: each takes results and gives SVG or HTML."""
+
+from collections.abc import Sequence
+from html import escape
+
+from pela_vl.report.figures import percent, significant
+from pela_vl.report.layers import Kind
+from pela_vl.report.plots import Chart, span, spread_labels
+from pela_vl.report.schema import Demo, Model, Point
+
+_BINS = 160
+_WIDE = (460, 300)
+
+
+def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tuple[float, float], title: str) -> str:
+    """Mean recall (percent) against parameters (millions), with arrows through the models in their order.
+
+    Models without a recall are left out. `y` is the range shown, the same for charts that stand side by side.
+    """
+    shown = [
+        (place, model.name, model.params / 1e6, recall)
+        for place, (model, recall) in enumerate(zip(models, recalls, strict=True))
+        if recall is not None
+    ]
+    chart = Chart(title, span([m.params / 1e6 for m in models], 0.12, at_zero=True), y, _WIDE, (30, 16, 38, 44))
+    chart.axes("parameters, millions", "mean recall, %", 5, 5)
+    for (_, _, *start), (_, _, *end) in zip(shown, shown[1:], strict=False):
+        chart.arrow((start[0], start[1]), (end[0], end[1]))
+    middle = (chart.x.start + chart.x.stop) / 2
+    for on_right in (True, False):
+        side = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
+        shift = -14 if on_right else 4  # above a point at the right border, beside one at the left
+        wanted = [chart.y(recall) + shift for *_, recall in side]
+        heights = spread_labels(wanted, chart.y.stop + 4, chart.y.start - 6, 17)
+        for (place, name, params, recall), height in zip(side, heights, strict=True):
+            chart.dot(params, recall, f"m{place}", 6, f"{name}: {params:.3g} M, {recall:.1f} %")
+            x = chart.x(params) + (6 if on_right else 13)
+            chart.text(x, height, f"{name}  {recall:.1f}", f"name m{place}", "end" if on_right else "start")
+    return chart.svg()
+
+
+def spectrum_chart(kind: Kind, floor: float) -> str:
+    """Singular values over the largest, log scale from `floor` to 1, a line a layer, the kept ranks tinted."""
+    longest = max((len(layer.spectrum) for layer in kind.layers), default=1)
+    chart = Chart(f"{kind.tower}, {kind.title}: spectra", (0, max(longest, 1)), (floor, 1), log_y=True)
+    ranks = sorted({layer.rank for layer in kind.layers})
+    for rank in ranks:
+        chart.kept(rank)
+    chart.axes("singular value, from the largest", "")
+    for place, layer in enumerate(kind.layers):
+        top = max(layer.spectrum, default=0.0)
+        if top <= 0:
+            continue
+        step = max(1, len(layer.spectrum) // _BINS)
+        points = [(index + 1, layer.spectrum[index] / top) for index in range(0, len(layer.spectrum), step)]
+        shade = round(3 * place / max(1, len(kind.layers) - 1))
+        chart.line(points, f"spectrum shade{shade}")
+    at = chart.x(ranks[-1])
+    chart.text(at + 5, chart.y.stop + 11, f"rank {', '.join(map(str, ranks))}", "note")
+    return chart.svg()
+
+
+def term_chart(name: str, steps: Sequence[int], values: Sequence[float], css: str = "m2") -> str:
+    """One loss term over the steps: the range of single steps as a band, their running mean as a line."""
+    binned = _binned(steps, values)
+    chart = Chart(f"{name} over steps", span(steps, 0), span([v for b in binned for v in b[1:3]]))
+    chart.axes("step", "")
+    chart.band([(x, low, high) for x, low, high, _ in binned], css)
+    chart.line(_smoothed(binned), css)
+    return chart.svg()
+
+
+def losses_chart(curves: dict[str, tuple[str, Sequence[Point]]], title: str) -> str:
+    """Smoothed losses of several runs in one chart: label -> (CSS class, points); labels stand at the lines' ends."""
+    lines = {
+        label: (css, _smoothed(_binned([p.step for p in points], [p.loss for p in points])))
+        for label, (css, points) in curves.items()
+        if points
+    }
+    every = [point for _, line in lines.values() for point in line]
+    chart = Chart(title, span([x for x, _ in every], 0), span([y for _, y in every]), _WIDE, (30, 96, 38, 44))
+    chart.axes("step", "loss", 5, 5)
+    for css, line in lines.values():
+        chart.line(line, css)
+    _end_labels(chart, [(label, css, line[-1][1]) for label, (css, line) in lines.items()])
+    return chart.svg()
+
+
+def evaluations_chart(run: Demo) -> str:
+    """Mean recall during training, with the models' own zero-shot recall as dashed levels."""
+    names = list(dict.fromkeys(evaluation.name for evaluation in run.evaluations))
+    lines = [[(e.step, e.mean) for e in sorted(run.evaluations, key=lambda e: e.step) if e.name == n] for n in names]
+    levels = [(model.name, f"m{place}", model.zero_shot["mean"]) for place, model in enumerate(run.models)]
+    every = [point for line in lines for point in line]
+    y = span([mean for _, mean in every] + [mean for *_, mean in levels])
+    chart = Chart("Mean recall during pre-training", span([step for step, _ in every], 0), y, _WIDE, (30, 96, 38, 44))
+    chart.axes("step", "mean recall zero-shot, %", 5, 5)
+    for _, css, mean in levels:
+        chart.level(mean, css)
+    for line in lines:
+        chart.line(line, "m2")
+        for step, mean in line:
+            chart.dot(step, mean, "m2", 3, f"step {step}: {mean:.1f} %")
+    _end_labels(chart, levels)
+    return chart.svg()
+
+
+def _end_labels(chart: Chart, labels: Sequence[tuple[str, str, float]]) -> None:
+    """Name lines at the right border: (label, CSS class, value at the end)."""
+    heights = spread_labels([chart.y(value) + 4 for *_, value in labels], chart.y.stop + 4, chart.y.start)
+    for (label, css, _), height in zip(labels, heights, strict=True):
+        chart.text(chart.x.stop + 6, height, label, f"name {css}")
+
+
+def error_strip(kinds: Sequence[Kind]) -> str:
+    """Relative error of every layer: a row a kind, a dot a layer; HTML, so that it keeps its type size when narrow."""
+    errors = [layer.rel_error for kind in kinds for layer in kind.layers]
+    high = max(1.0, max(errors, default=1.0))
+    rows, tower = [], None
+    for kind in kinds:
+        if kind.tower != tower:
+            tower = kind.tower
+            rows.append(f'<h4 class="tower">{escape(tower)}</h4>')
+        dots = "".join(
+            f'<i style="left:{100 * layer.rel_error / high:.2f}%" title="{escape(layer.name)}: '
+            f'{layer.rel_error:.3f}"></i>'
+            for layer in kind.layers
+        )
+        low, top = min(x.rel_error for x in kind.layers), max(x.rel_error for x in kind.layers)
+        values = f"{low:.2f}" if f"{low:.2f}" == f"{top:.2f}" else f"{low:.2f}\N{EN DASH}{top:.2f}"
+        rows.append(
+            f'<div class="strip"><span>{escape(kind.title)}</span><span class="track">{dots}</span>'
+            f'<span class="num">{values}</span></div>'
+        )
+    ticks = "".join(f'<b style="left:{100 * t / 4:g}%">{significant(high * t / 4, 2)}</b>' for t in range(5))
+    rows.append(f'<div class="strip ticks"><span></span><span class="track">{ticks}</span><span></span></div>')
+    return f'<div class="strips">{"".join(rows)}</div>'
+
+
+def energy_text(kind: Kind) -> str:
+    """Share of energy that the kept ranks hold, lowest to highest of the layers: 'keeps 71.0-80.2 % of the energy'."""
+    shares = [layer.energy_kept for layer in kind.layers]
+    low, high = percent(min(shares), 0), percent(max(shares), 0)
+    both = high if low == high else f"{low.removesuffix(' %')}\N{EN DASH}{high}"
+    return f"keeps {both} of the energy"
+
+
+def _binned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """At most `_BINS` runs of neighbours as (step, lowest, highest, mean)."""
+    size = max(1, -(-len(steps) // _BINS))
+    bins = []
+    for start in range(0, len(steps), size):
+        part = values[start : start + size]
+        middle = steps[start : start + size]
+        bins.append((sum(middle) / len(middle), min(part), max(part), sum(part) / len(part)))
+    return bins
+
+
+def _smoothed(binned: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float]]:
+    """Running mean, centred, over about a sixteenth of the curve; shorter near both ends rather than padded."""
+    reach = len(binned) // 32
+    line = []
+    for place, (step, *_) in enumerate(binned):
+        half = min(reach, place, len(binned) - 1 - place)
+        part = [one[3] for one in binned[place - half : place + half + 1]]
+        line.append((step, sum(part) / len(part)))
+    return line

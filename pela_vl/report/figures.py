@@ -1,0 +1,43 @@
+"""Numbers as a reader wants them: short, aligned, with their unit."""
+
+import math
+
+
+def count(value: float) -> str:
+    """1234567 -> '1.23 M', three significant digits and never a bare '1e+06'."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= 0.9995 * size:
+            return significant(value / size) + unit
+    return f"{value:.0f}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with so many significant digits, without an exponent: 0.1234 -> '0.123', 812.4 -> '812'."""
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(decimals, 0), 12)}f}"
+
+
+def difference(value: float, digits: int = 1) -> str:
+    """A signed difference with a true minus sign; what rounds to nothing has no sign: '+1.2', '−0.4', '0.0'."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.414 -> '41.4 %'."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """754 -> '12 min 34 s'; 7260 -> '2 h 1 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

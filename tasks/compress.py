@@ -1,0 +1,152 @@
+"""Turn a dense checkpoint into a low-rank one and say what that saves and costs.
+
+python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3.safetensors
+python tasks/compress.py --random albef_base --output random_k3.safetensors   (no weights at hand: just to try)
+
+The output takes the place of the input as init.checkpoint of the other scripts (pre-training also wants init.teacher).
+"""
+
+import argparse
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from pela_vl.errors import UserError, run_main
+
+
+def main() -> None:
+    args = _arguments()
+    start = time.perf_counter()
+    import torch
+
+    from pela_vl.checkpoint import save_model
+    from pela_vl.compression import compress_with_twin, usage_since
+    from pela_vl.files import atomic_json
+    from pela_vl.loading import describe_parts
+    from pela_vl.progress import Progress
+    from pela_vl.settings import CompressSettings
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    loaded = _load(args)
+    what = describe_parts(loaded.card, loaded.momentum)
+    print(f"{args.checkpoint or 'random weights, ' + args.random}: {what}", flush=True)
+    for note in loaded.notes:
+        print(f"  {note}")
+    if loaded.card.ranks:
+        raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
+    settings = CompressSettings(kappa=args.kappa)
+    settings.exclude = list(dict.fromkeys([*settings.exclude, *args.exclude]))
+    bar: list[Progress] = []
+
+    def show(done: int, total: int, name: str) -> None:
+        if not bar:
+            bar.append(Progress(total, "factorise", unit="layer"))
+        bar[0].to(done, name)
+
+    try:
+        result = compress_with_twin(loaded, settings, show)
+    finally:
+        for shown in bar:
+            shown.close()
+    loaded.card.notes["compressed"] = {
+        "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
+        "kappa": args.kappa,
+        "exclude": settings.exclude,
+    }
+    save_model(args.output, loaded.model, loaded.card, extra=result.twin)
+    used = usage_since(start)
+    _print_layers(result)
+    _print_totals(result, loaded, used)
+    print(f"written: {args.output} ({os.path.getsize(args.output) / 2**20:.0f} MiB)")
+    if args.json:
+        atomic_json(args.json, _report(args, what, result) | {"usage": asdict(used)})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="dense model: ours, or a published ALBEF pre-training or retrieval file")
+    source.add_argument("--random", metavar="SIZE", help="instead, random weights of a named size such as albef_base")
+    parser.add_argument("--output", required=True, help="the low-rank checkpoint to write, a .safetensors file")
+    parser.add_argument("--kappa", type=float, default=3.0, help="factors hold 1/kappa of the weights (default 3)")
+    parser.add_argument(
+        "--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="more modules to keep dense (globs)"
+    )
+    parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
+    parser.add_argument("--threads", type=int, help="threads to use (default: all cores)")
+    parser.add_argument("--json", help="also write the figures to this file")
+    args = parser.parse_args()
+    if not args.output.endswith(".safetensors"):
+        raise UserError(f"--output {args.output}: give a name ending in .safetensors")
+    if os.path.isdir(args.output):
+        raise UserError(f"--output {args.output}: is a folder; name a file")
+    if args.checkpoint and Path(args.checkpoint).resolve() == Path(args.output).resolve():
+        raise UserError(f"--output {args.output}: is the dense checkpoint itself, which is still needed as the teacher")
+    if args.image_size is not None and args.image_size < 1:
+        raise UserError(f"--image-size {args.image_size}: give a positive number of pixels")
+    return args
+
+
+def _load(args: argparse.Namespace):
+    from pela_vl.data.tokenizer import Tokenizer
+    from pela_vl.loading import load_model
+    from pela_vl.settings import ModelSettings
+
+    settings = ModelSettings(size=args.random, image_size=args.image_size)
+    vocab_size = Tokenizer.load("bert-base-uncased").vocab_size if args.random else None
+    return load_model(settings, args.checkpoint, mlm=None, vocab_size=vocab_size)
+
+
+def _rows(result) -> list[dict]:
+    """One dict a layer: the figures of the table."""
+    rows = []
+    for number, layer in enumerate(result.layers):
+        row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
+        row["before"] = layer.in_features * layer.out_features
+        row["after"] = layer.rank * (layer.in_features + layer.out_features)
+        row["rel_error"] = layer.rel_error
+        if result.twin_layers:
+            row["twin_rel_error"] = result.twin_layers[number].rel_error
+        rows.append(row)
+    return rows
+
+
+def _print_layers(result) -> None:
+    rows = _rows(result)
+    wide = max(len(row["layer"]) for row in rows)
+    twin = "   twin error" if result.twin_layers else ""
+    print(f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{twin}")
+    for row in rows:
+        line = f"{row['layer']:<{wide}} {row['in']:>5} {row['out']:>5} {row['rank']:>5} {row['before']:>11,}"
+        line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
+        print(line + (f"       {row['twin_rel_error']:.4f}" if twin else ""))
+
+
+def _print_totals(result, loaded, used) -> None:
+    before, after = result.parameters
+    print(f"\nparameters     {before:>13,} -> {after:>13,}  ({after / before:.1%})")
+    first, second = (sum(row[key] for row in _rows(result)) for key in ("before", "after"))
+    print(f"  weights of these {len(result.layers)} layers {first:,} -> {second:,} ({second / first:.1%})")
+    size, (dense, small) = loaded.card.numbers["image_size"], result.flops
+    print(f"GFLOPs to score one image of {size} px with one text of 30 tokens (2 x multiply-adds; encoders, projections,")
+    print(f"image keys and values, fusion, matching): {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} in Linear and")
+    print(f"Conv layers ({small.layers / dense.layers:.1%}), and {dense.attention / 1e9:.3g} between activations (attention)")
+    print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
+
+
+def _report(args: argparse.Namespace, what: str, result) -> dict:
+    before, after = result.parameters
+    return {
+        "source": args.checkpoint or f"random {args.random}",
+        "recognised": what,
+        "kappa": args.kappa,
+        "layers": _rows(result),
+        "parameters": {"before": before, "after": after},
+        "flops": {"before": asdict(result.flops[0]), "after": asdict(result.flops[1])},
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)
