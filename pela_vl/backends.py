@@ -142,14 +142,24 @@ class DeepSpeedBackend:
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float | None:
-        boundary = self.engine.is_gradient_accumulation_boundary()
-        if boundary:
-            set_lr(self.optimizer, lr)
-        self.engine.step()
-        if not boundary:
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
             return None
+        set_lr(self.optimizer, lr)
+        if self.stage == 0:
+            # DeepSpeed tells no norm without ZeRO; the gradients are whole and averaged by now
+            norm = nn.utils.get_total_norm([p.grad for g in self._groups for p in g if p.grad is not None])
+            self.engine.step()
+            return float(norm)
+        self._take_weights()
+        self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def _take_weights(self) -> None:
+        """ZeRO updates copies of the weights: what was changed in place (a loaded checkpoint, the clamped temperature)
+        would be undone by the next update."""
+        self.optimizer.refresh_fp32_params()
 
     def optimiser_state(self) -> OptimiserState:
         """A collective: every rank calls it, every rank gets the whole state."""
@@ -159,7 +169,7 @@ class DeepSpeedBackend:
         for group, parameters in enumerate(self._groups):
             flat = self.optimizer.single_partition_of_fp32_groups[group]
             held = self.base.state.get(flat, {})
-            steps = sum_over_ranks(torch.tensor([float(held["step"]) if "step" in held else -1.0]))
+            steps = sum_over_ranks(torch.tensor([float(held["step"]) if "step" in held else -1.0], device=flat.device))
             if steps.item() < 0:
                 continue
             for parameter in parameters:

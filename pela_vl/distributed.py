@@ -8,8 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,9 @@ from pela_vl.errors import UserError
 
 LOST_RANK_SECONDS = 30.0
 LOST_RANK_EXIT = 75
+# what gloo says when the process at the other end of a connection is gone
+_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+_RESUME_HINT = "Start the run again with --resume to go on from the last checkpoint"
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -69,7 +72,8 @@ def start(device: str = "auto") -> Ranks:
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), chosen, launched=True)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     if ranks.world > 1:
-        _Watch(ranks).start()
+        _Watch.current = _Watch(ranks)
+        _Watch.current.start()
     return ranks
 
 
@@ -79,9 +83,24 @@ def stop(destroy_engine: Callable[[], None] | None = None) -> None:
         destroy_engine()
     gc.collect()
     if dist.is_initialized():
-        _Watch.stopping.set()
+        # the watch ends after the barrier: until then the others may have work left and look for this rank's beat
         dist.barrier()
+        if _Watch.current is not None:
+            _Watch.current.stopping.set()
+            _Watch.current = None
         dist.destroy_process_group()
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """Turn the transport's error about a vanished process into a UserError that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world() == 1 or not any(sign in text for sign in _LOST_SIGNS):
+            raise
+        raise UserError(f"rank {dist.get_rank()}: another rank of the run is gone. {_RESUME_HINT}") from error
 
 
 def world() -> int:
@@ -139,17 +158,29 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 class _Watch(threading.Thread):
     """Every rank beats in the group's store; a rank whose beat stands still for 30 s ends the run on all others.
 
-    A collective would otherwise wait for a dead or stopped rank until its own time-out of half an hour.
+    A collective would otherwise wait for a dead or stopped rank until its own time-out of half an hour. The store lives in
+    one of the ranks: when that one is stopped, asking it never returns, so a second thread looks at the clock alone.
     """
 
-    stopping = threading.Event()
+    current: "_Watch | None" = None
 
     def __init__(self, ranks: Ranks):
         super().__init__(daemon=True, name="rank-watch")
         self.ranks = ranks
+        self.stopping = threading.Event()
+        self.answered = time.monotonic()
         master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a connection of its own: the group's is busy while a collective waits
         self.store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=LOST_RANK_SECONDS))
+
+    def start(self) -> None:
+        super().start()
+        threading.Thread(target=self._watch_the_store, daemon=True, name="store-watch").start()
+
+    def _watch_the_store(self) -> None:
+        while not self.stopping.wait(2.0):
+            if time.monotonic() - self.answered > LOST_RANK_SECONDS + 5.0:
+                self._end(f"the rank that keeps the process group has not answered for {LOST_RANK_SECONDS:.0f} s")
 
     def run(self) -> None:
         seen = {rank: (b"", time.monotonic()) for rank in range(self.ranks.world)}
@@ -165,16 +196,12 @@ class _Watch(threading.Thread):
                         seen[rank] = (now, time.monotonic())
                     elif time.monotonic() - since > LOST_RANK_SECONDS and not self.stopping.is_set():
                         self._end(f"rank {rank} has not answered for {LOST_RANK_SECONDS:.0f} s")
+                self.answered = time.monotonic()
             except Exception as error:
                 if not self.stopping.wait(5.0):
                     self._end(f"the rank that keeps the process group is gone ({type(error).__name__})")
 
     def _end(self, why: str) -> None:
         with suppress(OSError):
-            print(
-                f"error: rank {self.ranks.rank}: {why}; ending the run. Start it again with --resume to go on from the "
-                "last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"error: rank {self.ranks.rank}: {why}; ending the run. {_RESUME_HINT}", file=sys.stderr, flush=True)
         os._exit(LOST_RANK_EXIT)

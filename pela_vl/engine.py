@@ -15,7 +15,7 @@ import torch
 
 from pela_vl.backends import Backend
 from pela_vl.checkpoint import Position, load_resume, save_resume
-from pela_vl.distributed import Ranks, barrier, gather_objects, mean_over_ranks
+from pela_vl.distributed import Ranks, barrier, gather_objects, lost_ranks_named, mean_over_ranks
 from pela_vl.errors import UserError
 from pela_vl.methods import Method
 from pela_vl.objectives.base import Objective
@@ -75,13 +75,20 @@ def try_resume(loop: Loop) -> bool:
 def fit(loop: Loop, log: Log) -> Position:
     """Train to `total_steps` from `loop.position`. Returns the final position.
 
-    Raises UserError, naming the batch's samples, when the loss is not finite; the last checkpoint stays as it was.
+    Raises UserError, naming the batch's samples, when the loss is not finite, and when another rank is lost; the last
+    checkpoint stays as it was.
     """
+    with lost_ranks_named():
+        return _fit(loop, log)
+
+
+def _fit(loop: Loop, log: Log) -> Position:
     position = loop.position
     stream = _stream(loop)
     while position.step < loop.total_steps:
         started = time.perf_counter()
-        samples, logged = 0, None
+        samples, logged, norm = 0, None, None
+        lr = loop.schedule(position.step)
         for micro in range(loop.accumulation):
             batch = next(stream)
             loop.on_batch(batch)
@@ -89,8 +96,8 @@ def fit(loop: Loop, log: Log) -> Position:
             values = _micro_step(loop, batch, position.step, micro)
             logged = values if logged is None else {k: logged[k] + v for k, v in values.items()}
             samples += len(batch)
-        lr = loop.schedule(position.step)
-        norm = loop.backend.step(lr)
+            # after every backward: the backend itself knows which of them ends an update
+            norm = loop.backend.step(lr)
         _report(log, loop, position, logged, lr, norm, samples * loop.ranks.world, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:
@@ -137,20 +144,27 @@ def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torc
     with torch.no_grad(), loop.autocast():
         prepared = loop.objective.prepare(batch, loop.alpha(step), new_step=micro == 0)
         extra = loop.method.prepare(batch)
-    output = loop.backend.forward(batch, prepared)
+    try:
+        output = loop.backend.forward(batch, prepared)
+    except FloatingPointError as error:
+        raise _not_finite(batch, step, str(error)) from None
     output.terms.update(loop.method.terms(output, extra, batch))
     loss = sum(output.terms.values())
     if not torch.isfinite(loss):
         terms = ", ".join(f"{name} {float(value):g}" for name, value in output.terms.items())
-        ids = batch.indices.tolist()
-        raise UserError(
-            f"the loss of step {step} is not finite ({terms}); samples {ids}: look at them, lower optim.lr or set train.clip"
-        )
+        raise _not_finite(batch, step, terms)
     loop.backend.backward(loss)
     loop.objective.finish(batch, prepared)
     values = {f"term/{name}": value.detach() for name, value in output.terms.items()}
     values.update({f"metric/{name}": value.detach() for name, value in output.metrics.items()})
     return {"loss": loss.detach(), **values}
+
+
+def _not_finite(batch: Any, step: int, what: str) -> UserError:
+    return UserError(
+        f"the loss of step {step} is not finite ({what}); samples {batch.indices.tolist()}: look at them, lower optim.lr "
+        "or set train.clip"
+    )
 
 
 def _report(log, loop, position, logged, lr, norm, samples, seconds) -> None:

@@ -218,6 +218,12 @@ def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluat
     total = cfg.steps if cfg.steps is not None else max(per_epoch * cfg.epochs // cfg.accumulation, 1)
     ramp = losses.alpha_ramp_steps if losses.alpha_ramp_steps is not None else steps_per_epoch
     counter = BadImageCounter(settings.data.max_bad_share)
+    try:
+        schedule = make_schedule(
+            optim.schedule, optim.lr, optim.min_lr, optim.warmup_lr, optim.warmup_steps, total, steps_per_epoch
+        )
+    except ValueError as error:
+        raise UserError(f"optim: {error}") from None
     return Loop(
         folder=folder,
         ranks=ranks,
@@ -230,9 +236,7 @@ def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluat
         batches_per_epoch=per_epoch,
         total_steps=total,
         accumulation=cfg.accumulation,
-        schedule=make_schedule(
-            optim.schedule, optim.lr, optim.min_lr, optim.warmup_lr, optim.warmup_steps, total, steps_per_epoch
-        ),
+        schedule=schedule,
         alpha=lambda step: losses.alpha * min(1.0, step / ramp) if ramp else losses.alpha,
         seed=cfg.seed,
         checkpoint_every=steps_per_epoch if cfg.checkpoint_every is None else cfg.checkpoint_every,

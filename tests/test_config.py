@@ -211,7 +211,9 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(config=configs)
 def test_dump_reads_back_equal(config: Config) -> None:
     dump_yaml(config, "dumped.yaml")
