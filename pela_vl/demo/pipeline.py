@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pela_vl import config
 from pela_vl.checkpoint import read_weights
 from pela_vl.data.images import resolve_image
 from pela_vl.demo.stages import Stage
+from pela_vl.distributed import start
 from pela_vl.files import atomic_json
 from pela_vl.loading import load_model
 from pela_vl.logging import read_log
-from pela_vl.settings import ModelSettings
+from pela_vl.runner import evaluate_checkpoint
+from pela_vl.settings import ModelSettings, Settings
 
 TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
@@ -31,7 +34,7 @@ class Sizes:
 
     train: int = 8000
     val: int = 250
-    test: int = 500
+    test: int = 250
     pretrain_steps: int | None = None
     retrieval_steps: int | None = None
     workers: int = os.cpu_count() or 1
@@ -96,7 +99,16 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
         return _stage(f"fine-tune and evaluate: {model}", "tasks/retrieval.py", arguments, [folder], True)
 
     truncated = paths.checkpoints[TRUNCATED]
-    compress = ["--checkpoint", paths.teacher, "--output", truncated, "--kappa", 3, "--json", paths.root / "compress.json"]
+    compress = [
+        "--checkpoint",
+        paths.teacher,
+        "--output",
+        truncated,
+        "--kappa",
+        3,
+        "--json",
+        paths.root / "compress.json",
+    ]
     pretrain = [
         f"data.image_root={scenes}",
         f"data.train=[{lists}/scenes_pretrain.json]",
@@ -161,6 +173,8 @@ def collect(paths: Paths, seconds: float) -> dict[str, Any]:
         "layers": _layers(paths, compressed),
         "curves": _curves(paths),
         "evaluations": _recovery(paths),
+        "evaluations_note": "validation set, contrastive scores alone",
+        "queries_note": "Models after fine-tuning.",
         **_queries(paths, tuned),
     }
     atomic_json(paths.root / "demo.json", demo)
@@ -201,12 +215,16 @@ def _curves(paths: Paths) -> dict[str, list[dict[str, Any]]]:
 
 
 def _recovery(paths: Paths) -> list[dict[str, Any]]:
-    lines = read_log(paths.root / "pela" / "log.jsonl")
-    return [
-        {"name": "PELA pre-training", "step": line["step"] + 1, "mean": line["mean"]}
-        for line in lines
-        if line.get("event") == "evaluation"
-    ]
+    """Validation recall on the way of the pre-training, and of the teacher and the start measured the same way."""
+    settings = config.load(Settings, paths.root / "pela" / "config.yaml")
+    points = []
+    for name in (TEACHER, TRUNCATED):
+        metrics, _, _ = evaluate_checkpoint(settings, str(paths.checkpoints[name]), settings.data.val, start("cpu"))
+        points.append({"name": name, "step": 0, "mean": metrics["mean"]})
+    for line in read_log(paths.root / "pela" / "log.jsonl"):
+        if line.get("event") == "evaluation":
+            points.append({"name": PELA, "step": line["step"] + 1, "mean": line["mean"]})
+    return points
 
 
 def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The report's charts: each takes results and gives SVG or HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from pela_vl.report.figures import percent, significant
@@ -10,6 +10,8 @@ from pela_vl.report.schema import Demo, Model, Point
 
 _BINS = 160
 _WIDE = (460, 300)
+_LONGEST = 24  # letters of a name before it is cut
+_LETTER = 7.0  # about the width of a letter of a name, pixels
 
 
 def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tuple[float, float], title: str) -> str:
@@ -29,34 +31,40 @@ def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tu
     middle = (chart.x.start + chart.x.stop) / 2
     for on_right in (True, False):
         side = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
-        shift = -14 if on_right else 4  # above a point at the right border, beside one at the left
-        wanted = [chart.y(recall) + shift for *_, recall in side]
-        heights = spread_labels(wanted, chart.y.stop + 4, chart.y.start - 6, 17)
+        shift = -27 if on_right else -2  # above a point at the right border, beside one at the left
+        heights = spread_labels([chart.y(one[3]) + shift for one in side], chart.y.stop, chart.y.start - 18, 31)
         for (place, name, params, recall), height in zip(side, heights, strict=True):
             chart.dot(params, recall, f"m{place}", 6, f"{name}: {params:.3g} M, {recall:.1f} %")
-            x = chart.x(params) + (6 if on_right else 13)
-            chart.text(x, height, f"{name}  {recall:.1f}", f"name m{place}", "end" if on_right else "start")
+            at = chart.x(params)
+            fits = _LETTER * len(name) < at - 13 - chart.x.start  # on the left, off the arrows, where it fits
+            x, anchor = (at + 6, "end") if on_right else (at - 13, "end") if fits else (at + 13, "start")
+            chart.text(x, height, name, f"name m{place}", anchor)
+            chart.text(x, height + 14, f"{recall:.1f} %", "note", anchor)
     return chart.svg()
 
 
 def spectrum_chart(kind: Kind, floor: float) -> str:
-    """Singular values over the largest, log scale from `floor` to 1, a line a layer, the kept ranks tinted."""
+    """Singular values over the largest, log scale from `floor` to 1, a line a layer, the kept ranks tinted.
+
+    Values below `floor` are not drawn.
+    """
     longest = max((len(layer.spectrum) for layer in kind.layers), default=1)
     chart = Chart(f"{kind.tower}, {kind.title}: spectra", (0, max(longest, 1)), (floor, 1), log_y=True)
     ranks = sorted({layer.rank for layer in kind.layers})
     for rank in ranks:
         chart.kept(rank)
     chart.axes("singular value, from the largest", "")
-    for place, layer in enumerate(kind.layers):
+    for depth, layer in enumerate(kind.layers):
         top = max(layer.spectrum, default=0.0)
         if top <= 0:
             continue
         step = max(1, len(layer.spectrum) // _BINS)
-        points = [(index + 1, layer.spectrum[index] / top) for index in range(0, len(layer.spectrum), step)]
-        shade = round(3 * place / max(1, len(kind.layers) - 1))
+        points = [(place + 1, layer.spectrum[place] / top) for place in range(0, len(layer.spectrum), step)]
+        points = [point for point in points if point[1] >= floor]
+        shade = round(3 * depth / max(1, len(kind.layers) - 1))
         chart.line(points, f"spectrum shade{shade}")
     at = chart.x(ranks[-1])
-    chart.text(at + 5, chart.y.stop + 11, f"rank {', '.join(map(str, ranks))}", "note")
+    chart.text(at + 5, chart.y.start - 7, f"rank {', '.join(map(str, ranks))}", "note")
     return chart.svg()
 
 
@@ -77,8 +85,9 @@ def losses_chart(curves: dict[str, tuple[str, Sequence[Point]]], title: str) -> 
         for label, (css, points) in curves.items()
         if points
     }
-    every = [point for _, line in lines.values() for point in line]
-    chart = Chart(title, span([x for x, _ in every], 0), span([y for _, y in every]), _WIDE, (30, 96, 38, 44))
+    steps = [point.step for _, points in curves.values() for point in points]
+    y = span([value for _, line in lines.values() for _, value in line])
+    chart = Chart(title, span(steps, 0), y, _WIDE, (30, _label_room(lines), 38, 44))
     chart.axes("step", "loss", 5, 5)
     for css, line in lines.values():
         chart.line(line, css)
@@ -87,29 +96,41 @@ def losses_chart(curves: dict[str, tuple[str, Sequence[Point]]], title: str) -> 
 
 
 def evaluations_chart(run: Demo) -> str:
-    """Mean recall during training, with the models' own zero-shot recall as dashed levels."""
-    names = list(dict.fromkeys(evaluation.name for evaluation in run.evaluations))
-    lines = [[(e.step, e.mean) for e in sorted(run.evaluations, key=lambda e: e.step) if e.name == n] for n in names]
-    levels = [(model.name, f"m{place}", model.zero_shot["mean"]) for place, model in enumerate(run.models)]
-    every = [point for line in lines for point in line]
-    y = span([mean for _, mean in every] + [mean for *_, mean in levels])
-    chart = Chart("Mean recall during pre-training", span([step for step, _ in every], 0), y, _WIDE, (30, 96, 38, 44))
-    chart.axes("step", "mean recall zero-shot, %", 5, 5)
-    for _, css, mean in levels:
-        chart.level(mean, css)
-    for line in lines:
-        chart.line(line, "m2")
-        for step, mean in line:
-            chart.dot(step, mean, "m2", 3, f"step {step}: {mean:.1f} %")
-    _end_labels(chart, levels)
+    """Mean recall in training, a line a name; a name with one point is a level across. Models keep their colours."""
+    models = [model.name for model in run.models]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for evaluation in sorted(run.evaluations, key=lambda one: one.step):
+        series.setdefault(evaluation.name, []).append((evaluation.step, evaluation.mean))
+    labels = [
+        (name, f"m{models.index(name) if name in models else len(models) - 1}", points[-1][1])
+        for name, points in series.items()
+    ]
+    x = span([evaluation.step for evaluation in run.evaluations], 0)
+    y = span([evaluation.mean for evaluation in run.evaluations])
+    chart = Chart("Recall during pre-training", x, y, _WIDE, (30, _label_room(series), 38, 44))
+    chart.axes("step", "mean recall, %", 5, 5)
+    for (_, css, last), points in zip(labels, series.values(), strict=True):
+        if len(points) == 1:
+            chart.level(last, css)
+            continue
+        chart.line(points, css)
+        for step, mean in points:
+            chart.dot(step, mean, css, 3.5, f"step {step}: {mean:.1f} %")
+    _end_labels(chart, labels)
     return chart.svg()
+
+
+def _label_room(labels: Iterable[str]) -> int:
+    """Right margin, in pixels, for names of lines."""
+    return round(_LETTER * min(_LONGEST, max(map(len, labels), default=0))) + 12
 
 
 def _end_labels(chart: Chart, labels: Sequence[tuple[str, str, float]]) -> None:
     """Name lines at the right border: (label, CSS class, value at the end)."""
     heights = spread_labels([chart.y(value) + 4 for *_, value in labels], chart.y.stop + 4, chart.y.start)
     for (label, css, _), height in zip(labels, heights, strict=True):
-        chart.text(chart.x.stop + 6, height, label, f"name {css}")
+        short = label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        chart.text(chart.x.stop + 6, height, short, f"name {css}")
 
 
 def error_strip(kinds: Sequence[Kind]) -> str:
@@ -157,11 +178,10 @@ def _binned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, 
 
 
 def _smoothed(binned: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float]]:
-    """Running mean, centred, over about a sixteenth of the curve; shorter near both ends rather than padded."""
-    reach = len(binned) // 32
+    """Running mean, centred, over about a twelfth of the curve, and over what there is of it near both ends."""
+    reach = len(binned) // 24
     line = []
     for place, (step, *_) in enumerate(binned):
-        half = min(reach, place, len(binned) - 1 - place)
-        part = [one[3] for one in binned[place - half : place + half + 1]]
+        part = [one[3] for one in binned[max(0, place - reach) : place + reach + 1]]
         line.append((step, sum(part) / len(part)))
     return line

@@ -3,10 +3,11 @@
 import math
 
 
-def count(value: float) -> str:
-    """1234567 -> '1.23 M', three significant digits and never a bare '1e+06'."""
+def count(value: float, like: float | None = None) -> str:
+    """1234567 -> '1.23 M'. `like`: a number whose unit to share, as a column should: (986112, 2e6) -> '0.986 M'."""
+    reference = value if like is None else like
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= 0.9995 * size:
+        if reference >= 0.9995 * size:
             return significant(value / size) + unit
     return f"{value:.0f}"
 
@@ -15,16 +16,17 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with so many significant digits, without an exponent: 0.1234 -> '0.123', 812.4 -> '812'."""
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits}g}")  # 0.9996 counts its digits as 1.00
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 
 
-def difference(value: float, digits: int = 1) -> str:
-    """A signed difference with a true minus sign; what rounds to nothing has no sign: '+1.2', '−0.4', '0.0'."""
-    text = f"{abs(value):.{digits}f}"
+def difference(value: float, minus: str = "\N{MINUS SIGN}") -> str:
+    """A signed difference to one decimal; what rounds to nothing has no sign: '+1.2', '−0.4', '0.0'."""
+    text = f"{abs(value):.1f}"
     if float(text) == 0:
         return text
-    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
+    return ("+" if value > 0 else minus) + text
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -1,6 +1,5 @@
 """The report page: one HTML file that needs nothing but itself."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,6 +21,8 @@ _TERMS = {
     "rwp": "RWP, weight perturbation",
 }
 _FINE_TUNE = "fine-tune"
+_UNCHOSEN = "As they fell, not chosen."
+_FLOORS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
 def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -49,14 +50,14 @@ def _header(run: Demo) -> str:
     kept = percent(run.models[-1].params / run.models[0].params, 0)
     lead = (
         "A pre-trained image-text model, the teacher, had its large weight matrices cut into pairs of thin low-rank "
-        f"factors by singular value decomposition, which leaves {kept} of its parameters but loses accuracy. "
-        "PELA then trains the small model for a short while to imitate the teacher, and all are compared on finding the "
-        f"caption of a picture and the picture of a caption among {run.images:,} pictures and {run.texts:,} captions."
+        f"factors by singular value decomposition, which leaves {kept} of its parameters. PELA then pre-trains the "
+        "small model for a short while with the teacher as its guide, and all are compared on finding the captions of "
+        f"a picture and the picture of a caption among {run.images:,} pictures and {run.texts:,} captions."
     )
     note = (
-        "GFLOPs: 10<sup>9</sup> floating-point operations for one forward pass of an image-text pair. Images/s: measured on "
-        "the machine named below. TR: text retrieved for an image, IR: image retrieved for a text; @k: a right one is "
-        "among the first k. Small figures: relative to the teacher; under recall, the difference in points."
+        "GFLOPs: 10<sup>9</sup> floating-point operations of one forward pass of an image-text pair. Images/s: "
+        "measured on the machine named below. TR: text retrieved for an image; IR: image retrieved for a text; @k: a "
+        "right one is among the first k. Small figures compare with the teacher: a share, or points of recall."
     )
     return (
         f'<h1>{escape(run.title)}</h1><p class="lead">{lead}</p>{tables.key_figures(run)}'
@@ -73,7 +74,9 @@ def _recall(run: Demo) -> str:
     if any(value is not None for value in fine_tuned):
         chart = charts.recall_chart(run.models, fine_tuned, y, "Fine-tuned recall and size")
         figures.append(_figure("Fine-tuned, all with the same steps", "", chart))
-    text = "The mean of the six recalls against size. The first arrow is the truncation, the second the recovery."
+    text = "The mean of the six recalls against size."
+    if len(run.models) == 3:
+        text += " The first arrow is the truncation, the second the recovery."
     return f"<h2>Recall against size</h2><p>{text}</p>" + _grid(figures, "pair")
 
 
@@ -84,7 +87,7 @@ def _training(run: Demo) -> str:
             parts.append(f"<h3>{escape(name)}</h3>" + _grid(_term_figures(points), "grid4"))
     wide = []
     if run.evaluations:
-        wide.append(_figure("Recall during pre-training", "", charts.evaluations_chart(run)))
+        wide.append(_figure("Recall during pre-training", run.evaluations_note, charts.evaluations_chart(run)))
     tuning = {
         name[len(_FINE_TUNE) :].strip() or name: (_model_class(run, name, place), points)
         for place, (name, points) in enumerate(
@@ -92,14 +95,15 @@ def _training(run: Demo) -> str:
         )
     }
     if tuning:
-        wide.append(
-            _figure("Fine-tuning for retrieval", "running mean", charts.losses_chart(tuning, "Fine-tuning loss"))
-        )
+        wide.append(_figure("Fine-tuning for retrieval", "", charts.losses_chart(tuning, "Fine-tuning loss")))
     if wide:
         parts.append(_grid(wide, "pair"))
     if not parts:
         return ""
-    text = "Lines are running means; pale bands span the single steps. Every term is drawn on its own scale."
+    text = (
+        "Lines are running means; pale bands span the single steps. Terms are weighted as they enter the total, each "
+        "on its own scale."
+    )
     return f"<h2>Losses</h2><p>{text}</p>" + "".join(parts)
 
 
@@ -130,7 +134,7 @@ def _spectra(run: Demo) -> str:
         return ""
     kinds = layer_kinds(run.layers)
     ratios = [v / max(layer.spectrum) for layer in run.layers for v in layer.spectrum if v > 0]
-    floor = 10.0 ** max(-4, min(-1, math.floor(math.log10(min(ratios, default=0.1)))))
+    floor = next((tick for tick in _FLOORS if tick <= min(ratios, default=1)), _FLOORS[-1])
     parts = []
     for tower in dict.fromkeys(kind.tower for kind in kinds):
         figures = [
@@ -140,14 +144,14 @@ def _spectra(run: Demo) -> str:
         ]
         parts.append(f"<h3>{escape(tower)}</h3>" + _grid(figures, "grid4"))
     text = (
-        "Singular values of the teacher's weight matrices, divided by the largest, on a logarithmic scale: one line a layer, "
-        "darker towards the output. The tinted part is kept; what falls outside is what truncation loses. Energy: the sum "
-        "of squared singular values."
+        "Singular values of the teacher's weight matrices, divided by the largest, on a logarithmic scale: one line a "
+        "layer, darker towards the output. The tinted part is kept; what falls outside is what truncation loses. "
+        f"Values below {floor:g} are not drawn. Energy: the sum of squared singular values."
     )
+    norm = "\N{DOUBLE VERTICAL LINE}"
     errors = (
-        "Relative error of each layer after truncation, \N{DOUBLE VERTICAL LINE}W \N{MINUS SIGN} UV\N{DOUBLE VERTICAL LINE}"
-        " / \N{DOUBLE VERTICAL LINE}W\N{DOUBLE VERTICAL LINE} (Frobenius norm): 0 is a perfect copy, 1 nothing left. "
-        "One dot a layer."
+        f"Relative error of each layer after truncation, {norm}W \N{MINUS SIGN} UV{norm} / {norm}W{norm} (Frobenius "
+        "norm): 0 is a perfect copy, 1 nothing left. One dot a layer."
     )
     table = f"<details><summary>All {len(run.layers)} layers</summary>{tables.layer_table(run.layers)}</details>"
     return (
@@ -158,17 +162,15 @@ def _spectra(run: Demo) -> str:
 
 def _queries(run: Demo) -> str:
     parts = []
+    note = escape(f"{_UNCHOSEN} {run.queries_note}".strip())
     if run.image_queries:
-        text = "Test pictures with their own captions, and the first captions that each model retrieved, best first. "
-        text += "As they fell, not chosen."
-        parts.append(
-            f"<h2>Captions for a picture</h2><p>{text}</p>{queries.image_queries(run.image_queries, run.models)}"
-        )
+        text = "Test pictures with their own captions, and the first captions that each model retrieved, best first."
+        parts.append(f"<h2>Captions for a picture</h2><p>{text} {note}</p>")
+        parts.append(queries.image_queries(run.image_queries, run.models))
     if run.text_queries:
-        text = "Test captions and the first pictures that each model retrieved, best on the left. As they fell, not chosen."
-        parts.append(
-            f"<h2>Pictures for a caption</h2><p>{text}</p>{queries.text_queries(run.text_queries, run.models)}"
-        )
+        text = "Test captions and the first pictures that each model retrieved, best on the left."
+        parts.append(f"<h2>Pictures for a caption</h2><p>{text} {note}</p>")
+        parts.append(queries.text_queries(run.text_queries, run.models))
     return "".join(parts)
 
 

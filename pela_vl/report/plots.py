@@ -34,10 +34,12 @@ class Scale:
         return self.start + (self.stop - self.start) * (value - low) / (high - low)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Round values inside the range: powers of ten on a log scale, else multiples of 1, 2, 2.5 or 5 x 10^n."""
+        """Round values inside the range: 1, 2, 2.5 or 5 x 10^n apart; on a log scale powers of ten, or 1, 2, 5 too."""
         if self.log:
-            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            return [10.0**power for power in range(first, last + 1)]
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            factors = (1, 2, 5) if self.high / self.low < 50 else (1,)
+            every = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+            return [tick for tick in every if self.low * 0.999 <= tick <= self.high * 1.001]
         step = _round_step((self.high - self.low) / about)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [place * step for place in range(first, last + 1)]
@@ -108,8 +110,8 @@ class Chart:
         title: str,
         x: tuple[float, float],
         y: tuple[float, float],
-        size: tuple[int, int] = (300, 190),
-        margins: tuple[int, int, int, int] = (10, 10, 34, 44),
+        size: tuple[int, int] = (264, 176),
+        margins: tuple[int, int, int, int] = (10, 10, 34, 40),
         log_y: bool = False,
     ) -> None:
         top, right, bottom, left = margins
@@ -125,8 +127,7 @@ class Chart:
         for tick in ys:
             at = self.y(tick)
             self._add(f'<line class="grid" x1="{_n(left)}" x2="{_n(right)}" y1="{_n(at)}" y2="{_n(at)}"/>')
-            text = f"10^{round(math.log10(tick))}" if self.y.log and tick < 0.01 else f"{tick:g}"
-            self.text(left - 6, at + 3.5, text if self.y.log else tick_text(tick, ys), "tick", "end")
+            self.text(left - 6, at + 3.5, f"{tick:g}" if self.y.log else tick_text(tick, ys), "tick", "end")
         self._add(f'<line class="axis" x1="{_n(left)}" x2="{_n(right)}" y1="{_n(base)}" y2="{_n(base)}"/>')
         for tick in xs:
             at = self.x(tick)
@@ -183,11 +184,8 @@ class Chart:
         self._add(f'<polygon class="head" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in head)}"/>')
 
     def text(self, x: float, y: float, text: str, css: str, anchor: str = "start") -> None:
-        """Text at pixels, not at values; '10^-3' gets a raised exponent."""
-        base, caret, power = text.partition("^")
-        raised = f'<tspan dy="-4" class="power">{escape(power)}</tspan>' if caret else ""
-        shown = escape(base) + raised.replace("-", "\N{MINUS SIGN}", 0)
-        self._add(f'<text class="{css}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{shown}</text>')
+        """Text at pixels, not at values."""
+        self._add(f'<text class="{css}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def svg(self) -> str:
         width, height = self.size

@@ -20,9 +20,12 @@ A run is a JSON-able dict (`?` marks what may be absent or None):
     curves: {name: [{step: int, loss: float, terms?: {name: float}}]}
                                                     names that start with "fine-tune" share a chart, the others
                                                     are taken apart into their terms (weighted, as in the sum)
-    evaluations?: [{name: str, step: int, mean: float}]     mean recall on the way
+    evaluations?: [{name: str, step: int, mean: float}]     mean recall on the way: a name, a line; a name with a
+                                                    single point, such as the teacher, is a level across
+    evaluations_note?: str                          how they were measured, if not as zero_shot
     image_queries: [{image: data URI, truth: [caption], retrieved: {model: [{caption, hit: bool}]}}]
     text_queries: [{caption: str, retrieved: {model: [{image: data URI, hit: bool}]}}]
+    queries_note?: str                              which models answered, e.g. "Models after fine-tuning."
 """
 
 import math
@@ -110,6 +113,8 @@ class Demo:
     evaluations: list[Evaluation] = field(default_factory=list)
     image_queries: list[Query] = field(default_factory=list)
     text_queries: list[Query] = field(default_factory=list)
+    evaluations_note: str = ""
+    queries_note: str = ""
 
 
 def parse_demo(demo: Mapping[str, Any]) -> Demo:
@@ -130,6 +135,8 @@ def parse_demo(demo: Mapping[str, Any]) -> Demo:
         evaluations=root.get("evaluations", lambda node: node.each(_evaluation)) or [],
         image_queries=root["image_queries"].each(_image_query),
         text_queries=root["text_queries"].each(_text_query),
+        evaluations_note=root.get("evaluations_note", _Node.text) or "",
+        queries_note=root.get("queries_note", _Node.text) or "",
     )
     if not parsed.models:
         root["models"].fail("at least one model, the teacher first")

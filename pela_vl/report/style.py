@@ -2,7 +2,7 @@
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --rule: #dde2e8; --paper: #ffffff; --tint: #f4f6f9;
-  --m0: #4b5563; --m1: #c2510a; --m2: #0068a8; --m3: #8a5080; --hit: #00795a; --miss: #8a929d; }
+  --m0: #4b5563; --m1: #c2510a; --m2: #0068a8; --m3: #8a5080; --hit: #00795a; --miss: #6b7480; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa5b4; --rule: #303844; --paper: #14181e;
   --tint: #1c222b; --m0: #c3cad4; --m1: #f0944d; --m2: #56b4e9; --m3: #d79bc8; --hit: #35c79b; --miss: #7f8996; } }
 * { box-sizing: border-box; }
@@ -14,7 +14,7 @@ h1 { font-size: 30px; line-height: 1.2; margin: 44px 0 12px; letter-spacing: -.0
 h2 { font-size: 21px; margin: 56px 0 6px; padding-top: 14px; border-top: 1px solid var(--rule); }
 h3 { font-size: 16px; margin: 30px 0 6px; }
 h4 { font-size: 14px; margin: 0; font-weight: 600; }
-p { margin: 6px 0 14px; max-width: 74ch; }
+p { margin: 6px 0 14px; max-width: 88ch; }
 p.lead { font-size: 18px; }
 small, .soft { color: var(--soft); }
 .num { font-variant-numeric: tabular-nums; }
@@ -23,7 +23,7 @@ small, .soft { color: var(--soft); }
 .keys { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 24px 0 8px; }
 .key { background: var(--tint); border-radius: 8px; padding: 14px 16px; border-left: 4px solid var(--c, var(--rule)); }
 .key b { display: block; font-size: 26px; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.key span { color: var(--soft); font-size: 14px; line-height: 1.35; display: block; margin-top: 4px; }
+.key span { color: var(--soft); font-size: 14px; line-height: 1.35; display: block; margin-top: 3px; }
 
 .scroll { overflow-x: auto; margin: 10px 0 22px; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
@@ -34,8 +34,9 @@ thead th { color: var(--soft); font-weight: 500; font-size: 13px; vertical-align
 tbody th { font-weight: 600; }
 tr.group th { padding-top: 18px; color: var(--soft); font-weight: 500; font-size: 13px; }
 td small { display: block; font-size: 12px; line-height: 1.2; }
-.dotted::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; background: var(--c);
-  margin-right: 8px; }
+th.dotted { position: relative; padding-left: 18px; }
+.dotted::before { content: ""; position: absolute; left: 0; top: 13px; width: 9px; height: 9px; border-radius: 50%;
+  background: var(--c); }
 .bar { display: block; height: 4px; background: var(--tint); margin-top: 3px; min-width: 60px; }
 .bar i { display: block; height: 100%; background: var(--c); }
 
@@ -43,7 +44,7 @@ td small { display: block; font-size: 12px; line-height: 1.2; }
 .grid4 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 236px), 1fr)); gap: 18px 22px;
   margin: 10px 0 26px; }
 figure { margin: 0; max-width: 620px; min-width: 0; }
-.grid4 figure { max-width: 340px; }
+.grid4 figure { max-width: 340px; display: flex; flex-direction: column; justify-content: flex-end; }
 figcaption { font-size: 14px; line-height: 1.35; margin-bottom: 4px; }
 figcaption b { font-weight: 600; }
 figcaption small { display: block; font-size: 13px; }
@@ -53,7 +54,6 @@ svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-num
 svg text.name { font-size: 12px; font-weight: 600; fill: var(--c, var(--ink)); }
 svg text.name, svg text.note { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 svg text.note { fill: var(--ink); }
-svg tspan.power { font-size: 8px; }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
@@ -80,9 +80,9 @@ svg .shade0 { opacity: .35; } svg .shade1 { opacity: .55; } svg .shade2 { opacit
 details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 details table { font-size: 13px; }
 
-.query { display: grid; grid-template-columns: 150px 1fr; gap: 8px 24px; padding: 20px 0; align-items: start;
-  border-bottom: 1px solid var(--rule); }
-.query > div > img { width: 150px; height: auto; display: block; border-radius: 4px; }
+.query { display: grid; grid-template-columns: 200px 1fr; gap: 8px 28px; padding: 20px 0; align-items: start; }
+.query + .query, .shelf + .shelf { border-top: 1px solid var(--rule); }
+.query > div > img { width: 170px; height: auto; display: block; border-radius: 4px; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); gap: 16px 26px; }
 .answers h4, .shelf h4 { color: var(--c); margin-bottom: 4px; }
 .answers ol, .truth { list-style: none; margin: 0; padding: 0; font-size: 14px; line-height: 1.35; }
@@ -92,7 +92,7 @@ details table { font-size: 13px; }
 .verdict { font-size: 12px; white-space: nowrap; color: var(--miss); line-height: 1.5; }
 .verdict svg { width: 12px; height: 12px; vertical-align: -1.5px; margin-right: 4px; }
 .hit .verdict { color: var(--hit); font-weight: 700; }
-.shelf { padding: 20px 0; border-bottom: 1px solid var(--rule); }
+.shelf { padding: 20px 0; }
 .shelf blockquote { margin: 0 0 10px; font-size: 17px; }
 .shelf .answers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 .pictures { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 6px; }
@@ -103,12 +103,17 @@ footer { margin-top: 56px; padding-top: 16px; padding-bottom: 40px; color: var(-
 footer p { margin: 2px 0; } code { font-size: .95em; }
 @media (max-width: 640px) {
   main, footer { padding: 0 14px; } h1 { font-size: 25px; margin-top: 28px; } p.lead { font-size: 17px; }
-  th, td { padding: 6px 6px; } table { font-size: 14px; }
+  th, td { padding: 6px 4px; } table { font-size: 13px; } thead th { font-size: 12px; }
+  th { white-space: normal; } th.dotted { min-width: 84px; line-height: 1.3; padding-left: 15px; }
+  .dotted::before { top: 10px; } td small { font-size: 11px; }
+  .bar { min-width: 40px; }
   .query { grid-template-columns: 1fr; } .query > div { display: grid; grid-template-columns: 120px 1fr; gap: 12px; }
   .query > div.answers { grid-template-columns: 1fr; } .query > div > img { width: 120px; } .truth { margin-top: 0; }
   .strip { grid-template-columns: 1fr 70px; gap: 0 10px; } .strip > span:first-child { grid-column: 1 / 3; }
   .ticks > span:first-child { display: none; }
-  .keys { grid-template-columns: 1fr 1fr; gap: 10px; } .key { padding: 10px 12px; } .key b { font-size: 21px; }
+  .grid4 { grid-template-columns: 1fr 1fr; gap: 16px 14px; } .grid4 svg text { font-size: 14px; }
+  figcaption, figcaption small { font-size: 13px; }
+  .keys { grid-template-columns: 1fr; gap: 10px; } .key { padding: 10px 12px; } .key b { font-size: 21px; }
 }
 @media print { .query, .shelf, figure { break-inside: avoid; } }
 """

@@ -26,12 +26,18 @@ def format_table(demo: Mapping[str, Any]) -> str:
 def _costs(run: Demo) -> list[str]:
     teacher = run.models[0]
     rows = [["cost", "params", "of teacher", "in Linears", "GFLOPs/pair", "images/s"]]
-    rows += [[m.name, count(m.params), *_shares(m, teacher), significant(m.images_per_s)] for m in run.models]
+    rows += [
+        [m.name, count(m.params, teacher.params), *_shares(m, teacher), significant(m.images_per_s)] for m in run.models
+    ]
     return _aligned(rows)
 
 
 def _shares(model: Model, teacher: Model) -> list[str]:
-    return [percent(model.params / teacher.params), count(model.linear_params), significant(model.gflops)]
+    return [
+        percent(model.params / teacher.params),
+        count(model.linear_params, teacher.linear_params),
+        significant(model.gflops),
+    ]
 
 
 def _recalls(run: Demo, stage: str, results: Sequence[dict[str, float] | None]) -> list[str]:
@@ -41,7 +47,9 @@ def _recalls(run: Demo, stage: str, results: Sequence[dict[str, float] | None]) 
         if recall is None:
             rows.append([model.name, *["-"] * len(RECALLS), ""])
             continue
-        versus = "" if reference is None or model is run.models[0] else difference(recall["mean"] - reference["mean"])
+        versus = (
+            "" if reference is None or model is run.models[0] else difference(recall["mean"] - reference["mean"], "-")
+        )
         rows.append([model.name, *[f"{recall[name]:.1f}" for name in RECALLS], versus])
     return _aligned(rows)
 

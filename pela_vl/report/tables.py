@@ -12,21 +12,18 @@ def key_figures(run: Demo) -> str:
     teacher = run.models[0]
     tiles = []
     for place, model in enumerate(run.models):
-        size = f"{count(model.params)} parameters"
+        size = f"{count(model.params, teacher.params)} parameters"
         if place == 0:
-            value, text = f"{model.zero_shot['mean']:.1f} %", f"{size}; mean recall zero-shot"
+            value, text = f"{model.zero_shot['mean']:.1f} %", "mean recall zero-shot"
         else:
             value = f"{difference(model.zero_shot['mean'] - teacher.zero_shot['mean'])} points"
-            text = (
-                f"{size}, {percent(model.params / teacher.params, 0)} of the teacher; mean recall zero-shot against it"
-            )
+            text = "mean recall zero-shot, against the teacher"
+            size += f", {percent(model.params / teacher.params, 0)} of the teacher"
         if model.fine_tuned and teacher.fine_tuned:
             tuned = model.fine_tuned["mean"]
-            versus = f"{difference(tuned - teacher.fine_tuned['mean'])} points" if place else f"{tuned:.1f} %"
-            text += f"; {versus} after fine-tuning"
-        tiles.append(
-            f'<div class="key m{place}"><h4>{escape(model.name)}</h4><b>{value}</b><span>{escape(text)}</span></div>'
-        )
+            text += f" ({difference(tuned - teacher.fine_tuned['mean']) if place else f'{tuned:.1f} %'} fine-tuned)"
+        lines = f"<span>{escape(text)}</span><span>{escape(size)}</span>"
+        tiles.append(f'<div class="key m{place}"><h4>{escape(model.name)}</h4><b>{value}</b>{lines}</div>')
     return f'<div class="keys">{"".join(tiles)}</div>'
 
 
@@ -36,10 +33,11 @@ def cost_table(run: Demo) -> str:
     for place, model in enumerate(run.models):
         share = model.params / teacher.params
         linear = model.linear_params / teacher.linear_params if teacher.linear_params else 1.0
+        bar = f'<span class="bar"><i style="width:{100 * min(share, 1):.1f}%"></i></span>'
         cells = [
-            f'{count(model.params)}<span class="bar"><i style="width:{100 * min(share, 1):.1f}%"></i></span>',
+            count(model.params, teacher.params) + bar,
             percent(share),
-            f"{count(model.linear_params)}{_small(percent(linear), place)}",
+            f"{count(model.linear_params, teacher.linear_params)}{_small(percent(linear), place)}",
             f"{significant(model.gflops)}{_small(_ratio(model.gflops, teacher.gflops), place)}",
             f"{significant(model.images_per_s)}{_small(_ratio(model.images_per_s, teacher.images_per_s), place)}",
         ]

@@ -83,23 +83,22 @@ def test_page_is_well_formed_and_holds_every_number(make_demo, page_of):
         for stage in ("zero_shot", "fine_tuned"):
             for value in model[stage].values():
                 assert f"{value:.1f}" in page.text
-    for shown in (
-        "2.03 M",
-        "0.986 M",
-        "48.5 %",
-        "1.57 M",
-        "0.524 M",
-        "33.3 %",
-        "0.313",
-        "0.118",
-        "741",
-        "1102",
-        "1098",
-    ):
+    costs = ("2.03 M", "0.986 M", "48.5 %", "1.57 M", "0.524 M", "33.3 %", "0.313", "0.118", "741", "1102", "1098")
+    for shown in costs:
         assert shown in page.text
     for shown in ("A demonstration", "500", "2,500", "make demo", "12 min 34 s", "Some CPU", "2 cores", "torch 2.14.1"):
         assert shown in page.text
     _check_coordinates(page)
+
+
+def test_notes_and_levels_of_the_recovery_chart(make_demo, page_of):
+    demo = make_demo()
+    page = page_of(demo)
+    assert "validation set, contrastive scores" in page.text and page.count("line", "level") == 0
+    assert page.text.count("As they fell, not chosen. Models after fine-tuning.") == 2
+    demo["evaluations"].append({"name": "teacher (dense)", "step": 0, "mean": 70.0})
+    page = page_of(demo)
+    assert page.count("line", "level") == 1 and page.count("line", "m0") == 1
 
 
 def test_page_needs_nothing_from_elsewhere(make_demo, page_of, tmp_path):
@@ -131,7 +130,7 @@ def test_text_is_escaped(make_demo, page_of):
     demo["layers"][1]["name"] = f"{evil}.weight"
     demo["curves"] = {evil: demo["curves"]["PELA pre-training"], f"fine-tune {evil}": demo["curves"]["fine-tune PELA"]}
     demo["curves"][evil][0]["terms"][evil] = 1.0
-    demo["evaluations"][0]["name"] = evil
+    demo["evaluations"][0]["name"] = demo["evaluations_note"] = demo["queries_note"] = evil
     answers = [{"caption": evil, "hit": True}]
     demo["image_queries"][0] |= {"truth": [evil], "retrieved": {f"{evil} 1": answers}}
     demo["text_queries"][0] |= {"caption": evil, "retrieved": {}}

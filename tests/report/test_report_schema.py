@@ -50,7 +50,7 @@ def test_bad_values_are_named(make_demo, path, value, where, what):
     assert where in message and what in message and "\n" not in message
 
 
-@pytest.mark.parametrize("path", [["models", 0, "fine_tuned"], ["evaluations"]])
+@pytest.mark.parametrize("path", [["models", 0, "fine_tuned"], ["evaluations"], ["queries_note"]])
 def test_what_may_be_absent(make_demo, path):
     demo = make_demo()
     parent = demo

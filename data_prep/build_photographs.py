@@ -1,0 +1,50 @@
+"""Make retrieval lists from a small folder of photographs with captions, for trying the real path by hand.
+
+The folder holds annotations.json, a list of {"image": path below the folder, "image_id": number, "caption": [texts]};
+other fields are left out. Every picture goes to one list. No picture is copied: data.image_root is the folder itself.
+
+Example: python data_prep/build_photographs.py --source ../shared/data/coco_ccby_small --output data/photographs
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from pela_vl.data.captions import load_annotations
+from pela_vl.data.images import resolve_image
+from pela_vl.errors import UserError, run_main
+from pela_vl.files import atomic_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder with annotations.json and the pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
+    parser.add_argument("--test", type=int, default=16, help="pictures to test on, evenly spread (default 16)")
+    parser.add_argument("--val", type=int, default=0, help="pictures to validate on, likewise (default none, no list)")
+    args = parser.parse_args()
+    fields = {"image": (str,), "image_id": (int, str), "caption": (list,)}
+    entries = load_annotations([args.source / "annotations.json"], fields)
+    for entry in entries:
+        path = resolve_image(args.source, entry.values["image"])
+        if not os.path.isfile(path):
+            raise UserError(f"{entry.place}: field 'image': {path}: no such file")
+    held_out = args.test + args.val
+    if args.test < 1 or args.val < 0 or held_out >= len(entries):
+        raise UserError(
+            f"--test {args.test} --val {args.val}: want 1 or more and 0 or more, below {len(entries)} in all"
+        )
+    chosen = [i * len(entries) // held_out for i in range(held_out)]
+    # validation pictures are spread among the held-out ones in turn
+    val = {chosen[i * held_out // args.val] for i in range(args.val)}
+    splits = {"train": set(range(len(entries))) - set(chosen), "val": val, "test": set(chosen) - val}
+    for split, members in splits.items():
+        if members:
+            path = args.output / f"photographs_{split}.json"
+            atomic_json(path, [entry.values for i, entry in enumerate(entries) if i in members])
+            captions = sum(len(entries[i].values["caption"]) for i in members)
+            print(f"{split:<5} {len(members):>4} pictures {captions:>5} captions  {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)
