@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pela_vl.distributed import Ranks, sum_over_ranks
+from pela_vl.distributed import Ranks, broadcast_from_main, sum_over_ranks
 from pela_vl.errors import UserError
 from pela_vl.optim import set_lr
 
@@ -131,9 +131,17 @@ class DeepSpeedBackend:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
+        # DeepSpeed 0.19 sends rank 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
+        # temperature): such numbers are sent here, and marked in its own way as not to be sent
+        numbers = [p for p in module.parameters() if p.ndim == 0]
+        for parameter in numbers:
+            broadcast_from_main(parameter.data)
+            parameter.ds_optim_param = True
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=AutocastModule(module, autocast), optimizer=optimizer, config=config
         )
+        for parameter in numbers:
+            del parameter.ds_optim_param
 
     def forward(self, *args: Any) -> Any:
         return self.engine(*args)

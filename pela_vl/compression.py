@@ -19,7 +19,8 @@ from pela_vl.models.albef import Albef, build_albef
 from pela_vl.settings import CompressSettings
 
 TEXT_TOKENS = 30
-"""Length of the text in the operations that `pair_flops` counts: the longest that retrieval and pre-training take."""
+"""Length of the text in the operations that `pair_flops` counts: the longest that retrieval and pre-training take by
+default. A model with fewer positions is counted at those."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Compression:
     twin: dict[str, Tensor]
     parameters: tuple[int, int]
     flops: tuple[Flops, Flops]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the twin's)."""
+        rows = []
+        for number, layer in enumerate(self.layers):
+            row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
+            row["before"] = layer.in_features * layer.out_features
+            row["after"] = layer.rank * (layer.in_features + layer.out_features)
+            row["rel_error"] = layer.rel_error
+            if self.twin_layers:
+                row["twin_rel_error"] = self.twin_layers[number].rel_error
+            rows.append(row)
+        return rows
 
 
 def compress_with_twin(
@@ -85,7 +99,7 @@ def _compress_twin(
     return reports, stored
 
 
-def pair_flops(numbers: dict[str, Any], plan: dict[str, int], text_tokens: int = TEXT_TOKENS) -> Flops:
+def pair_flops(numbers: dict[str, Any], plan: dict[str, int]) -> Flops:
     """Operations to score one image with one text: image encoder, text encoder, both joint projections, the image's
     cross-attention keys and values, the fusion layers and the matching head. The MLM head has no part in it.
 
@@ -96,7 +110,7 @@ def pair_flops(numbers: dict[str, Any], plan: dict[str, int], text_tokens: int =
     if plan:
         apply_plan(model, plan, init="empty")
     images = torch.empty(1, 3, numbers["image_size"], numbers["image_size"], device="meta")
-    ids = torch.zeros(1, min(text_tokens, numbers["max_positions"]), dtype=torch.int64, device="meta")
+    ids = torch.zeros(1, min(TEXT_TOKENS, numbers["max_positions"]), dtype=torch.int64, device="meta")
     mask = torch.ones_like(ids)
 
     def score(albef: Albef) -> None:

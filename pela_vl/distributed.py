@@ -155,6 +155,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def broadcast_from_main(values: Tensor) -> None:
+    """Give every rank the main rank's values, in place."""
+    if world() > 1:
+        dist.broadcast(values, 0)
+
+
 class _Watch(threading.Thread):
     """Every rank beats in the group's store; a rank whose beat stands still for 30 s ends the run on all others.
 

@@ -151,7 +151,7 @@ def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torc
     output.terms.update(loop.method.terms(output, extra, batch))
     loss = sum(output.terms.values())
     if not torch.isfinite(loss):
-        terms = ", ".join(f"{name} {float(value):g}" for name, value in output.terms.items())
+        terms = ", ".join(f"{name} {value.item():g}" for name, value in output.terms.items())
         raise _not_finite(batch, step, terms)
     loop.backend.backward(loss)
     loop.objective.finish(batch, prepared)

@@ -10,6 +10,7 @@ class ModelSettings:
 
     overrides: numbers of `build_albef` to change, for a model built anew. image_size: pixels a side; a checkpoint's
     positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
+    init_std: of the weights of a model built anew; None is BERT's and ViT's 0.02, which is meant for a width of 768.
     """
 
     size: str | None = None
@@ -17,6 +18,7 @@ class ModelSettings:
     image_size: int | None = None
     dropout: float | None = None
     drop_path: float = 0.0
+    init_std: float | None = None
     tokenizer: str | None = None
 
 

@@ -11,8 +11,13 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pela_vl.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from pela_vl.compression import Compression, Usage
+    from pela_vl.loading import LoadedModel
 
 
 def main() -> None:
@@ -41,15 +46,12 @@ def main() -> None:
     bar: list[Progress] = []
 
     def show(done: int, total: int, name: str) -> None:
-        if not bar:
-            bar.append(Progress(total, "factorise", unit="layer"))
+        if not bar:  # its clock starts when the first layer is done
+            bar.append(Progress(total, "factorise", initial=done, unit="layer"))
         bar[0].to(done, name)
 
-    try:
-        result = compress_with_twin(loaded, settings, show)
-    finally:
-        for shown in bar:
-            shown.close()
+    result = compress_with_twin(loaded, settings, show)
+    bar[0].close()
     loaded.card.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
         "kappa": args.kappa,
@@ -72,12 +74,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="the low-rank checkpoint to write, a .safetensors file")
     parser.add_argument("--kappa", type=float, default=3.0, help="factors hold 1/kappa of the weights (default 3)")
     parser.add_argument(
-        "--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="more modules to keep dense (globs)"
+        "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="more modules to keep dense"
     )
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
     parser.add_argument("--threads", type=int, help="threads to use (default: all cores)")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
+    if args.checkpoint and not os.path.isfile(args.checkpoint):
+        raise UserError(f"checkpoint {args.checkpoint}: no such file")
     if not args.output.endswith(".safetensors"):
         raise UserError(f"--output {args.output}: give a name ending in .safetensors")
     if os.path.isdir(args.output):
@@ -89,7 +93,7 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _load(args: argparse.Namespace):
+def _load(args: argparse.Namespace) -> "LoadedModel":
     from pela_vl.data.tokenizer import Tokenizer
     from pela_vl.loading import load_model
     from pela_vl.settings import ModelSettings
@@ -99,22 +103,8 @@ def _load(args: argparse.Namespace):
     return load_model(settings, args.checkpoint, mlm=None, vocab_size=vocab_size)
 
 
-def _rows(result) -> list[dict]:
-    """One dict a layer: the figures of the table."""
-    rows = []
-    for number, layer in enumerate(result.layers):
-        row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
-        row["before"] = layer.in_features * layer.out_features
-        row["after"] = layer.rank * (layer.in_features + layer.out_features)
-        row["rel_error"] = layer.rel_error
-        if result.twin_layers:
-            row["twin_rel_error"] = result.twin_layers[number].rel_error
-        rows.append(row)
-    return rows
-
-
-def _print_layers(result) -> None:
-    rows = _rows(result)
+def _print_layers(result: "Compression") -> None:
+    rows = result.rows()
     wide = max(len(row["layer"]) for row in rows)
     twin = "   twin error" if result.twin_layers else ""
     print(f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{twin}")
@@ -124,25 +114,29 @@ def _print_layers(result) -> None:
         print(line + (f"       {row['twin_rel_error']:.4f}" if twin else ""))
 
 
-def _print_totals(result, loaded, used) -> None:
+def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -> None:
+    from pela_vl.compression import TEXT_TOKENS
+
     before, after = result.parameters
-    print(f"\nparameters     {before:>13,} -> {after:>13,}  ({after / before:.1%})")
-    first, second = (sum(row[key] for row in _rows(result)) for key in ("before", "after"))
+    print(f"\nparameters {before:,} -> {after:,} ({after / before:.1%})")
+    first, second = (sum(row[key] for row in result.rows()) for key in ("before", "after"))
     print(f"  weights of these {len(result.layers)} layers {first:,} -> {second:,} ({second / first:.1%})")
-    size, (dense, small) = loaded.card.numbers["image_size"], result.flops
-    print(f"GFLOPs to score one image of {size} px with one text of 30 tokens (2 x multiply-adds; encoders, projections,")
-    print(f"image keys and values, fusion, matching): {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} in Linear and")
-    print(f"Conv layers ({small.layers / dense.layers:.1%}), and {dense.attention / 1e9:.3g} between activations (attention)")
+    dense, small = result.flops
+    print(f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})")
+    size, length = loaded.card.numbers["image_size"], min(TEXT_TOKENS, loaded.card.numbers["max_positions"])
+    print(f"  in Linear and Conv layers (2 x multiply-adds), to score one image of {size} px with a text of {length}")
+    print("  tokens: both encoders, joint projections, the image's keys and values, fusion and matching;")
+    print(f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either")
     print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
 
 
-def _report(args: argparse.Namespace, what: str, result) -> dict:
+def _report(args: argparse.Namespace, what: str, result: "Compression") -> dict:
     before, after = result.parameters
     return {
         "source": args.checkpoint or f"random {args.random}",
         "recognised": what,
         "kappa": args.kappa,
-        "layers": _rows(result),
+        "layers": result.rows(),
         "parameters": {"before": before, "after": after},
         "flops": {"before": asdict(result.flops[0]), "after": asdict(result.flops[1])},
     }

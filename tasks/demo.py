@@ -1,6 +1,6 @@
 """The whole method on built-in data: compress a pre-trained ALBEF, see the damage, recover it, fine-tune, compare.
 
-    python tasks/demo.py                 # what `make demo` runs; may be interrupted and run again
+python tasks/demo.py                 # what `make demo` runs; may be interrupted and run again
 """
 
 import argparse

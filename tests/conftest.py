@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-# tiny_albef.py and runs.py are shared by the tests of several folders
-sys.path.insert(0, str(Path(__file__).parent))
+# tiny_albef.py, runs.py and convert/published_files.py are shared by the tests of several folders
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "convert")]
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,16 @@
 from pela_vl.convert.checkpoint import Converted, convert_checkpoint, recognise, with_image_size
 from pela_vl.convert.positions import interpolate_pos_embed
 from pela_vl.convert.reading import read_state
+from pela_vl.convert.starts import bert_decoder, encoders_only, with_decoder
 
 __all__ = [
     "Converted",
+    "bert_decoder",
     "convert_checkpoint",
+    "encoders_only",
     "interpolate_pos_embed",
     "read_state",
     "recognise",
+    "with_decoder",
     "with_image_size",
 ]

@@ -180,7 +180,7 @@ class TextEncoder(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
         """The text-only layers: ids, mask [B, L] -> tokens [B, L, D]; hidden: embeddings and every layer's output."""
-        return self._run(self.embeddings(ids), mask, 0, self.fusion_layer, None, None, keep_hidden)
+        return self._run(self.embeddings(ids), _attend(mask), 0, self.fusion_layer, None, None, keep_hidden)
 
     def fuse(
         self,
@@ -189,12 +189,15 @@ class TextEncoder(nn.Module):
         image: list[KeyValue],
         image_mask: Tensor | None = None,
         keep_hidden: bool = False,
+        causal: bool = False,
     ) -> TokenStates:
         """The fusion layers on encoded text tokens [B, L, D], with one keys/values pair a fusion layer.
 
-        The pairs may have batch 1 (one image for every text). `image_mask` [B, N], 1 = attend, None = all.
+        The pairs may have batch 1 (one image for every text). `image_mask` [B, N], 1 = attend, None = all; it may have
+        batch 1 too. causal: a token does not attend to later ones.
         """
-        return self._run(tokens, mask, self.fusion_layer, len(self.encoder.layer), image, image_mask, keep_hidden)
+        attend, last = _attend(mask, causal), len(self.encoder.layer)
+        return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""
@@ -204,15 +207,14 @@ class TextEncoder(nn.Module):
     def _run(
         self,
         x: Tensor,
-        mask: Tensor,
+        attend: Tensor,
         first: int,
         last: int,
         image: list[KeyValue] | None,
         image_mask: Tensor | None,
         keep_hidden: bool,
     ) -> TokenStates:
-        attend = mask[:, None, None, :].bool()
-        attend_image = None if image_mask is None else image_mask[:, None, None, :].bool()
+        attend_image = None if image_mask is None else _attend(image_mask)
         hidden = [x]
         for i in range(first, last):
             context = image[i - first] if image is not None else None
@@ -223,6 +225,12 @@ class TextEncoder(nn.Module):
             if keep_hidden:
                 hidden.append(x)
         return TokenStates(x, tuple(hidden) if keep_hidden else ())
+
+
+def _attend(mask: Tensor, causal: bool = False) -> Tensor:
+    """Which token may attend to which: bool [B, 1, 1 or L, L] from the padding mask [B, L]."""
+    attend = mask[:, None, None, :].bool()
+    return attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril() if causal else attend
 
 
 def select_images(image: list[KeyValue], index: Tensor) -> list[KeyValue]:

@@ -54,7 +54,9 @@ def test_decoder_logits_are_transformers():
     real = batch.answer_mask.bool()
     torch.testing.assert_close(ours[real], expected[real], **CLOSE)
     # Shifted by one: the state at [CLS] predicts the first word, and that at the last word [SEP].
-    assert labels.tolist() == [word for row, m in zip(batch.answer_ids, batch.answer_mask, strict=True) for word in row[1 : m.sum()]]
+    assert labels.tolist() == [
+        word for row, m in zip(batch.answer_ids, batch.answer_mask, strict=True) for word in row[1 : m.sum()]
+    ]
     at = [(row, t) for row, m in enumerate(batch.answer_mask) for t in range(int(m.sum()) - 1)]
     torch.testing.assert_close(next_token, torch.stack([expected[where] for where in at]), **CLOSE)
 

@@ -116,6 +116,7 @@ def test_two_steps_are_the_published_ones(monkeypatch, weights, spread, low_rank
     for step in range(2):
         batch = tiny_batch(5, seed=step, image_ids=[3, 8, 3, 2, 8] if spread else None)
         prepared = made.prepare(batch, ALPHA, new_step=True)
+        assert online.temp.item() <= 0.5
         output = made.module(batch, prepared)
         expected, image_feat_m, text_feat_m = published_step(model, twin, queue, batch, weights["mlm"], spread)
         assert output.terms.keys() == expected.keys()
@@ -127,7 +128,8 @@ def test_two_steps_are_the_published_ones(monkeypatch, weights, spread, low_rank
         sum(expected.values()).backward()
         for (name, own), other in zip(online.named_parameters(), model.parameters(), strict=True):
             assert own.grad is not None, name
-            torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
+            # relative to the tensor: single entries, as of key biases, are zero but for rounding
+            assert (own.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-5, name
         made.finish(batch, prepared)
         queue.push(image_feat_m, text_feat_m, batch.image_ids)
         for name, value in queue.state_dict().items():
@@ -136,7 +138,6 @@ def test_two_steps_are_the_published_ones(monkeypatch, weights, spread, low_rank
             for parameters in (online, model):
                 for parameter in parameters.parameters():
                     parameter.sub_(0.05 * parameter.grad)
-    assert online.temp.item() <= 0.5
 
 
 def run(made, batch, alpha=ALPHA):

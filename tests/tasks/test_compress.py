@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,11 @@ def best(dense: torch.Tensor, rank: int) -> float:
 
 
 def test_own_dense_model(tmp_path, script, capsys):
-    source, output, report = write_dense(tmp_path / "dense.safetensors"), tmp_path / "low.safetensors", tmp_path / "r.json"
+    source, output, report = (
+        write_dense(tmp_path / "dense.safetensors"),
+        tmp_path / "low.safetensors",
+        tmp_path / "r.json",
+    )
     script(COMPRESS, "--checkpoint", source, "--output", output, "--json", report)
     dense, low = load_model(ModelSettings(), str(source), None), load_model(ModelSettings(), str(output), None)
     before, after = read_weights(source), read_weights(output)
@@ -83,14 +88,18 @@ def test_own_dense_model(tmp_path, script, capsys):
 
 
 def test_operations_are_those_of_a_real_pass(tmp_path, script):
-    source, output, report = write_dense(tmp_path / "dense.safetensors"), tmp_path / "low.safetensors", tmp_path / "r.json"
+    source, output, report = (
+        write_dense(tmp_path / "dense.safetensors"),
+        tmp_path / "low.safetensors",
+        tmp_path / "r.json",
+    )
     script(COMPRESS, "--checkpoint", source, "--output", output, "--json", report, "--image-size", 64)
     figures = json.loads(report.read_text())["flops"]
     images, ids = torch.randn(1, 3, 64, 64), torch.ones(1, 30, dtype=torch.int64)
 
     def score(model):
         image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, ids).tokens
-        model.image_feature(image) @ model.text_feature(text).T.detach().mul(0).T.new_zeros(8, 0)
+        model.image_feature(image), model.text_feature(text)
         model.match(text, ids, model.text_encoder.image_keys_values(image))
 
     for which, path in (("before", source), ("after", output)):
@@ -139,7 +148,9 @@ def test_output_starts_a_run_with_its_twin(tmp_path, script, mlm):
     source = write_dense(tmp_path / "dense.safetensors", twin=True, vocab_size=30522)
     output = tmp_path / "low.safetensors"
     script(COMPRESS, "--checkpoint", source, "--output", output)
-    settings = from_dict(Settings, {"init": {"checkpoint": str(output)}, "losses": {"mlm": mlm, "queue_size": 8}}, "test")
+    settings = from_dict(
+        Settings, {"init": {"checkpoint": str(output)}, "losses": {"mlm": mlm, "queue_size": 8}}, "test"
+    )
     parts = assemble(settings, Ranks(0, 1, torch.device("cpu"), launched=False), match_ids=not mlm)
     stored = read_weights(output)
     twin = parts.objective.companions["twin"].model.state_dict()
@@ -152,7 +163,9 @@ def test_excluded_modules_stay_dense(tmp_path, script):
     source, output = write_dense(tmp_path / "dense.safetensors"), tmp_path / "low.safetensors"
     script(COMPRESS, "--checkpoint", source, "--output", output, "--kappa", 2, "--exclude", "visual_encoder", "*.query")
     ranks = read_card(output).ranks
-    assert ranks and not [name for name in ranks if name.startswith(("visual_encoder", *HEADS)) or name.endswith("query")]
+    assert ranks and not [
+        name for name in ranks if name.startswith(("visual_encoder", *HEADS)) or name.endswith("query")
+    ]
     assert ranks["text_encoder.encoder.layer.0.attention.self.key"] == 24 * 24 // (2 * 48)
 
 
@@ -172,7 +185,7 @@ def _low_rank(folder: Path) -> list:
     return ["--checkpoint", folder / "PELA.pth"]
 
 
-def _dense(*more: object):
+def _dense(*more: object) -> Callable[[Path], list]:
     return lambda folder: ["--checkpoint", write_dense(folder / "dense.safetensors"), *more]
 
 
@@ -213,5 +226,5 @@ def test_error_on_the_command_line_is_one_line(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment())
     assert done.returncode == 2
-    assert done.stderr == "error: absent.pth: no such checkpoint file\n" or done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "absent.pth" in done.stderr
+    assert done.stderr.count("\n") == 1

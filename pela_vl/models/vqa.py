@@ -1,0 +1,138 @@
+"""ALBEF for visual question answering: a decoder that generates, and so ranks, answers from the fused question.
+
+Shapes: B questions, L question tokens, A answers, T answer tokens, M token positions, D width, V words. No forward here has
+a side effect.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.models.bert import KeyValue, TextEncoder
+from pela_vl.models.encoders import build_encoders
+from pela_vl.models.heads import MaskedLanguageHead
+from pela_vl.models.vit import ImageEncoder
+
+HEADS = ("text_decoder.mlm_head",)
+"""What stays dense when the model is compressed as published."""
+
+
+class AnswerDecoder(TextEncoder):
+    """BERT with causal self-attention and, in every layer, cross-attention to a question's states; language model head."""
+
+    def __init__(
+        self, vocab_size: int, dim: int, depth: int, heads: int, mlp_dim: int, max_positions: int, dropout: float
+    ):
+        super().__init__(
+            vocab_size,
+            dim,
+            depth,
+            heads,
+            mlp_dim,
+            fusion_layer=0,
+            image_dim=dim,
+            max_positions=max_positions,
+            dropout=dropout,
+            attention_dropout=dropout,
+        )
+        self.mlm_head = MaskedLanguageHead(dim, vocab_size)
+
+    def question_keys_values(self, states: Tensor) -> list[KeyValue]:
+        """Keys and values of question states [B, L, D] for every layer: computed once a question, used by any answer."""
+        return self.image_keys_values(states)
+
+    def decode(self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor) -> Tensor:
+        """States [A, T, D] of answers; that at position t predicts token t + 1.
+
+        ids, mask [A, T]; question: one pair a layer, of batch A or 1 (one question for every answer); question_mask
+        [A or 1, L].
+        """
+        return self.fuse(self.embeddings(ids), mask, question, question_mask, causal=True).tokens
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [M, V] of states [M, D]."""
+        return self.mlm_head(states, self.embeddings.word_embeddings.weight)
+
+    def next_token_logits(
+        self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [M, V] and labels [M] of every answer token but the first, padding left out, in row-major order."""
+        states = self.decode(ids, mask, question, question_mask)[:, :-1]
+        real = mask[:, 1:].bool()
+        return self.logits(states[real]), ids[:, 1:][real]
+
+
+class AlbefVqa(nn.Module):
+    """The encoders, in which the question is fused with the image, and the answer decoder."""
+
+    def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, text_decoder: AnswerDecoder):
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.text_encoder = text_encoder
+        self.text_decoder = text_decoder
+
+    def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """images [B, 3, S, S]; ids, mask [B, L] -> fused question states [B, L, D]."""
+        image = self.text_encoder.image_keys_values(self.visual_encoder(images).tokens)
+        return self.text_encoder.fuse(self.text_encoder.encode(ids, mask).tokens, mask, image).tokens
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""
+        for part in (self.visual_encoder, self.text_encoder, self.text_decoder):
+            part.activation_checkpointing = enabled
+
+
+def build_vqa(decoder_depth: int = 6, **numbers: Any) -> AlbefVqa:
+    """A model of any size; numbers: of `build_encoders`. Runs under `torch.device("meta")` too."""
+    vit, bert = build_encoders(**numbers)
+    decoder = AnswerDecoder(
+        numbers["vocab_size"],
+        numbers["text_dim"],
+        decoder_depth,
+        numbers["text_heads"],
+        numbers["text_mlp_dim"],
+        bert.embeddings.position_embeddings.num_embeddings,
+        numbers.get("dropout", bert.embeddings.dropout.p),
+    )
+    return AlbefVqa(vit, bert, decoder)
+
+
+@torch.no_grad()
+def rank_answers(
+    model: AlbefVqa, states: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The `k` likeliest of a list of answers to each question, best first: (index, probability), both [B, k].
+
+    states [B, L, D], mask [B, L]: of `encode_question`. answer_ids, answer_mask [A, T]: [CLS], words, [SEP], padding.
+    As published: the k answers with the likeliest first word are scored by the log-probability of the first word plus
+    that of the whole answer (the first word counts twice), and a softmax over these k gives the probabilities.
+    All answers are returned where there are fewer than k.
+    """
+    decoder, k = model.text_decoder, min(k, len(answer_ids))
+    question = decoder.question_keys_values(states)
+    begin = answer_ids[:1, :1].expand(len(states), 1)
+    first = decoder.decode(begin, torch.ones_like(begin), question, mask)[:, 0]
+    first = decoder.logits(first).float()
+    candidates = first.softmax(dim=1)[:, answer_ids[:, 1]].topk(k, dim=1).indices
+    # From log_softmax: the logarithm of a probability that underflowed would be minus infinity.
+    first_log = first.log_softmax(dim=1)[:, answer_ids[:, 1]].gather(1, candidates)
+    scores = []
+    for i, chosen in enumerate(candidates):
+        # Keys and values of batch 1 serve all answers to a question without being copied.
+        own = [(keys[i : i + 1], values[i : i + 1]) for keys, values in question]
+        scores.append(_log_likelihood(decoder, own, mask[i : i + 1], answer_ids[chosen], answer_mask[chosen]))
+    probability, order = (first_log + torch.stack(scores)).softmax(dim=1).topk(k, dim=1)
+    return candidates.gather(1, order), probability
+
+
+def _log_likelihood(
+    decoder: AnswerDecoder, question: list[KeyValue], question_mask: Tensor, ids: Tensor, mask: Tensor
+) -> Tensor:
+    """Log-probability [A] of whole answers ids, mask [A, T], summed over their tokens, to one question."""
+    longest = int(mask.sum(1).max())
+    ids, mask = ids[:, :longest], mask[:, :longest]
+    logits, labels = decoder.next_token_logits(ids, mask, question, question_mask)
+    token = logits.float().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    answer = mask[:, 1:].bool().nonzero()[:, 0]
+    return token.new_zeros(len(ids)).index_add(0, answer, token)
