@@ -77,7 +77,7 @@ def counted_table(rows: list, labels: dict[str, str]) -> list[list[str]]:
         else:
             line[9] = "cost not printed in the paper"
         if row.differences is not None:
-            line[4], line[7] = (f"{100 * part:+.1f} %" for part in row.differences)
+            line[4], line[7] = (f"{round(100 * part, 1) or 0.0:+.1f} %" for part in row.differences)
         if row.met is False:
             line[9] = "OVER 5 %"
         cells.append(line)
@@ -110,7 +110,7 @@ def closing_notes(rows: list, labels: dict[str, str]) -> list[str]:
     verdict = (
         f"FLOPs: {len(compared) - len(missed)} of {len(compared)} counted rows are within 5 % of the printed figure"
     )
-    notes = [verdict + (f"; not met: {', '.join(missed)}" if missed else f" (largest difference {worst:.1%})")]
+    notes = [verdict + (f"; not met: {', '.join(missed)}" if missed else f" (largest difference {share(worst, 1)})")]
     for name in dict.fromkeys(row.subject.name for row in rows if row.cost is not None and row.cost.own_step):
         own = [row for row in rows if row.subject.name == name and row.cost is not None]
         figures = ", ".join(f"{labels[row.method]} {row.cost.own_step.layers / 1e12:.2f} TFLOPs" for row in own)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-# tiny_albef.py, runs.py and convert/published_files.py are shared by the tests of several folders
+# tiny_albef.py, tiny_runs.py and convert/published_files.py are shared by the tests of several folders
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "convert")]
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from runs import Log, make_loop
 from tiny_albef import tiny_batch
+from tiny_runs import Log, make_loop
 
 from pela_vl.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.distributed import start, stop

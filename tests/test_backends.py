@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from deepspeed_worker import run_job
-from runs import ONE, ROOT, finish, make_loop, start_ranks
+from tiny_runs import ONE, ROOT, finish, make_loop, start_ranks
 
 from pela_vl.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.engine import fit

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import ROOT, environment, finish, start_ranks
+from tiny_runs import PATIENCE, ROOT, environment, finish, start_ranks
 
 from pela_vl import distributed
 from pela_vl.distributed import Ranks, choose_device, gather_objects, gather_rows, mean_over_ranks, start, stop
@@ -128,4 +128,4 @@ assert not [t for t in threading.enumerate() if "watch" in t.name], threading.en
 
 def test_a_script_under_no_launcher_does_not_import_deepspeed():
     code = "import sys, pela_vl.runner; sys.exit(any(name.split('.')[0] == 'deepspeed' for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, timeout=100).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, timeout=PATIENCE).returncode == 0

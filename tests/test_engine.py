@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ALL_TERMS, Log, make_loop
 from tiny_albef import tiny_batch
+from tiny_runs import ALL_TERMS, Log, make_loop
 
 from pela_vl.engine import fit, try_resume
 from pela_vl.errors import UserError

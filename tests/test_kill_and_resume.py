@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, environment
+from tiny_runs import PATIENCE, ROOT, environment
 
 from pela_vl.data.karpathy import read_karpathy, write_lists
 
@@ -42,7 +42,7 @@ def start(config, output, *more) -> subprocess.Popen:
 
 def wait(process) -> None:
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=3 * PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, output.decode()[-3000:]

@@ -128,11 +128,10 @@ def tokenizer(tmp_path):
 
 
 def foreign(tmp_path, file):
-    state = {name: value * 0.1 for name, value in fill(published_shapes(file)).items() if value.is_floating_point()}
-    state |= {name: value for name, value in fill(published_shapes(file)).items() if not value.is_floating_point()}
-    state["temp"] = torch.tensor(0.07) if "temp" in state else torch.tensor(0.0)
-    if file == "ve":
-        del state["temp"]
+    state = fill(published_shapes(file))
+    state = {name: value * 0.1 if value.is_floating_point() else value for name, value in state.items()}
+    if "temp" in state:
+        state["temp"] = torch.tensor(0.07)
     path = tmp_path / f"{file}.pth"
     torch.save({"model": state, "epoch": 3}, path)
     return str(path), state
@@ -155,7 +154,7 @@ def one_step(parts, mlm, size=16):
     output.terms.update(parts.method.terms(output, extra, batch))
     loss = loss_sum(output)
     parts.backend.backward(loss)
-    return float(loss), parts.backend.step(1e-4), output
+    return loss.item(), parts.backend.step(1e-4), output
 
 
 @pytest.mark.parametrize("file", ["pretrain", "pretrain_lowrank"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import finish, start_ranks
 from tiny_albef import tiny_albef
+from tiny_runs import finish, start_ranks
 
 from pela_vl.data.captions import RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer

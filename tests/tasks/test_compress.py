@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from published_files import fill, published_shapes
-from runs import environment
+from tiny_runs import environment
 
 from pela_vl.assemble import assemble
 from pela_vl.checkpoint import read_card, read_weights, save_model
