@@ -71,12 +71,11 @@ class LocalBackend:
         if self._backwards < self.accumulation:
             return None
         self._backwards = 0
-        limit = self.clip if self.clip > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = _clip(self._parameters, self.clip)
         set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def optimiser_state(self) -> OptimiserState:
         return _read_state(self.optimizer)
@@ -114,14 +113,15 @@ class DeepSpeedBackend:
         if ranks.device.type == "cpu":
             # compiling this shared-memory collective takes minutes and buys nothing over gloo here
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.accumulation, self.stage = accumulation, stage
+        self.accumulation, self.clip, self.stage = accumulation, clip, stage
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self.base = optimizer
         config = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": clip,
+            # without ZeRO DeepSpeed tells no norm, and fails at a gradient without dimensions: there `step` clips
+            "gradient_clipping": clip if stage else 0.0,
             "zero_optimization": {"stage": stage, "overlap_comm": False, "contiguous_gradients": True},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": False},
@@ -155,10 +155,10 @@ class DeepSpeedBackend:
             return None
         set_lr(self.optimizer, lr)
         if self.stage == 0:
-            # DeepSpeed tells no norm without ZeRO; the gradients are whole and averaged by now
-            norm = nn.utils.get_total_norm([p.grad for g in self._groups for p in g if p.grad is not None])
+            # the gradients are whole and averaged by now
+            norm = _clip([parameter for group in self._groups for parameter in group], self.clip)
             self.engine.step()
-            return float(norm)
+            return norm
         self._take_weights()
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -203,7 +203,8 @@ class DeepSpeedBackend:
                 saved = state.get(self._names[id(parameter)])
                 if saved is None:
                     continue
-                held["step"] = saved["step"].clone()
+                # one count serves the whole group; a parameter that was idle for a while is behind
+                held["step"] = torch.maximum(saved["step"], held.get("step", saved["step"]))
                 here = self._fragment(parameter)
                 if here is not None:
                     (lp_start, hp_start, count) = here
@@ -223,6 +224,11 @@ class DeepSpeedBackend:
     def destroy(self) -> None:
         self.engine.destroy()
         self.engine = self.optimizer = self.base = None
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> float:
+    """Scale gradients to a norm of at most `limit` (0: any); the norm before."""
+    return float(nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
 
 
 def _read_state(optimizer: torch.optim.Optimizer) -> OptimiserState:
