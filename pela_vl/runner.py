@@ -256,6 +256,12 @@ def _test(settings: Settings, checkpoint: str, ranks: Ranks) -> dict[str, float]
     if ranks.is_main:
         print("  ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
         sizes = {"images": len(data), "texts": len(data.texts)}
-        record = {"checkpoint": checkpoint, "file": file, **sizes, "metrics": metrics, "examples": examples(scores, data)}
+        record = {
+            "checkpoint": checkpoint,
+            "file": file,
+            **sizes,
+            "metrics": metrics,
+            "examples": examples(scores, data),
+        }
         atomic_json(Path(settings.output) / "evaluation.json", record)
     return metrics

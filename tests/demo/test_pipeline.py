@@ -25,7 +25,14 @@ def test_every_command_is_a_script_and_configuration_of_the_repository():
 @pytest.mark.timeout(900)
 def test_the_whole_demo_at_a_small_size(tmp_path):
     small = ["--train", "200", "--val", "20", "--test", "20", "--pretrain-steps", "3", "--retrieval-steps", "2"]
-    command = [sys.executable, "tasks/demo.py", "--output", str(tmp_path / "demo"), "--scenes", str(tmp_path / "scenes")]
+    command = [
+        sys.executable,
+        "tasks/demo.py",
+        "--output",
+        str(tmp_path / "demo"),
+        "--scenes",
+        str(tmp_path / "scenes"),
+    ]
     first = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-3000:]
     demo = json.loads((tmp_path / "demo" / "demo.json").read_text())
