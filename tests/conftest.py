@@ -9,9 +9,37 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "convert
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """A corpus of a few scenes: lists/scenes_{pretrain,train,val,test}.json below the folder."""
+    """A corpus of a few scenes."""
     from pela_vl.data.scenes import Request, build_corpus
 
     folder = tmp_path_factory.mktemp("scenes") / "corpus"
     build_corpus(Request(train=24, val=6, test=6, seed=3, image_size=32), folder, workers=1, report=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def listed(scenes) -> Path:
+    """The corpus with its retrieval lists."""
+    from pela_vl.data.karpathy import read_karpathy, write_lists
+
+    if not (scenes / "lists").exists():
+        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
+    return scenes
+
+
+@pytest.fixture(scope="session")
+def pela_config(listed, tmp_path_factory) -> Path:
+    """PELA pre-training of 40 steps with all that is random switched on: dropout, augmentation, masks, hard negatives."""
+    file = tmp_path_factory.mktemp("config") / "run.yaml"
+    file.write_text(
+        f"""method: pela
+model: {{size: albef_test, tokenizer: scenes, dropout: 0.1, drop_path: 0.1}}
+compress: {{kappa: 3}}
+data: {{train: ["{listed / "lists/scenes_train.json"}"], image_root: "{listed}", workers: 0}}
+losses: {{mlm: 1.0, fd: 0.1, rwp: 0.1, queue_size: 11, alpha_ramp_steps: 20}}
+optim: {{lr: 1.0e-3, warmup_steps: 5}}
+train: {{steps: 40, batch_size: 5, accumulation: 2, clip: 1.0, checkpoint_every: 6, threads: 1, device: cpu}}
+evaluate: {{k_test: 3}}
+"""
+    )
+    return file

@@ -96,14 +96,15 @@ def test_one_rank_at_every_stage_trains_as_the_local_backend(stopped_at_zero2, t
 @pytest.mark.slow
 def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
     """The clamp changes a weight in place: ZeRO's own copy of it must follow. Norms are told without clipping too."""
-    common = {"steps": 3, "clip": 0.0, "temp": 0.9, "method": "full"}
+    common = {"steps": 3, "clip": 0.0, "temp": 1e-4, "method": "full"}
     local = run_job({**common, "folder": str(tmp_path / "local"), "stage": None}, ONE)
-    assert local["temp"][0] == 0.5 and local["temp"][1] != 0.5
+    # AdamW's first update is the learning rate, a thousandth for this parameter, from where the clamp put it
+    assert local["temp"][:2] == pytest.approx([0.001, 0.002], rel=1e-3)
     results = run_ranks(tmp_path, 1, [{**common, "name": f"zero{stage}", "stage": stage} for stage in (0, 1, 2)])
     for result in results.values():
-        assert result["losses"] == pytest.approx(local["losses"], **LOSS)
-        assert result["temp"] == pytest.approx(local["temp"], rel=1e-5)
-        assert result["norms"] == pytest.approx(local["norms"], **NORM)
+        assert result["losses"] == pytest.approx(local["losses"], rel=1e-3)
+        assert result["temp"] == pytest.approx(local["temp"], rel=1e-3)
+        assert result["norms"] == pytest.approx(local["norms"], rel=1e-2)
 
 
 def test_stage_3_is_refused():

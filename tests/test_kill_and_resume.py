@@ -10,33 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import PATIENCE, ROOT, environment
 
-from pela_vl.data.karpathy import read_karpathy, write_lists
-
-STEPS = 40
+STEPS = 40  # those of `pela_config`
 
 
-@pytest.fixture(scope="module")
-def config(scenes, tmp_path_factory) -> Path:
-    """PELA pre-training with all that is random switched on: dropout, augmentation, masks, hard negatives."""
-    lists = scenes / "lists"
-    if not lists.exists():
-        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, lists, "scenes")
-    file = tmp_path_factory.mktemp("config") / "run.yaml"
-    file.write_text(
-        f"""method: pela
-model: {{size: albef_test, tokenizer: scenes, dropout: 0.1, drop_path: 0.1}}
-compress: {{kappa: 3}}
-data: {{train: ["{lists / "scenes_train.json"}"], image_root: "{scenes}", workers: 0}}
-losses: {{mlm: 1.0, fd: 0.1, rwp: 0.1, queue_size: 11, alpha_ramp_steps: 20}}
-optim: {{lr: 1.0e-3, warmup_steps: 5}}
-train: {{steps: {STEPS}, batch_size: 5, accumulation: 2, clip: 1.0, checkpoint_every: 6, threads: 1, device: cpu}}
-"""
-    )
-    return file
-
-
-def start(config, output, *more) -> subprocess.Popen:
-    command = [sys.executable, "tasks/pretrain.py", "--config", str(config), "--set", f"output={output}", *more]
+def start(pela_config, output, *more) -> subprocess.Popen:
+    command = [sys.executable, "tasks/pretrain.py", "--config", str(pela_config), "--set", f"output={output}", *more]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -61,15 +39,15 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_losses_are_bit_identical_after_kills_at_random_moments(config, tmp_path):
-    through = start(config, tmp_path / "whole")
+def test_losses_are_bit_identical_after_kills_at_random_moments(pela_config, tmp_path):
+    through = start(pela_config, tmp_path / "whole")
     seed = random.randrange(10**6)
     draws = random.Random(seed)
     print(f"moments of the kills: seed {seed}")
     killed, seen = tmp_path / "killed", set()
     for least in (1, 15):
         moment = least + draws.randrange(12)
-        process = start(config, killed, "--resume")
+        process = start(pela_config, killed, "--resume")
         while process.poll() is None and max(losses(killed), default=-1) < moment:
             time.sleep(0.005)
         time.sleep(draws.random() * 0.1)
@@ -78,7 +56,7 @@ def test_losses_are_bit_identical_after_kills_at_random_moments(config, tmp_path
         assert process.returncode == -9, output[-3000:]
         seen |= losses(killed).items()
     assert max(losses(killed)) < STEPS - 1
-    wait(start(config, killed, "--resume"))
+    wait(start(pela_config, killed, "--resume"))
     wait(through)
     expected = losses(tmp_path / "whole")
     assert sorted(expected) == list(range(STEPS)) and len(set(expected.values())) == STEPS

@@ -148,11 +148,16 @@ def test_published_logits_losses_and_gradient_norms(file):
     norms = dict(zip(stored["grad_names"].tolist(), stored["grad_norms"].tolist(), strict=True))
     ours = {published_name(name, converted.ranks): p.grad.norm().item() for name, p in model.named_parameters()}
     assert set(ours) == {name for name in norms if "_m." not in name}
-    # The gradient of a key's bias is zero in exact arithmetic, rounding in practice: measured against the largest norm.
+    # A key's bias shifts all scores of a query alike: its gradient is zero, and its stored norm rounding.
+    zero = {name for name in ours if name.endswith((".key.bias", ".key.1.bias"))}
     largest = max(norms[name] for name in ours)
-    zero = {name for name in ours if norms[name] < 1e-6 * largest}
-    assert all("key" in name and name.endswith("bias") for name in zero) and all(ours[n] < 1e-5 * largest for n in zero)
-    off["gradient norms"] = max(abs(ours[name] / norms[name] - 1) for name in ours if name not in zero)
+    assert len(zero) == 18 and all(max(ours[name], norms[name]) < 1e-6 * largest for name in zero)
+    # Three dense query biases have norms below a millionth of the largest, where rounding weighs: a floor for these.
+    floor = 1e-6 * largest
+    apart = {name: abs(ours[name] - norms[name]) / max(norms[name], floor) for name in ours if name not in zero}
+    off["gradient norms"] = max(apart.values())
+    worst = max((name for name in ours if name not in zero), key=lambda name: abs(ours[name] / norms[name] - 1))
+    off[f"without floor, {worst}"] = abs(ours[worst] / norms[worst] - 1)
     print(f"\n{file}: largest relative differences", {name: f"{value:.1e}" for name, value in off.items()})
     assert off["logits"] < 1e-4 and off["loss_a04"] < 1e-5 and off["loss_a00"] < 1e-5
     assert off["gradient norms"] < 1e-3
