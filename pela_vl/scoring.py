@@ -116,7 +116,7 @@ def _encode_texts(model, texts, tokenizer, settings, ranks, max_tokens, autocast
     share = order[ranks.rank :: ranks.world]
     width = model.text_encoder.embeddings.word_embeddings.embedding_dim
     tokens = torch.zeros((len(share), ids.shape[1], width), device=ranks.device)
-    features = []
+    features = [torch.zeros((0, model.text_proj.out_features), device=ranks.device)]  # a rank may have no text
     for start in range(0, len(share), settings.text_batch):
         chosen = share[start : start + settings.text_batch]
         longest = int(mask[chosen].sum(1).max())
@@ -128,10 +128,8 @@ def _encode_texts(model, texts, tokenizer, settings, ranks, max_tokens, autocast
         tokens[start : start + len(chosen), :longest] = encoded.float()
     # every rank needs every text, since its images may be matched with any
     back = torch.argsort(gather_rows(share.to(ranks.device)))
-    everything = gather_rows(tokens)[back]
-    return _Texts(everything, mask.to(ranks.device), mask.sum(1).to(ranks.device)), gather_rows(torch.cat(features))[
-        back
-    ]
+    mask = mask.to(ranks.device)
+    return _Texts(gather_rows(tokens)[back], mask, mask.sum(1)), gather_rows(torch.cat(features))[back]
 
 
 def _candidates(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

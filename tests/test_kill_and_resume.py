@@ -63,6 +63,8 @@ def test_losses_are_bit_identical_after_kills_at_random_moments(pela_config, tmp
     assert losses(killed) == expected
     assert seen <= expected.items()  # what was logged before the kills too
     # nothing half-written is left beside the run's own files
-    assert {path.name for path in killed.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    # (a kill before the first checkpoint leaves nothing to resume: the log of that start is put aside)
+    left = {path.name for path in killed.iterdir()} - {"log.previous.jsonl"}
+    assert left == {path.name for path in (tmp_path / "whole").iterdir()}
     whole, last = (folder / "last.safetensors" for folder in (tmp_path / "whole", killed))
     assert whole.read_bytes() == last.read_bytes()

@@ -94,7 +94,7 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
         folder = paths.evaluation(model, tuned=True)
         changes = [*data, f"init.checkpoint={paths.checkpoints[model]}", f"output={folder}"]
         if sizes.retrieval_steps:
-            changes.append(f"train.steps={sizes.retrieval_steps}")
+            changes += _steps(sizes.retrieval_steps)
         arguments = ["--config", "configs/demo/retrieval.yaml", "--resume", *_set(changes)]
         return _stage(f"fine-tune and evaluate: {model}", "tasks/retrieval.py", arguments, [folder], True)
 
@@ -118,7 +118,7 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
         f"output={paths.root / 'pela'}",
     ]
     if sizes.pretrain_steps:
-        pretrain.append(f"train.steps={sizes.pretrain_steps}")
+        pretrain += _steps(sizes.pretrain_steps)
     steps += [
         evaluate(TEACHER),
         _stage("compress: every Linear to two factors", "tasks/compress.py", compress, [truncated]),
@@ -138,6 +138,11 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
 
 def _stage(title: str, script: str, arguments: list[Any], makes: list[Path], resumable: bool = False) -> Stage:
     return Stage(title, [script, *map(str, arguments)], makes, resumable)
+
+
+def _steps(count: int) -> list[str]:
+    """Another number of steps, with a warm-up that fits into it."""
+    return [f"train.steps={count}", f"optim.warmup_steps={count // 20}"]
 
 
 def _set(changes: list[str]) -> list[str]:

@@ -152,8 +152,9 @@ def test_published_logits_losses_and_gradient_norms(file):
     zero = {name for name in ours if name.endswith((".key.bias", ".key.1.bias"))}
     largest = max(norms[name] for name in ours)
     assert len(zero) == 18 and all(max(ours[name], norms[name]) < 1e-6 * largest for name in zero)
-    # Three dense query biases have norms below a millionth of the largest, where rounding weighs: a floor for these.
-    floor = 1e-6 * largest
+    # The last fusion layers' queries and keys have dense gradients of 1e-7 to 1e-5 of the largest, which rounding of fp32
+    # alone moves by up to 1e-3, the stored ones too (as double precision shows): hence a floor.
+    floor = 1e-5 * largest
     apart = {name: abs(ours[name] - norms[name]) / max(norms[name], floor) for name in ours if name not in zero}
     off["gradient norms"] = max(apart.values())
     worst = max((name for name in ours if name not in zero), key=lambda name: abs(ours[name] / norms[name] - 1))
