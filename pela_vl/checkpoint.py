@@ -47,7 +47,7 @@ def save_model(
         for name, tensor in (model.state_dict() | (extra or {})).items()
     }
     with atomic_write(path) as stream:
-        stream.write(save(state, metadata={"format": FORMAT, "card": json.dumps(asdict(card))}))
+        stream.write(save(state, metadata={"pela_vl": json.dumps({"format": FORMAT, "card": asdict(card)})}))
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
@@ -64,9 +64,9 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"checkpoint {path}: damaged or no safetensors file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        return None
-    return ModelCard(**json.loads(metadata["card"]))
+    # one entry: safetensors writes several in an order of its own, and equal checkpoints should be equal files
+    header = json.loads(metadata.get("pela_vl", "{}"))
+    return ModelCard(**header["card"]) if header.get("format") == FORMAT else None
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
