@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pela_vl.models.bert import KeyValue, TextEncoder
+from pela_vl.models.encoders import build_encoders
 from pela_vl.models.heads import MaskedLanguageHead
 from pela_vl.models.outputs import TokenStates
-from pela_vl.models.vit import ImageEncoder, build_image_encoder
+from pela_vl.models.vit import ImageEncoder
 
 
 class Albef(nn.Module):
@@ -79,17 +80,20 @@ def build_albef(
     temp: float = 0.07,
 ) -> Albef:
     """An ALBEF of any size. Runs under `torch.device("meta")` too."""
-    vit = build_image_encoder(image_size, patch_size, vision_dim, vision_depth, vision_heads, drop_path=drop_path)
-    bert = TextEncoder(
+    vit, bert = build_encoders(
+        image_size,
+        patch_size,
+        vision_dim,
+        vision_depth,
+        vision_heads,
         vocab_size,
         text_dim,
         text_depth,
         text_heads,
         text_mlp_dim,
         fusion_layer,
-        image_dim=vision_dim,
-        max_positions=max_positions,
-        dropout=dropout,
-        attention_dropout=dropout,
+        max_positions,
+        dropout,
+        drop_path,
     )
     return Albef(vit, bert, joint_dim, mlm, temp)
