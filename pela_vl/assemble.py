@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from pela_vl import methods
 from pela_vl.backends import Backend, DeepSpeedBackend, LocalBackend
@@ -15,22 +16,22 @@ from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.distributed import Ranks
 from pela_vl.errors import UserError
-from pela_vl.loading import LoadedModel, load_model, twin_state
+from pela_vl.loading import LoadedModel, dense_heads, twin_state
 from pela_vl.lowrank import PlanError, apply_plan, plan_ranks, rank_plan
-from pela_vl.models.albef import Albef
-from pela_vl.objectives.vision_language import VisionLanguageObjective
+from pela_vl.objectives.base import Objective
 from pela_vl.optim import make_optimizer, parameter_groups
 from pela_vl.settings import CompressSettings, Settings
+from pela_vl.workloads.base import Workload
 
 
 @dataclass
 class Assembled:
     """Everything a training loop needs of the model's side."""
 
-    model: Albef
+    model: nn.Module
     card: ModelCard
     tokenizer: Tokenizer
-    objective: VisionLanguageObjective
+    objective: Objective
     method: methods.Method
     backend: Backend
     autocast: Callable[[], Any]
@@ -43,14 +44,16 @@ def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
     return nullcontext
 
 
-def load_tokenizer_and_model(settings: Settings, mlm: bool) -> tuple[Tokenizer, LoadedModel]:
-    """The model of `settings.init`, and the tokeniser it was trained with (or `settings.model.tokenizer`)."""
+def load_tokenizer_and_model(
+    workload: Workload, settings: Settings, checkpoint: str | None
+) -> tuple[Tokenizer, LoadedModel]:
+    """The task's model, and the tokeniser it was trained with (or `settings.model.tokenizer`)."""
     tokenizer = Tokenizer.load(settings.model.tokenizer) if settings.model.tokenizer else None
     vocab_size = tokenizer.vocab_size if tokenizer else None
-    if tokenizer is None and settings.init.checkpoint is None:
+    if tokenizer is None and checkpoint is None:
         tokenizer = Tokenizer.load("bert-base-uncased")
         vocab_size = tokenizer.vocab_size
-    loaded = load_model(settings.model, settings.init.checkpoint, mlm, vocab_size)
+    loaded = workload.load(settings, checkpoint, vocab_size)
     tokenizer = tokenizer or Tokenizer.load(loaded.card.tokenizer)
     if tokenizer.vocab_size > loaded.card.numbers["vocab_size"]:
         raise UserError(
@@ -63,11 +66,12 @@ def load_tokenizer_and_model(settings: Settings, mlm: bool) -> tuple[Tokenizer, 
 def compress_loaded(loaded: LoadedModel, settings: CompressSettings, progress: Callable | None = None) -> list[Any]:
     """Replace the Linears of a loaded dense model by factors, in place; returns the layers' reports.
 
+    settings.exclude None: the heads of the model's kind stay dense, as published.
     Raises UserError if the model is low rank already or a pattern does not fit.
     """
     if loaded.card.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
-    exclude = [name for name in settings.exclude if name != "mlm_head" or loaded.model.mlm_head is not None]
+    exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
         plan = plan_ranks(loaded.model, settings.kappa, exclude=exclude)
         reports = apply_plan(loaded.model, plan, progress=progress)
@@ -78,30 +82,22 @@ def compress_loaded(loaded: LoadedModel, settings: CompressSettings, progress: C
     return reports
 
 
-def assemble(settings: Settings, ranks: Ranks, match_ids: bool) -> Assembled:
+def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
     """Build a run's model side in the order of this module's title.
 
-    match_ids: retrieval's positives (see VisionLanguageStep). Raises UserError where settings and checkpoint disagree.
+    Raises UserError where settings and checkpoint disagree.
     """
-    losses, method = settings.losses, methods.load(settings.method)
+    method = methods.load(settings.method)
     torch.manual_seed(settings.train.seed)
-    mlm = losses.mlm > 0
-    tokenizer, loaded = load_tokenizer_and_model(settings, mlm)
-    teacher = _teacher(settings, loaded, mlm) if method.NEEDS_TEACHER else None
+    tokenizer, loaded = load_tokenizer_and_model(workload, settings, settings.init.checkpoint)
+    teacher = _teacher(workload, settings, loaded) if method.NEEDS_TEACHER else None
     if settings.compress.kappa is not None:
         compress_loaded(loaded, settings.compress)
     model = loaded.model.to(ranks.device).train()
     model.set_activation_checkpointing(settings.train.activation_checkpointing)
     if teacher is not None:
         teacher.model.to(ranks.device)
-    objective = VisionLanguageObjective(
-        model,
-        {"itc": losses.itc, "itm": losses.itm, "mlm": losses.mlm},
-        losses.momentum,
-        losses.queue_size,
-        match_ids,
-        keep_hidden=method.NEEDS_HIDDEN,
-    )
+    objective = workload.objective(settings, model, method.NEEDS_HIDDEN)
     twin = objective.companions["twin"].model
     state = twin_state(twin, loaded.momentum)
     if state is not None:
@@ -116,13 +112,14 @@ def assemble(settings: Settings, ranks: Ranks, match_ids: bool) -> Assembled:
         backend = DeepSpeedBackend(*common, settings.train.batch_size, settings.deepspeed.stage, ranks)
     else:
         backend = LocalBackend(*common)
-    return Assembled(model, loaded.card, tokenizer, objective, method.build(model, teacher, losses), backend, autocast)
+    built = method.build(model, teacher, settings.losses)
+    return Assembled(model, loaded.card, tokenizer, objective, built, backend, autocast)
 
 
-def _teacher(settings: Settings, loaded: LoadedModel, mlm: bool) -> FrozenTeacher:
+def _teacher(workload: Workload, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
     """The frozen dense model, made before compression."""
     if settings.init.teacher is not None:
-        model = load_model(settings.model, settings.init.teacher, mlm).model
+        model = workload.load(settings, settings.init.teacher, None).model
     elif loaded.card.ranks:
         raise UserError(
             f"init.checkpoint {settings.init.checkpoint} is low rank already; name the dense model it came from as init.teacher"

@@ -8,19 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pela_vl.assemble import compress_loaded
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.errors import UserError
-from pela_vl.loading import MOMENTUM, LoadedModel
+from pela_vl.loading import MOMENTUM, LoadedModel, build_kind
 from pela_vl.lowrank import LayerReport, PlanError, apply_plan
-from pela_vl.models.albef import Albef, build_albef
+from pela_vl.models.albef import Albef
+from pela_vl.models.entailment import AlbefEntailment
+from pela_vl.models.vqa import AlbefVqa
 from pela_vl.settings import CompressSettings
 
-TEXT_TOKENS = 30
-"""Length of the text in the operations that `pair_flops` counts: the longest that retrieval and pre-training take by
-default. A model with fewer positions is counted at those."""
+TEXT_TOKENS, ANSWER_TOKENS = 30, 6
+"""Lengths in the operations that `sample_flops` counts: the longest text that retrieval and pre-training take by default
+(a model with fewer positions is counted at those), and a usual answer."""
+SAMPLES = {
+    "match": "to score one image with one text: both encoders, joint projections, the image's keys and values, fusion and "
+    "matching",
+    "entailment": "to classify one image with one sentence: both encoders, fusion and classifier",
+    "vqa": f"for one image, one question and one answer of {ANSWER_TOKENS} tokens: both encoders, fusion, decoder with its "
+    "vocabulary logits",
+}
+"""What `sample_flops` counts, by kind of checkpoint ("match" for all that are not named)."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +71,27 @@ def compress_with_twin(
     """
     note = progress or (lambda done, total, name: None)
     momentum, passes = loaded.momentum, 2 if loaded.momentum else 1
-    mlm = loaded.model.mlm_head is not None
+    card, mlm = loaded.card, getattr(loaded.model, "mlm_head", None) is not None
     parameters = count_parameters(loaded.model)
-    flops = pair_flops(loaded.card.numbers, {})
+    flops = sample_flops(card.kind, card.numbers, {})
     layers = compress_loaded(loaded, settings, lambda done, total, name: note(done, passes * total, name))
     plan = loaded.card.ranks
     twin_layers, twin = [], {}
     if momentum:
-        twin_layers, twin = _compress_twin(loaded.card.numbers, mlm, momentum, plan, note)
+        twin_layers, twin = _compress_twin(build_meta(card.kind, card.numbers, mlm), momentum, plan, note)
     return Compression(
         layers,
         twin_layers,
         twin,
         (parameters, count_parameters(loaded.model)),
-        (flops, pair_flops(loaded.card.numbers, plan)),
+        (flops, sample_flops(card.kind, card.numbers, plan)),
     )
 
 
 def _compress_twin(
-    numbers: dict[str, Any], mlm: bool, momentum: dict[str, Tensor], plan: dict[str, int], note: Callable
+    twin: nn.Module, momentum: dict[str, Tensor], plan: dict[str, int], note: Callable
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
-    """Reports and stored weights of the twin."""
-    twin = _on_meta(numbers, mlm)
+    """Reports and stored weights of the twin; `twin` is a model of its kind on the meta device."""
     own = twin.state_dict()
     strange = [key for key, value in momentum.items() if key not in own or own[key].shape != value.shape]
     absent = [name for name in plan if name + ".weight" not in momentum]
@@ -99,31 +108,41 @@ def _compress_twin(
     return reports, stored
 
 
-def pair_flops(numbers: dict[str, Any], plan: dict[str, int]) -> Flops:
-    """Operations to score one image with one text: image encoder, text encoder, both joint projections, the image's
-    cross-attention keys and values, the fusion layers and the matching head. The MLM head has no part in it.
+def sample_flops(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> Flops:
+    """Operations for one sample of a model of `kind`, as `SAMPLES` says it. The MLM head of pre-training has no part in it.
 
-    numbers: of `build_albef`. plan: ranks of the low-rank layers, empty for a dense model. Only shapes are computed.
+    numbers: of the kind's builder. plan: ranks of the low-rank layers, empty for a dense model. Only shapes are computed.
     """
-    model = _on_meta(numbers, False)
+    model = build_meta(kind, numbers, False)
     plan = {name: rank for name, rank in plan.items() if not name.startswith("mlm_head.")}
     if plan:
         apply_plan(model, plan, init="empty")
     images = torch.empty(1, 3, numbers["image_size"], numbers["image_size"], device="meta")
     ids = torch.zeros(1, min(TEXT_TOKENS, numbers["max_positions"]), dtype=torch.int64, device="meta")
-    mask = torch.ones_like(ids)
-
-    def score(albef: Albef) -> None:
-        image, text = albef.visual_encoder(images).tokens, albef.text_encoder.encode(ids, mask).tokens
-        albef.image_feature(image), albef.text_feature(text)
-        albef.match(text, mask, albef.text_encoder.image_keys_values(image))
-
-    return linear_conv_flops(model.eval(), score)
+    run = {"entailment": _classify, "vqa": _answer}.get(kind, _match)
+    return linear_conv_flops(model.eval(), lambda model: run(model, images, ids, torch.ones_like(ids)))
 
 
-def _on_meta(numbers: dict[str, Any], mlm: bool) -> Albef:
+def _match(model: Albef, images: Tensor, ids: Tensor, mask: Tensor) -> None:
+    image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
+    model.image_feature(image), model.text_feature(text)
+    model.match(text, mask, model.text_encoder.image_keys_values(image))
+
+
+def _classify(model: AlbefEntailment, images: Tensor, ids: Tensor, mask: Tensor) -> None:
+    model(images, ids, mask)
+
+
+def _answer(model: AlbefVqa, images: Tensor, ids: Tensor, mask: Tensor) -> None:
+    question = model.text_decoder.question_keys_values(model.encode_question(images, ids, mask))
+    answer = ids[:, :ANSWER_TOKENS]
+    model.text_decoder.logits(model.text_decoder.decode(answer, torch.ones_like(answer), question, mask))
+
+
+def build_meta(kind: str, numbers: dict[str, Any], mlm: bool) -> nn.Module:
+    """A model of a checkpoint's kind without weights."""
     with torch.device("meta"):
-        return build_albef(**numbers, mlm=mlm)
+        return build_kind(kind, numbers, mlm)
 
 
 @dataclass(frozen=True)

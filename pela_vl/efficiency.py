@@ -20,11 +20,9 @@ from pela_vl.errors import UserError
 from pela_vl.lowrank import compress
 from pela_vl.models.albef import Albef, build_albef
 from pela_vl.models.bert import select_images
-from pela_vl.models.entailment import HEADS as VE_HEADS
 from pela_vl.models.entailment import AlbefEntailment, build_entailment
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.models.sizes import ALBEF_SIZES
-from pela_vl.models.vqa import HEADS as VQA_HEADS
 from pela_vl.models.vqa import AlbefVqa, build_vqa
 
 TOLERANCE = 0.05
@@ -280,7 +278,7 @@ SUBJECTS = (
         own_step=partial(_match, BATCH, 3, True),
         printed=_printed("ALBEF retrieval"),
     ),
-    _task("ALBEF VQA", build_vqa, VQA_HEADS, _answer),
+    _task("ALBEF VQA", build_vqa, AlbefVqa.HEADS, _answer),
     # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.
-    _task("ALBEF SNLI-VE", build_entailment, VE_HEADS, _entail),
+    _task("ALBEF SNLI-VE", build_entailment, AlbefEntailment.HEADS, _entail),
 )

@@ -23,6 +23,7 @@ from pela_vl.settings import ModelSettings
 _POSITIONS = "visual_encoder.pos_embed"
 _HEAD_WIDTH = 64  # of every published ALBEF; the number of heads is not to be seen in the weights
 _ALBEF_KINDS = ("albef", "pretrain", "retrieval")  # one model class, with or without its MLM head
+KINDS = (*_ALBEF_KINDS, "entailment", "vqa")
 MOMENTUM = "momentum."
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -121,9 +122,35 @@ def load_vqa(settings: ModelSettings, checkpoint: str | None, vocab_size: int | 
     return _fill(settings, source, build_vqa, checkpoint)
 
 
+def load_any(settings: ModelSettings, checkpoint: str) -> LoadedModel:
+    """The model that a checkpoint of any kind holds, as that kind. Parameters and errors are those of `load_model`."""
+    kind = _read(checkpoint, KINDS, "a vision-language model").card.kind
+    if kind == "entailment":
+        return load_entailment(settings, checkpoint)
+    if kind == "vqa":
+        return load_vqa(settings, checkpoint)
+    return load_model(settings, checkpoint, mlm=None)
+
+
+def build_kind(kind: str, numbers: dict[str, Any], mlm: bool) -> nn.Module:
+    """A new model of a checkpoint's kind; mlm: with that head, where the kind may have it."""
+    if kind in _ALBEF_KINDS:
+        return build_albef(**numbers, mlm=mlm)
+    return {"entailment": build_entailment, "vqa": build_vqa}[kind](**numbers)
+
+
+def dense_heads(model: nn.Module) -> list[str]:
+    """The parts of a model that stay dense when it is compressed as published: those of its class that it has."""
+    return [name for name in type(model).HEADS if _has(model, name)]
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return any(module == name for module, _ in model.named_modules())
+
+
 def describe(checkpoint: str) -> str:
     """One line on what a checkpoint is."""
-    source = _read(checkpoint, (*_ALBEF_KINDS, "entailment", "vqa"), "a vision-language model")
+    source = _read(checkpoint, KINDS, "a vision-language model")
     return f"{checkpoint}: {describe_parts(source.card, source.momentum)}"
 
 

@@ -1,11 +1,9 @@
-"""From settings to a finished run: what tasks/pretrain.py and tasks/retrieval.py share."""
+"""From settings to a finished run, whatever the task: what the scripts in tasks/ share."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,20 +11,19 @@ from pela_vl import config
 from pela_vl.assemble import Assembled, assemble, load_tokenizer_and_model, make_autocast
 from pela_vl.backends import Backend
 from pela_vl.checkpoint import Position, save_model
-from pela_vl.data.captions import CaptionPairs, RetrievalEval
-from pela_vl.data.collate import Collate
-from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader, split_range
-from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.data.transforms import eval_transform, train_transform
+from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
+from pela_vl.data.transforms import train_transform
 from pela_vl.distributed import Ranks, start, stop
 from pela_vl.engine import RESUME_FOLDER, Loop, fit, try_resume
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
 from pela_vl.logging import RunLog, write_run_header
-from pela_vl.progress import Progress
 from pela_vl.schedule import make_schedule
-from pela_vl.scoring import RetrievalScores, score_retrieval
 from pela_vl.settings import Settings
+from pela_vl.workloads.base import Evaluation, ModelSide, Workload
+
+Metrics = dict[str, dict[str, float]]
+"""Metrics by split."""
 
 
 @dataclass
@@ -36,18 +33,36 @@ class Arguments:
     settings: Settings
     resume: bool
     evaluate: bool
+    zero_shot: bool
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
-    """--config, --set, --resume, --evaluate; `--local_rank` is DeepSpeed's and read from the environment instead."""
-    parser = argparse.ArgumentParser(description=description)
+    """--config, --set, --resume, --evaluate, --zero-shot; `--local_rank` is DeepSpeed's and read from the environment."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any key of the config")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if there is one")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate init.checkpoint")
+    parser.add_argument(
+        "--zero-shot",
+        metavar="CHECKPOINT",
+        help="only evaluate this checkpoint, which must not have been fine-tuned on the config's training data",
+    )
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    return Arguments(config.load(Settings, given.config, given.set), given.resume, given.evaluate)
+    settings = config.load(Settings, given.config, given.set)
+    if given.zero_shot:
+        settings.init.checkpoint = given.zero_shot
+    return Arguments(settings, given.resume, given.evaluate or bool(given.zero_shot), bool(given.zero_shot))
+
+
+def run_task(workload: Workload, description: str, argv: Sequence[str] | None = None) -> None:
+    """What a task's script does: train, then test the best weights; or only evaluate."""
+    arguments = parse(description, argv)
+    if arguments.evaluate:
+        evaluate(workload, arguments.settings, arguments.zero_shot)
+    else:
+        train(workload, arguments.settings, arguments.resume)
 
 
 def set_threads(settings: Settings) -> None:
@@ -56,59 +71,77 @@ def set_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.train.threads)
 
 
-def pretrain(settings: Settings, resume: bool) -> Position:
-    """Pre-training: ITC, ITM and MLM with the own pair as the positive, and the method's terms.
+def train(workload: Workload, settings: Settings, resume: bool) -> tuple[Position, Metrics]:
+    """Train, then evaluate the best weights (the last ones without a validation file) on the workload's test files.
 
     Raises UserError for bad input, before anything is written where that is possible.
     """
     set_threads(settings)
     ranks = start(settings.train.device)
-    position, backend = _train(settings, resume, ranks, match_ids=False)
+    position, backend = _train(workload, settings, resume, ranks)
+    best = Path(settings.output) / "best.safetensors"
+    chosen = best if best.exists() else best.with_name("last.safetensors")
+    metrics = _test(workload, settings, str(chosen), ranks) if workload.tests(settings) else {}
     stop(backend.destroy)
-    return position
+    return position, metrics
 
 
-def train_retrieval(settings: Settings, resume: bool) -> dict[str, float] | None:
-    """Fine-tune (every caption of the same image is a positive), then evaluate the best weights on the test file.
+def evaluate(workload: Workload, settings: Settings, zero_shot: bool = False) -> Metrics:
+    """Evaluate init.checkpoint on the workload's test files.
 
-    Returns the test's recall, None without a test file. Raises UserError as `pretrain` does.
+    zero_shot: refuse a checkpoint that says of itself that it was fine-tuned on one of data.train.
     """
-    set_threads(settings)
-    ranks = start(settings.train.device)
-    _, backend = _train(settings, resume, ranks, match_ids=True)
-    metrics = None
-    if settings.data.test:
-        best = Path(settings.output) / "best.safetensors"
-        chosen = best if best.exists() else best.with_name("last.safetensors")
-        metrics = _test(settings, str(chosen), ranks)
-    stop(backend.destroy)
-    return metrics
-
-
-def evaluate_retrieval(settings: Settings) -> dict[str, float]:
-    """Evaluate init.checkpoint on the test file (the validation file if there is none)."""
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
+    if not workload.tests(settings):
+        raise UserError(f"{workload.title}: data.test and data.val name no file, so there is nothing to evaluate on")
     set_threads(settings)
     ranks = start(settings.train.device)
-    metrics = _test(settings, settings.init.checkpoint, ranks)
+    metrics = _test(workload, settings, settings.init.checkpoint, ranks, zero_shot)
     stop()
     return metrics
 
 
-def _train(settings: Settings, resume: bool, ranks: Ranks, match_ids: bool) -> tuple[Position, Backend]:
-    losses, folder = settings.losses, Path(settings.output)
+def evaluate_checkpoint(
+    workload: Workload, settings: Settings, checkpoint: str, file: str, ranks: Ranks
+) -> tuple[Evaluation, object]:
+    """Evaluate a checkpoint (ours or foreign) on an annotation file; returns the data too."""
+    side = _side(workload, settings, checkpoint, ranks)
+    data = workload.evaluation_data(settings, side, file)
+    return workload.evaluate(settings, side, data), data
+
+
+def _side(workload: Workload, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> ModelSide:
+    tokenizer, loaded = load_tokenizer_and_model(workload, settings, checkpoint)
+    seen = set(settings.data.train) & set(loaded.card.notes.get("trained_on", [])) if zero_shot else ()
+    if seen:
+        raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")
+    return ModelSide(
+        loaded.model.to(ranks.device).eval(), tokenizer, make_autocast(settings.train.precision, ranks.device), ranks
+    )
+
+
+def _train(workload: Workload, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
+    folder = Path(settings.output)
     if not resume and (folder / RESUME_FOLDER).exists():
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
-    if losses.mlm == losses.itc == losses.itm == 0:
-        raise UserError("losses: itc, itm and mlm are all 0, so there is nothing to train on")
-    if match_ids and losses.mlm:
-        raise UserError("losses.mlm belongs to pre-training; set it to 0 for retrieval")
-    data = _training_data(settings)
-    parts = assemble(settings, ranks, match_ids)
-    val = _evaluation_data(settings, parts, settings.data.val) if settings.data.val else None
-    evaluator = partial(_evaluate, settings, parts, ranks, val) if val is not None else None
-    loop = _loop(settings, ranks, folder, parts, data, evaluator)
+    workload.check(settings)
+    data = workload.training_data(settings)
+    parts = assemble(workload, settings, ranks)
+    notes = parts.card.notes
+    notes["trained_on"] = list(dict.fromkeys([*notes.get("trained_on", []), *settings.data.train]))
+    side = ModelSide(parts.model, parts.tokenizer, parts.autocast, ranks)
+    evaluator = None
+    if settings.data.val:
+        val = workload.evaluation_data(settings, side, settings.data.val)
+
+        def evaluator() -> dict[str, float]:
+            return workload.evaluate(settings, side, val).metrics
+
+    data.transform = train_transform(
+        side.image_size, settings.data.min_scale, settings.data.hflip, settings.data.augment
+    )
+    loop = _loop(workload, settings, ranks, folder, parts, data, evaluator)
     resumed = resume and try_resume(loop)
     if ranks.is_main:
         write_run_header(folder, settings, settings.train.seed, resumed)
@@ -120,90 +153,8 @@ def _train(settings: Settings, resume: bool, ranks: Ranks, match_ids: bool) -> t
     return loop.position, parts.backend
 
 
-def evaluate_checkpoint(
-    settings: Settings, checkpoint: str, file: str, ranks: Ranks
-) -> tuple[dict[str, float], RetrievalScores, RetrievalEval]:
-    """Retrieval recall of a checkpoint (ours or foreign) on an annotation file, with the scores and the data."""
-    changed = config.from_dict(Settings, config.to_dict(settings), "settings")
-    changed.init.checkpoint = checkpoint
-    tokenizer, loaded = load_tokenizer_and_model(changed, mlm=False)
-    model = loaded.model.to(ranks.device).eval()
-    parts = _Evaluated(model, tokenizer, make_autocast(settings.train.precision, ranks.device))
-    data = _evaluation_data(settings, parts, file)
-    scores = score(settings, parts, ranks, data)
-    return scores.recall(data.text2image), scores, data
-
-
-def examples(scores: RetrievalScores, data: RetrievalEval, count: int = 8, top: int = 5) -> dict[str, Any]:
-    """The `top` answers to the first `count` images, and to the first caption of each: as they fall, none chosen."""
-    images, texts = [], []
-    for image in range(min(count, len(data))):
-        best = scores.image_to_text[image].argsort(kind="stable")[::-1][:top]
-        answers = [{"caption": data.texts[t], "hit": bool(data.text2image[t] == image)} for t in best]
-        truth = [data.texts[t] for t in data.image2texts[image]]
-        images.append({"image": data.images[image], "truth": truth, "retrieved": answers})
-        text = data.image2texts[image][0]
-        best = scores.text_to_image[text].argsort(kind="stable")[::-1][:top]
-        answers = [{"image": data.images[i], "hit": bool(i == image)} for i in best]
-        texts.append({"caption": data.texts[text], "retrieved": answers})
-    return {"images": images, "texts": texts}
-
-
-@dataclass
-class _Evaluated:
-    """The parts that an evaluation needs of what `assemble` gives a training."""
-
-    model: Any
-    tokenizer: Tokenizer
-    autocast: Any
-
-
-def score(settings: Settings, parts: Any, ranks: Ranks, data: RetrievalEval) -> RetrievalScores:
-    """Scores of a model on a retrieval set, with progress on the main rank."""
-    passes = 2 if settings.evaluate.k_test else 1
-    total = len(split_range(len(data), ranks.rank, ranks.world)) * passes
-    with Progress(total, "evaluate", 0, "image", ranks.is_main) as progress:
-        return score_retrieval(
-            parts.model,
-            data,
-            parts.tokenizer,
-            settings.evaluate,
-            ranks,
-            settings.data.max_tokens,
-            parts.autocast,
-            settings.data.workers,
-            progress.to,
-        )
-
-
-def _evaluate(settings: Settings, parts: Assembled, ranks: Ranks, data: RetrievalEval) -> dict[str, float]:
-    return score(settings, parts, ranks, data).recall(data.text2image)
-
-
-def _image_size(parts: Any) -> int:
-    return parts.model.visual_encoder.patch_embed.img_size[0]
-
-
-def _evaluation_data(settings: Settings, parts: Any, file: str) -> RetrievalEval:
-    data = settings.data
-    return RetrievalEval(file, data.image_root, eval_transform(_image_size(parts)), data.max_words, data.cache_mb)
-
-
-def _training_data(settings: Settings) -> CaptionPairs:
-    data = settings.data
-    if not data.train:
-        raise UserError("data.train names no file; give at least one annotation list")
-    # the transform needs the model's image size, which is known only when the model is built; it is set in _loop
-    return CaptionPairs(data.train, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb)
-
-
-def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluator) -> Loop:
+def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: Assembled, data, evaluator) -> Loop:
     cfg, losses, optim = settings.train, settings.losses, settings.optim
-    flip, crop = settings.data.hflip, settings.data.min_scale
-    data.transform = train_transform(_image_size(parts), crop, flip, settings.data.augment)
-    collate = Collate(
-        parts.tokenizer, settings.data.max_tokens, losses.mlm_probability if losses.mlm else None, cfg.seed
-    )
     sampler = EpochSampler(
         len(data),
         cfg.batch_size,
@@ -212,6 +163,7 @@ def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluat
         cfg.seed,
         drop_last=len(data) >= cfg.batch_size * ranks.world,
     )
+    collate = workload.collate(settings, parts.tokenizer)
     loader = make_loader(data, sampler, collate, settings.data.workers, ranks.device.type == "cuda")
     per_epoch = len(sampler)
     steps_per_epoch = max(per_epoch // cfg.accumulation, 1)
@@ -247,21 +199,22 @@ def _loop(settings, ranks, folder, parts: Assembled, data: CaptionPairs, evaluat
     )
 
 
-def _test(settings: Settings, checkpoint: str, ranks: Ranks) -> dict[str, float]:
-    """Evaluate, print a line and write evaluation.json in the run's folder."""
-    file = settings.data.test or settings.data.val
-    if file is None:
-        raise UserError("data.test names no file, so there is nothing to evaluate on")
-    metrics, scores, data = evaluate_checkpoint(settings, checkpoint, file, ranks)
-    if ranks.is_main:
-        print("  ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
-        sizes = {"images": len(data), "texts": len(data.texts)}
-        record = {
-            "checkpoint": checkpoint,
-            "file": file,
-            **sizes,
-            "metrics": metrics,
-            "examples": examples(scores, data),
-        }
-        atomic_json(Path(settings.output) / "evaluation.json", record)
-    return metrics
+def _test(workload: Workload, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> Metrics:
+    """Evaluate on every test file; print a line each and write evaluation.json (the last split) in the run's folder,
+    and evaluation_<split>.json of the splits before it."""
+    side = _side(workload, settings, checkpoint, ranks, zero_shot)
+    folder, results = Path(settings.output), {}
+    tests = workload.tests(settings)
+    for split, file in tests.items():
+        data = workload.evaluation_data(settings, side, file)
+        evaluation = workload.evaluate(settings, side, data)
+        results[split] = evaluation.metrics
+        if not ranks.is_main:
+            continue
+        line = "  ".join(f"{name} {value:.2f}" for name, value in evaluation.metrics.items())
+        print(f"{split}: {line}" if len(tests) > 1 else line, flush=True)
+        name = "evaluation.json" if split == list(tests)[-1] else f"evaluation_{split}.json"
+        record = {"checkpoint": checkpoint, "split": split, "file": file, "metrics": evaluation.metrics}
+        atomic_json(folder / name, record | evaluation.record)
+        workload.write(settings, evaluation, data, folder, split)
+    return results

@@ -33,10 +33,11 @@ class InitSettings:
 
 @dataclass
 class CompressSettings:
-    """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense."""
+    """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
+    model, as published (a list replaces them)."""
 
     kappa: float | None = None
-    exclude: list[str] = field(default_factory=lambda: ["vision_proj", "text_proj", "itm_head", "mlm_head"])
+    exclude: list[str] | None = None
 
 
 @dataclass

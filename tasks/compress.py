@@ -28,7 +28,7 @@ def main() -> None:
     from pela_vl.checkpoint import save_model
     from pela_vl.compression import compress_with_twin, usage_since
     from pela_vl.files import atomic_json
-    from pela_vl.loading import describe_parts
+    from pela_vl.loading import dense_heads, describe_parts
     from pela_vl.progress import Progress
     from pela_vl.settings import CompressSettings
 
@@ -42,7 +42,7 @@ def main() -> None:
     if loaded.card.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
     settings = CompressSettings(kappa=args.kappa)
-    settings.exclude = list(dict.fromkeys([*settings.exclude, *args.exclude]))
+    settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
     bar: list[Progress] = []
 
     def show(done: int, total: int, name: str) -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="dense model: ours, or a published ALBEF pre-training or retrieval file")
+    source.add_argument("--checkpoint", help="dense model: ours, or a published ALBEF file of any task")
     source.add_argument("--random", metavar="SIZE", help="instead, random weights of a named size such as albef_base")
     parser.add_argument("--output", required=True, help="the low-rank checkpoint to write, a .safetensors file")
     parser.add_argument("--kappa", type=float, default=3.0, help="factors hold 1/kappa of the weights (default 3)")
@@ -95,12 +95,13 @@ def _arguments() -> argparse.Namespace:
 
 def _load(args: argparse.Namespace) -> "LoadedModel":
     from pela_vl.data.tokenizer import Tokenizer
-    from pela_vl.loading import load_model
+    from pela_vl.loading import load_any, load_model
     from pela_vl.settings import ModelSettings
 
     settings = ModelSettings(size=args.random, image_size=args.image_size)
-    vocab_size = Tokenizer.load("bert-base-uncased").vocab_size if args.random else None
-    return load_model(settings, args.checkpoint, mlm=None, vocab_size=vocab_size)
+    if args.checkpoint:
+        return load_any(settings, args.checkpoint)
+    return load_model(settings, None, mlm=None, vocab_size=Tokenizer.load("bert-base-uncased").vocab_size)
 
 
 def _print_layers(result: "Compression") -> None:
@@ -115,7 +116,7 @@ def _print_layers(result: "Compression") -> None:
 
 
 def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -> None:
-    from pela_vl.compression import TEXT_TOKENS
+    from pela_vl.compression import SAMPLES, TEXT_TOKENS
 
     before, after = result.parameters
     print(f"\nparameters {before:,} -> {after:,} ({after / before:.1%})")
@@ -124,8 +125,9 @@ def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -
     dense, small = result.flops
     print(f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})")
     size, length = loaded.card.numbers["image_size"], min(TEXT_TOKENS, loaded.card.numbers["max_positions"])
-    print(f"  in Linear and Conv layers (2 x multiply-adds), to score one image of {size} px with a text of {length}")
-    print("  tokens: both encoders, joint projections, the image's keys and values, fusion and matching;")
+    sample = SAMPLES.get(loaded.card.kind, SAMPLES["match"])
+    print(f"  in Linear and Conv layers (2 x multiply-adds), with images of {size} px and texts of {length} tokens,")
+    print(f"  {sample};")
     print(f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either")
     print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
 

@@ -8,12 +8,13 @@ from pela_vl.errors import UserError, run_main
 
 
 def main() -> None:
-    from pela_vl.runner import parse, pretrain
+    from pela_vl.runner import parse, train
+    from pela_vl.workloads.pretraining import Pretraining
 
     arguments = parse(__doc__)
     if arguments.evaluate:
         raise UserError("--evaluate belongs to tasks/retrieval.py, which evaluates pre-trained checkpoints too")
-    pretrain(arguments.settings, arguments.resume)
+    train(Pretraining(), arguments.settings, arguments.resume)
 
 
 if __name__ == "__main__":

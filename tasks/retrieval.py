@@ -1,20 +1,18 @@
-"""Image-text retrieval: fine-tune and evaluate, or with --evaluate only evaluate init.checkpoint (also zero-shot).
+"""Image-text retrieval: fine-tune and evaluate, or only evaluate a checkpoint.
 
 deepspeed tasks/retrieval.py --config configs/flickr.yaml
 python tasks/retrieval.py --config configs/flickr.yaml --evaluate --set init.checkpoint=runs/flickr/best.safetensors
+python tasks/retrieval.py --config configs/flickr.yaml --zero-shot mscoco.pth   (fine-tuned on another data set)
 """
 
 from pela_vl.errors import run_main
 
 
 def main() -> None:
-    from pela_vl.runner import evaluate_retrieval, parse, train_retrieval
+    from pela_vl.runner import run_task
+    from pela_vl.workloads.retrieval import Retrieval
 
-    arguments = parse(__doc__)
-    if arguments.evaluate:
-        evaluate_retrieval(arguments.settings)
-    else:
-        train_retrieval(arguments.settings, arguments.resume)
+    run_task(Retrieval(), __doc__)
 
 
 if __name__ == "__main__":

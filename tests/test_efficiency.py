@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pela_vl import efficiency, methods
-from pela_vl.compression import pair_flops
+from pela_vl.compression import sample_flops
 from pela_vl.efficiency import LABELS, SUBJECTS, TOLERANCE, Cost, Row, count, listed, table_rows
 from pela_vl.errors import UserError
 from pela_vl.lowrank import plan_ranks
@@ -68,7 +68,7 @@ def test_what_a_user_deploys(costs):
 
 def test_one_sample_is_the_pair_that_compression_counts(costs):
     numbers = ALBEF_SIZES["albef_base"] | {"image_size": efficiency.PIXELS}
-    assert pair_flops(numbers, {}) == costs["ALBEF retrieval", "full"].sample
+    assert sample_flops("retrieval", numbers, {}) == costs["ALBEF retrieval", "full"].sample
 
 
 def test_keys_and_values_once_an_image_save_two_thirds_of_theirs(costs):

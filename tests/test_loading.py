@@ -17,6 +17,8 @@ from pela_vl.lowrank import rank_plan
 from pela_vl.models.sizes import ALBEF_SIZES
 from pela_vl.objectives.base import loss_sum
 from pela_vl.settings import ModelSettings, Settings
+from pela_vl.workloads.pretraining import Pretraining
+from pela_vl.workloads.retrieval import Retrieval
 
 ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
 
@@ -160,7 +162,7 @@ def one_step(parts, mlm, size=16):
 @pytest.mark.parametrize("file", ["pretrain", "pretrain_lowrank"])
 def test_a_published_pretrained_model_goes_on_pretraining_with_its_twin(tmp_path, tokenizer, file):
     path, state = foreign(tmp_path, file)
-    parts = assemble(training_settings(path, tokenizer, mlm=True), ONE, match_ids=False)
+    parts = assemble(Pretraining(), training_settings(path, tokenizer, mlm=True), ONE)
     block = "blocks.3.attn.qkv.0.weight" if file == "pretrain_lowrank" else "blocks.3.attn.qkv.weight"
     own = block.replace(".0.weight", ".down.weight")
     assert torch.equal(parts.model.visual_encoder.state_dict()[own], state[f"visual_encoder.{block}"])
@@ -176,7 +178,7 @@ def test_pela_from_a_published_dense_model(tmp_path, tokenizer):
     path, _ = foreign(tmp_path, "pretrain")
     settings = training_settings(path, tokenizer, mlm=True, method="pela")
     settings.compress.kappa, settings.losses.fd, settings.losses.rwp = 3.0, 1.0, 1.0
-    parts = assemble(settings, ONE, match_ids=False)
+    parts = assemble(Pretraining(), settings, ONE)
     twin = parts.objective.companions["twin"].model
     for name, value in twin.state_dict().items():  # the dense twin has no factors: it is copied from the student
         assert torch.equal(value, parts.model.state_dict()[name]), name
@@ -190,7 +192,7 @@ def test_published_models_go_into_retrieval_at_another_size(tmp_path, tokenizer,
     path, state = foreign(tmp_path, file)
     settings = training_settings(path, tokenizer, mlm=False)
     settings.model.image_size = 32
-    parts = assemble(settings, ONE, match_ids=True)
+    parts = assemble(Retrieval(), settings, ONE)
     assert parts.model.mlm_head is None
     assert torch.equal(parts.model.itm_head.weight, state["itm_head.weight"])
     loss, norm, output = one_step(parts, mlm=False, size=32)
@@ -211,14 +213,14 @@ def test_assembling_says_what_does_not_go_together(tmp_path, tokenizer):
         settings = training_settings(checkpoint, tokenizer, mlm=True, method="pela")
         settings.compress.kappa = kappa
         with pytest.raises(UserError, match=match):
-            assemble(settings, ONE, match_ids=False)
+            assemble(Pretraining(), settings, ONE)
     settings = training_settings(dense, "bert-base-uncased", mlm=True)
     with pytest.raises(UserError, match="30522"):
-        assemble(settings, ONE, match_ids=False)
+        assemble(Pretraining(), settings, ONE)
     settings = training_settings(dense, tokenizer, mlm=True)
     settings.compress.kappa, settings.compress.exclude = 3.0, ["no_such_part"]
     with pytest.raises(UserError, match="no_such_part"):
-        assemble(settings, ONE, match_ids=False)
+        assemble(Pretraining(), settings, ONE)
 
 
 def test_a_low_rank_student_with_its_dense_teacher_named(tmp_path, tokenizer):
@@ -226,7 +228,7 @@ def test_a_low_rank_student_with_its_dense_teacher_named(tmp_path, tokenizer):
     dense, state = foreign(tmp_path, "pretrain")
     settings = training_settings(low, tokenizer, mlm=True, method="pela")
     settings.init.teacher, settings.losses.fd, settings.losses.rwp = dense, 1.0, 1.0
-    parts = assemble(settings, ONE, match_ids=False)
+    parts = assemble(Pretraining(), settings, ONE)
     name = "visual_encoder.blocks.0.mlp.fc1"
     assert torch.equal(parts.method.originals[name], state[f"{name}.weight"])
     assert not any(p.requires_grad for p in parts.method.teacher.model.parameters())

@@ -8,6 +8,8 @@ from pela_vl import runner
 from pela_vl.data.karpathy import read_karpathy, write_lists
 from pela_vl.errors import UserError
 from pela_vl.settings import Settings
+from pela_vl.workloads.pretraining import Pretraining
+from pela_vl.workloads.retrieval import Retrieval
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +36,13 @@ def settings(listed, tmp_path):
 
 def refused(settings, match, pretraining=False):
     with pytest.raises(UserError, match=match) as caught:
-        (runner.pretrain if pretraining else runner.train_retrieval)(settings, resume=False)
+        runner.train(Pretraining() if pretraining else Retrieval(), settings, resume=False)
     assert "\n" not in str(caught.value)
     return caught
 
 
 def test_a_run_leaves_log_settings_checkpoints_and_evaluation(settings, tmp_path):
-    metrics = runner.train_retrieval(settings, resume=False)
+    _, metrics = runner.train(Retrieval(), settings, resume=False)
     folder = tmp_path / "run"
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "event" not in line] == [0, 1, 2]
@@ -50,17 +52,17 @@ def test_a_run_leaves_log_settings_checkpoints_and_evaluation(settings, tmp_path
     for name in ("config.yaml", "run.json", "best.safetensors", "last.safetensors", "tensorboard"):
         assert (folder / name).exists()
     recorded = json.loads((folder / "evaluation.json").read_text())
-    assert recorded["metrics"] == metrics and recorded["images"] == 6
+    assert recorded["metrics"] == metrics["test"] and recorded["images"] == 6
     again = Settings(output=str(tmp_path / "again"), data=settings.data, evaluate=settings.evaluate)
     again.init.checkpoint = str(folder / "best.safetensors")
-    assert runner.evaluate_retrieval(again) == metrics
+    assert runner.evaluate(Retrieval(), again) == metrics
 
 
 def test_a_finished_run_is_not_overwritten_and_resuming_it_adds_nothing(settings, tmp_path):
-    first = runner.train_retrieval(settings, resume=False)
+    _, first = runner.train(Retrieval(), settings, resume=False)
     log = (tmp_path / "run/log.jsonl").read_text()
     refused(settings, "holds a run already; add --resume")
-    assert runner.train_retrieval(settings, resume=True) == first
+    assert runner.train(Retrieval(), settings, resume=True)[1] == first
     assert (tmp_path / "run/log.jsonl").read_text() == log
 
 
@@ -104,7 +106,7 @@ def test_an_unreadable_picture_stops_an_evaluation_by_name(settings, listed, tmp
     settings.init.checkpoint = None
     with pytest.raises(UserError, match="torn.jpg"):
         settings.init.checkpoint = _checkpoint(settings, tmp_path)
-        runner.evaluate_retrieval(settings)
+        runner.evaluate(Retrieval(), settings)
 
 
 def test_training_goes_on_over_a_share_of_unreadable_pictures_and_stops_above_it(settings, listed, tmp_path):
@@ -113,7 +115,7 @@ def test_training_goes_on_over_a_share_of_unreadable_pictures_and_stops_above_it
     (tmp_path / "list.json").write_text(json.dumps(entries))
     settings.data.train, settings.data.val, settings.data.test = [str(tmp_path / "list.json")], None, None
     settings.data.max_bad_share = 0.5
-    runner.train_retrieval(settings, resume=False)
+    runner.train(Retrieval(), settings, resume=False)
     settings.data.max_bad_share, settings.output = 0.0, str(tmp_path / "second")
     refused(settings, "absent.jpg")
 
@@ -122,7 +124,7 @@ def _checkpoint(settings, tmp_path):
     from pela_vl.assemble import load_tokenizer_and_model
     from pela_vl.checkpoint import save_model
 
-    _, loaded = load_tokenizer_and_model(settings, mlm=False)
+    _, loaded = load_tokenizer_and_model(Retrieval(), settings, None)
     path = tmp_path / "model.safetensors"
     save_model(path, loaded.model, loaded.card)
     return str(path)

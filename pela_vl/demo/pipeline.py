@@ -24,6 +24,7 @@ from pela_vl.loading import load_model
 from pela_vl.logging import read_log
 from pela_vl.runner import evaluate_checkpoint
 from pela_vl.settings import ModelSettings, Settings
+from pela_vl.workloads.retrieval import Retrieval
 
 TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
@@ -224,8 +225,9 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
     settings = config.load(Settings, paths.root / "pela" / "config.yaml")
     points = []
     for name in (TEACHER, TRUNCATED):
-        metrics, _, _ = evaluate_checkpoint(settings, str(paths.checkpoints[name]), settings.data.val, start("cpu"))
-        points.append({"name": name, "step": 0, "mean": metrics["mean"]})
+        checkpoint, ranks = str(paths.checkpoints[name]), start("cpu")
+        evaluation, _ = evaluate_checkpoint(Retrieval(), settings, checkpoint, settings.data.val, ranks)
+        points.append({"name": name, "step": 0, "mean": evaluation.metrics["mean"]})
     for line in read_log(paths.root / "pela" / "log.jsonl"):
         if line.get("event") == "evaluation":
             points.append({"name": PELA, "step": line["step"] + 1, "mean": line["mean"]})

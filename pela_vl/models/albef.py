@@ -15,7 +15,12 @@ from pela_vl.models.vit import ImageEncoder
 
 
 class Albef(nn.Module):
-    """The online model of pre-training and retrieval. `mlm_head` is absent in models fine-tuned without it."""
+    """The online model of pre-training and retrieval. `mlm_head` is absent in models fine-tuned without it.
+
+    HEADS: what stays dense when the model is compressed as published.
+    """
+
+    HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 
     def __init__(
         self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, joint_dim: int, mlm: bool, temp: float = 0.07

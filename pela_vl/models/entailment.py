@@ -14,12 +14,14 @@ from pela_vl.models.vit import ImageEncoder
 CLASSES = ("contradiction", "neutral", "entailment")
 """By index, as published."""
 
-HEADS = ("cls_head",)
-"""What stays dense when the model is compressed as published."""
-
 
 class AlbefEntailment(nn.Module):
-    """The encoders and a classifier of two Linears on the fused [CLS] token."""
+    """The encoders and a classifier of two Linears on the fused [CLS] token.
+
+    HEADS: what stays dense when the model is compressed as published.
+    """
+
+    HEADS = ("cls_head",)
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, classes: int = len(CLASSES)):
         super().__init__()

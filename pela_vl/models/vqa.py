@@ -14,9 +14,6 @@ from pela_vl.models.encoders import build_encoders
 from pela_vl.models.heads import MaskedLanguageHead
 from pela_vl.models.vit import ImageEncoder
 
-HEADS = ("text_decoder.mlm_head",)
-"""What stays dense when the model is compressed as published."""
-
 
 class AnswerDecoder(TextEncoder):
     """BERT with causal self-attention and, in every layer, cross-attention to a question's states; language model head."""
@@ -64,7 +61,12 @@ class AnswerDecoder(TextEncoder):
 
 
 class AlbefVqa(nn.Module):
-    """The encoders, in which the question is fused with the image, and the answer decoder."""
+    """The encoders, in which the question is fused with the image, and the answer decoder.
+
+    HEADS: what stays dense when the model is compressed as published.
+    """
+
+    HEADS = ("text_decoder.mlm_head",)
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, text_decoder: AnswerDecoder):
         super().__init__()

@@ -5,7 +5,7 @@ import torch
 from tiny_albef import NUMBERS, randomise, tiny_batch
 
 from pela_vl.lowrank import apply_plan, plan_ranks
-from pela_vl.models.entailment import HEADS, build_entailment
+from pela_vl.models.entailment import AlbefEntailment, build_entailment
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.models.sizes import ALBEF_SIZES
 
@@ -25,7 +25,7 @@ def test_entailment_has_the_published_number_of_parameters(low_rank, expected):
     with torch.device("meta"):
         model = build_entailment(**{**numbers, "image_size": 384})
         if low_rank:
-            apply_plan(model, plan_ranks(model, 3, exclude=HEADS), init="empty")
+            apply_plan(model, plan_ranks(model, 3, exclude=AlbefEntailment.HEADS), init="empty")
         both = torch.nn.ModuleList([model, MomentumTwin(model)])
     assert sum(parameter.numel() for parameter in both.parameters()) == expected
 

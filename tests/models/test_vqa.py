@@ -8,7 +8,7 @@ from tiny_vqa import tiny_answers, tiny_questions, tiny_vqa, transformers_decode
 from pela_vl.lowrank import apply_plan, plan_ranks
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.models.sizes import ALBEF_SIZES
-from pela_vl.models.vqa import HEADS, build_vqa, rank_answers
+from pela_vl.models.vqa import AlbefVqa, build_vqa, rank_answers
 
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}
 
@@ -24,7 +24,7 @@ def test_vqa_has_the_published_number_of_parameters(low_rank, expected):
     with torch.device("meta"):
         model = build_vqa(**{**numbers, "image_size": 384})
         if low_rank:
-            apply_plan(model, plan_ranks(model, 3, exclude=HEADS), init="empty")
+            apply_plan(model, plan_ranks(model, 3, exclude=AlbefVqa.HEADS), init="empty")
         both = torch.nn.ModuleList([model, MomentumTwin(model)])
     assert sum(parameter.numel() for parameter in both.parameters()) == expected
 

@@ -21,6 +21,8 @@ from pela_vl.loading import MOMENTUM, load_model, twin_state
 from pela_vl.lowrank import rank_plan
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.settings import ModelSettings, Settings
+from pela_vl.workloads.pretraining import Pretraining
+from pela_vl.workloads.retrieval import Retrieval
 
 COMPRESS = "tasks/compress.py"
 VOCAB = 60
@@ -151,7 +153,7 @@ def test_output_starts_a_run_with_its_twin(tmp_path, script, mlm):
     settings = from_dict(
         Settings, {"init": {"checkpoint": str(output)}, "losses": {"mlm": mlm, "queue_size": 8}}, "test"
     )
-    parts = assemble(settings, Ranks(0, 1, torch.device("cpu"), launched=False), match_ids=not mlm)
+    parts = assemble(Pretraining() if mlm else Retrieval(), settings, Ranks(0, 1, torch.device("cpu"), launched=False))
     stored = read_weights(output)
     twin = parts.objective.companions["twin"].model.state_dict()
     assert twin and all(torch.equal(value, stored[MOMENTUM + name]) for name, value in twin.items())
