@@ -5,6 +5,7 @@ B: samples. L: tokens of the longest text. H, W: image size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,8 +17,29 @@ IGNORED = -100  # label of a token that is not predicted, as torch's cross entro
 _STREAM = 0x4D4C4D  # keeps the draws apart from those of the data set, which start from (seed, epoch, index)
 
 
+class Movable:
+    """What every task's batch can do: a frozen dataclass of tensors, one of which is `indices` [B]."""
+
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Move every tensor to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy every tensor to page-locked memory; called by the loader."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Movable):
     """What a training step needs.
 
     images float32 [B, 3, H, W]; ids, mask int64 [B, L]; masked_ids, labels int64 [B, L], labels being -100 where
@@ -36,20 +58,23 @@ class Batch:
     replaced: int = 0
     bad: tuple[tuple[str, str], ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.indices)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Move every tensor to a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+class AnySample(Protocol):
+    """What the samples of every task have; see `captions.Sample`."""
 
-    def pin_memory(self) -> "Batch":
-        """Copy every tensor to page-locked memory; called by the loader."""
-        return self._map(torch.Tensor.pin_memory)
+    image: torch.Tensor
+    index: int
+    bad: tuple[tuple[str, str], ...]
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
+    """The fields images, indices, replaced and bad of a batch, which mean the same in every task (see `Batch`)."""
+    return {
+        "images": torch.stack([sample.image for sample in samples]),
+        "indices": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        "replaced": sum(bool(sample.bad) for sample in samples),
+        "bad": tuple(dict(pair for sample in samples for pair in sample.bad).items()),
+    }
 
 
 class Collate:
@@ -76,15 +101,12 @@ class Collate:
             rng = self._generator([sample.key for sample in samples])
             masked_ids, labels = mask_tokens(ids, self.tokenizer, self.mlm_probability, rng)
         return Batch(
-            images=torch.stack([sample.image for sample in samples]),
             ids=ids,
             mask=mask,
             masked_ids=masked_ids,
             labels=labels,
             image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
-            indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
-            replaced=sum(bool(sample.bad) for sample in samples),
-            bad=tuple(dict(pair for sample in samples for pair in sample.bad).items()),
+            **stack_common(samples),
         )
 
     def _generator(self, keys: Sequence[Key]) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Reading of pictures from disk: any usual file comes out as upright 8-bit RGB, any damaged one as an `ImageError`."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from pela_vl.errors import UserError
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decompression bombs; here it is an error
 _ORIENTATION = 0x0112
+MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
 
 
 class ImageError(UserError):
@@ -116,3 +118,22 @@ class ImageReader:
                 self._room -= size
                 self._cache[relative] = image
         return image
+
+
+def read_or_next(
+    read: Callable[[str], Image.Image], images: Sequence[str], wanted: int
+) -> tuple[Image.Image, int, tuple[tuple[str, str], ...]]:
+    """Read the picture `wanted`, or the next one that can be read, going round at the end.
+
+    Returns the picture, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
+    after `MAX_REPLACEMENTS` in a row, or all there are.
+    """
+    bad: dict[str, str] = {}
+    for step in range(min(len(images), MAX_REPLACEMENTS)):
+        index = (wanted + step) % len(images)
+        try:
+            return read(images[index]), index, tuple(bad.items())
+        except ImageError as error:
+            bad[error.path] = error.reason
+    path, reason = next(iter(bad.items()))
+    raise UserError(f"{step + 1} entries in a row without a readable image, from {path} ({reason}); check image_root")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pela_vl.data.raw import is_picture, kind, refuse_escape, typed, write_list
 from pela_vl.errors import UserError
-from pela_vl.files import atomic_write
 
 SPLITS = ("train", "val", "test")
 # `restval` are the pictures of COCO's validation set that no held-out split took; the public lists train on them.
@@ -74,47 +74,27 @@ def _load(path: Path) -> list[Any]:
 def _check_image(path: Path, index: int, entry: Any, image_root: Path) -> KarpathyImage:
     place = f"{path}: images[{index}]"
     if not isinstance(entry, dict):
-        raise UserError(f"{place}: wants an object, got {_kind(entry)}")
-    name = _typed(place, entry, "filename", str)
-    folder = _typed(place, entry, "filepath", str) if "filepath" in entry else ""  # Flickr30K's file has none
-    split = _typed(place, entry, "split", str)
+        raise UserError(f"{place}: wants an object, got {kind(entry)}")
+    name = typed(place, entry, "filename", str)
+    folder = typed(place, entry, "filepath", str) if "filepath" in entry else ""  # Flickr30K's file has none
+    split = typed(place, entry, "split", str)
     if split not in _TARGET:
         raise UserError(f"{place}.split: {split!r} is none of {', '.join(_TARGET)}")
-    image_id = _typed(place, entry, "imgid", int)
+    image_id = typed(place, entry, "imgid", int)
     relative = f"{folder}/{name}" if folder else name
-    _refuse_escape(place, relative, image_root)
-    sentences = _typed(place, entry, "sentences", list)
+    refuse_escape(place, relative, image_root)
+    sentences = typed(place, entry, "sentences", list)
     captions = []
     for k, sentence in enumerate(sentences):
         if not isinstance(sentence, dict):
-            raise UserError(f"{place}.sentences[{k}]: wants an object, got {_kind(sentence)}")
-        text = _typed(f"{place}.sentences[{k}]", sentence, "raw", str).strip()
+            raise UserError(f"{place}.sentences[{k}]: wants an object, got {kind(sentence)}")
+        text = typed(f"{place}.sentences[{k}]", sentence, "raw", str).strip()
         if not text:
             raise UserError(f"{place}.sentences[{k}].raw: empty caption for {relative}; remove or mend it")
         captions.append(text)
     if not captions:
         raise UserError(f"{place}.sentences: {relative} has no caption; remove the picture from the file")
     return KarpathyImage(relative, image_id, _TARGET[split], tuple(captions))
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))
-
-
-def _typed(place: str, entry: dict[str, Any], name: str, kind: type) -> Any:
-    wanted = {str: "a text", int: "a whole number", list: "a list"}[kind]
-    if name not in entry:
-        raise UserError(f"{place}.{name}: is missing; {wanted} is wanted")
-    value = entry[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{place}.{name}: wants {wanted}, got {_kind(value)}")
-    return value
-
-
-def _refuse_escape(place: str, relative: str, image_root: Path) -> None:
-    """Refuse by the path's own parts here; a link out of the root is refused when looked up."""
-    if "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in relative.split("/"):
-        raise UserError(f"{place}: path {relative!r} leaves the image root {image_root}; give paths inside it")
 
 
 def write_lists(
@@ -132,7 +112,7 @@ def write_lists(
     lists: dict[str, list[dict[str, Any]]] = {key: [] for key in (*SPLITS, "pretrain")}
     root = image_root.resolve()
     for image in images:
-        if not _is_there(root, image):
+        if not is_picture(root, image.path):
             if not skip_missing:
                 raise UserError(
                     f"{image_root / image.path}: no such picture; complete the download or use --skip-missing"
@@ -157,19 +137,5 @@ def write_lists(
             )
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
-        _write_list(report.files[-1], entries)
+        write_list(report.files[-1], entries)
     return report
-
-
-def _is_there(root: Path, image: KarpathyImage) -> bool:
-    target = (root / image.path).resolve()
-    if not target.is_relative_to(root):
-        raise UserError(f"{root / image.path}: is a link that leaves the image root; put the picture inside the root")
-    return target.is_file()
-
-
-def _write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    with atomic_write(path, "w") as file:
-        file.write("[\n")
-        file.write(",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
-        file.write("\n]\n")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pela_vl.data import captions as module
+from pela_vl.data import images as module
 from pela_vl.data.captions import CaptionPairs, RetrievalEval, load_annotations
 from pela_vl.data.images import ImageError
 from pela_vl.data.transforms import eval_transform, train_transform

@@ -1,0 +1,48 @@
+"""Checks that the readers of raw public files share, and the writing of the lists made of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pela_vl.errors import UserError
+from pela_vl.files import atomic_write
+
+_WANTED = {str: "a text", int: "a whole number", list: "a list"}
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words for a message."""
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))
+
+
+def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
+    """Return entry[name]; raises `UserError` naming `place` and the field when it is absent or of another type."""
+    if name not in entry:
+        raise UserError(f"{place}.{name}: is missing; {_WANTED[wanted]} is wanted")
+    value = entry[name]
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise UserError(f"{place}.{name}: wants {_WANTED[wanted]}, got {kind(value)}")
+    return value
+
+
+def refuse_escape(place: str, relative: str, image_root: Path) -> None:
+    """Raise `UserError` for a path that leaves the root by its own parts; `is_picture` refuses links that do."""
+    if "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in relative.split("/"):
+        raise UserError(f"{place}: path {relative!r} leaves the image root {image_root}; give paths inside it")
+
+
+def is_picture(root: Path, relative: str) -> bool:
+    """Whether the file exists below `root`, which is resolved. Raises `UserError` for a link that leads out of it."""
+    target = (root / relative).resolve()
+    if not target.is_relative_to(root):
+        raise UserError(f"{root / relative}: is a link that leaves the image root; put the picture inside the root")
+    return target.is_file()
+
+
+def write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Write a JSON list with an entry a line, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        file.write("[\n")
+        file.write(",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
+        file.write("\n]\n")
