@@ -36,8 +36,8 @@ class Loop:
     """What `fit` runs. batches: an iterable of one epoch's batches from where `set_position(epoch, batch)` put it.
 
     alpha: weight of the soft targets as a function of the optimiser step. evaluate: metrics of the model as it is, the
-    best being kept by "mean"; save_model(name): writes the weights in the run's folder. checkpoint_every, evaluate_every: in
-    optimiser steps, 0 for the end only. on_batch: called with every batch, to count unreadable images.
+    best being kept by "mean", and what else is to be logged; save_model(name): writes the weights in the run's folder.
+    checkpoint_every, evaluate_every: in optimiser steps, 0 for the end only. on_batch: called with every batch, to count unreadable images.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Loop:
     checkpoint_every: int
     evaluate_every: int
     save_model: Callable[[str], None]
-    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate: Callable[[], dict[str, Any]] | None = None
     on_batch: Callable[[Any], None] = lambda batch: None
     position: Position = field(default_factory=Position)
 
@@ -198,7 +198,8 @@ def _evaluate(loop: Loop, position: Position, log: Log) -> None:
     metrics = loop.evaluate()
     loop.objective.module.train(training)
     log.event("evaluation", metrics, position.step - 1)
-    log.say(f"step {position.step}: " + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    log.say(f"step {position.step}: " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
     better = position.best is None or metrics["mean"] > position.best
     if gather_objects(better)[0]:
         position.best = metrics["mean"]

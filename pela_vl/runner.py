@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -135,8 +136,9 @@ def _train(workload: Workload, settings: Settings, resume: bool, ranks: Ranks) -
     if settings.data.val:
         val = workload.evaluation_data(settings, side, settings.data.val)
 
-        def evaluator() -> dict[str, float]:
-            return workload.evaluate(settings, side, val).metrics
+        def evaluator() -> dict[str, Any]:
+            evaluation = workload.evaluate(settings, side, val)
+            return evaluation.metrics | evaluation.logged
 
     data.transform = train_transform(
         side.image_size, settings.data.min_scale, settings.data.hflip, settings.data.augment

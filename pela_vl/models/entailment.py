@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pela_vl.models.bert import TextEncoder
+from pela_vl.models.bert import KeyValue, TextEncoder
 from pela_vl.models.encoders import build_encoders
 from pela_vl.models.vit import ImageEncoder
 
@@ -32,7 +32,10 @@ class AlbefEntailment(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """images [B, 3, S, S]; ids, mask [B, L] -> class logits [B, 3]."""
-        image = self.text_encoder.image_keys_values(self.visual_encoder(images).tokens)
+        return self.classify(ids, mask, self.text_encoder.image_keys_values(self.visual_encoder(images).tokens))
+
+    def classify(self, ids: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+        """Class logits [B, 3] of sentences ids, mask [B, L] with their images' keys and values (batch B or 1)."""
         text = self.text_encoder.encode(ids, mask).tokens
         return self.cls_head(self.text_encoder.fuse(text, mask, image).tokens[:, 0])
 

@@ -36,12 +36,13 @@ class Evaluation:
     """The outcome of one evaluation, the same on every rank.
 
     metrics: numbers to log; the best weights are those of the highest "mean". record: what goes beside them into
-    evaluation.json. details: whatever `write` makes files of.
+    evaluation.json. details: whatever `write` makes files of. logged: more than numbers for the training's log.
     """
 
     metrics: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
     details: Any = None
+    logged: dict[str, Any] = field(default_factory=dict)
 
 
 class Workload(Protocol):

@@ -1,0 +1,102 @@
+"""Visual entailment from settings to predictions and pictures; one picture at a time, two ranks and one all agree."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import ONE
+
+from pela_vl import config, runner
+from pela_vl.data.snli_ve import SPLITS, read_snli_ve, write_lists
+from pela_vl.errors import UserError
+from pela_vl.models.entailment import CLASSES
+from pela_vl.settings import Settings
+from pela_vl.workloads.entailment import Entailment, classify
+
+
+@pytest.fixture(scope="session")
+def pairs(scenes):
+    """The corpus with its entailment lists."""
+    picture = {"train": "train", "dev": "val", "test": "test"}
+    splits = {
+        split: read_snli_ve(scenes / f"snli_ve_{split}.jsonl", scenes, f"images/{picture[split]}/{{id}}.jpg")
+        for split in SPLITS
+    }
+    write_lists(splits, scenes, scenes / "entailment", "snli_ve")
+    return scenes
+
+
+@pytest.fixture
+def settings(pairs, tmp_path):
+    made = Settings(output=str(tmp_path / "run"))
+    made.model.size, made.model.tokenizer, made.model.dropout = "albef_test", "scenes", 0.0
+    lists, data = pairs / "entailment", made.data
+    data.train, data.image_root, data.workers = [str(lists / "snli_ve_train.json")], str(pairs), 0
+    data.val, data.test = str(lists / "snli_ve_dev.json"), str(lists / "snli_ve_test.json")
+    made.train.steps, made.train.batch_size, made.train.device, made.train.threads = 3, 4, "cpu", 1
+    made.evaluate.image_batch, made.evaluate.pair_batch = 4, 3
+    made.losses.alpha_ramp_steps = 2
+    return made
+
+
+def test_a_run_leaves_accuracies_predictions_and_confusion_of_both_splits(settings, tmp_path):
+    _, metrics = runner.train(Entailment(), settings, resume=False)
+    folder = tmp_path / "run"
+    assert set(metrics) == {"val", "test"}
+    for split, name in (("val", "evaluation_val.json"), ("test", "evaluation.json")):
+        record = json.loads((folder / name).read_text())
+        rows = json.loads((folder / f"entailment_{split}.json").read_text())
+        assert record["metrics"] == metrics[split] and record["pairs"] == len(rows) and rows
+        hits = [row["label"] == row["predicted"] for row in rows]
+        assert metrics[split]["accuracy"] == pytest.approx(100 * sum(hits) / len(hits))
+        for i, true in enumerate(CLASSES):
+            found = [row["predicted"] for row in rows if row["label"] == true]
+            assert record["confusion"][i] == [found.count(other) for other in CLASSES]
+        assert Image.open(folder / f"confusion_{split}.png").format == "PNG"
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(np.sum(line["confusion"]) > 0 for line in lines if line.get("event") == "evaluation")
+    again = config.from_dict(Settings, config.to_dict(settings), "again")
+    again.output, again.init.checkpoint = str(tmp_path / "again"), str(folder / "best.safetensors")
+    again.model.size = None
+    assert runner.evaluate(Entailment(), again) == metrics
+
+
+def test_scores_are_those_of_each_pair_alone_low_rank_too(settings):
+    settings.compress.kappa = 3.0
+    settings.data.val = None
+    runner.train(Entailment(), settings, resume=False)
+    settings.compress.kappa, settings.model.size = None, None
+    side = runner._side(Entailment(), settings, settings.output + "/last.safetensors", ONE)
+    data = Entailment().evaluation_data(settings, side, settings.data.test)
+    logits = classify(settings, side, data)
+    for i, text in enumerate(data.texts):
+        ids, mask = side.tokenizer.encode([text], settings.data.max_tokens)
+        with torch.no_grad():
+            alone = side.model(data[data.text2image[i]][None], ids, mask)[0]
+        torch.testing.assert_close(logits[i], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: setattr(s.losses, "mlm", 1.0), "belongs to pre-training"),
+        (lambda s: setattr(s, "method", "pela"), "fine-tune for entailment with `full`|wants|needs the dense"),
+        (lambda s: setattr(s.data, "test", "absent.json"), "absent.json"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, change, match):
+    change(settings)
+    with pytest.raises(UserError, match=match) as caught:
+        runner.train(Entailment(), settings, resume=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_zero_shot_refuses_what_was_trained_on_the_data(settings):
+    runner.train(Entailment(), settings, resume=False)
+    settings.init.checkpoint, settings.model.size = settings.output + "/best.safetensors", None
+    with pytest.raises(UserError, match="was trained on .*snli_ve_train.json"):
+        runner.evaluate(Entailment(), settings, zero_shot=True)
+    settings.data.train = ["another.json"]
+    assert runner.evaluate(Entailment(), settings, zero_shot=True)
