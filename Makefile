@@ -12,10 +12,11 @@ export PATH := $(BIN):$(PATH)
 # nothing is ever fetched while running: weights and data come from files that the user names
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv test test-slow test-all lint format demo clean
+.PHONY: help venv test test-slow test-all lint format demo demo-all clean
 
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
+	@echo "make demo-all  the same, then the other tasks on built-in data too"
 	@echo "make test      set up, then style, import rules and the quick tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make lint      style and import rules alone;  make format  mends style"
@@ -72,6 +73,9 @@ test-all: test
 
 demo: $(STAMP)
 	@$(BIN)/python tasks/demo.py
+
+demo-all: $(STAMP)
+	@$(BIN)/python tasks/demo.py --all-tasks
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -37,7 +37,8 @@ class Loop:
 
     alpha: weight of the soft targets as a function of the optimiser step. evaluate: metrics of the model as it is, the
     best being kept by "mean", and what else is to be logged; save_model(name): writes the weights in the run's folder.
-    checkpoint_every, evaluate_every: in optimiser steps, 0 for the end only. on_batch: called with every batch, to count unreadable images.
+    checkpoint_every, evaluate_every: in optimiser steps, 0 for the end only. on_batch: called with every batch, to count
+    unreadable images.
     """
 
     folder: Path

@@ -1,6 +1,7 @@
 """The whole method on built-in data: compress a pre-trained ALBEF, see the damage, recover it, fine-tune, compare.
 
 python tasks/demo.py                 # what `make demo` runs; may be interrupted and run again
+python tasks/demo.py --all-tasks     # `make demo-all`: SNLI-VE, RefCOCO+ and VQA too
 """
 
 import argparse
@@ -27,14 +28,17 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=Sizes.test, help="test pictures")
     parser.add_argument("--pretrain-steps", type=int, default=None, help="instead of the config's")
     parser.add_argument("--retrieval-steps", type=int, default=None, help="instead of the config's")
+    parser.add_argument("--all-tasks", action="store_true", help="fine-tune for the other tasks too")
+    parser.add_argument("--task-steps", type=int, default=None, help="of those, instead of their configs'")
     given = parser.parse_args()
     os.chdir(ROOT)
     paths = Paths(Path(given.output), Path(given.scenes), Path("pela_vl/assets/scenes_teacher.safetensors"))
     if not paths.teacher.exists():
         raise UserError(f"{paths.teacher} is missing; it comes with the repository, so check it out again")
     sizes = Sizes(given.train, given.val, given.test, given.pretrain_steps, given.retrieval_steps)
+    sizes.all_tasks, sizes.task_steps = given.all_tasks, given.task_steps
     seconds = run_stages(stages(paths, sizes), paths.root, [paths.teacher])
-    demo = collect(paths, seconds)
+    demo = collect(paths, seconds, sizes.all_tasks)
     page = paths.root / "report.html"
     write_report(demo, page)
     print(f"\n{format_table(demo)}\n\nin {clock(seconds)}; open {page} in a browser", flush=True)

@@ -17,7 +17,8 @@ from PIL import Image
 from pela_vl import config
 from pela_vl.checkpoint import read_weights
 from pela_vl.data.images import resolve_image
-from pela_vl.demo.stages import Stage
+from pela_vl.demo.downstream import downstream_results, downstream_stages
+from pela_vl.demo.stages import Stage, make_stage, set_arguments
 from pela_vl.distributed import start
 from pela_vl.files import atomic_json
 from pela_vl.loading import load_model
@@ -31,13 +32,15 @@ TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
 @dataclass
 class Sizes:
-    """How much of everything; the defaults are those of `make demo`."""
+    """How much of everything; the defaults are those of `make demo`. all_tasks: the other tasks after retrieval."""
 
     train: int = 8000
     val: int = 250
     test: int = 250
     pretrain_steps: int | None = None
     retrieval_steps: int | None = None
+    all_tasks: bool = False
+    task_steps: int | None = None
     workers: int = os.cpu_count() or 1
 
 
@@ -76,8 +79,8 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
     counts = ["--train", sizes.train, "--val", sizes.val, "--test", sizes.test, "--workers", sizes.workers]
     karpathy = ["--karpathy", scenes / "dataset_scenes.json", "--image-root", scenes]
     steps = [
-        _stage("render scenes", "data_prep/build_scenes.py", ["--output", scenes, *counts], [], True),
-        _stage(
+        make_stage("render scenes", "data_prep/build_scenes.py", ["--output", scenes, *counts], [], True),
+        make_stage(
             "make the retrieval lists",
             "data_prep/build_retrieval.py",
             [*karpathy, "--output", lists, "--name", "scenes"],
@@ -88,16 +91,16 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
     def evaluate(model: str) -> Stage:
         folder = paths.evaluation(model, tuned=False)
         changes = [*data, f"init.checkpoint={paths.checkpoints[model]}", f"output={folder}"]
-        arguments = ["--config", "configs/demo/retrieval.yaml", "--evaluate", *_set(changes)]
-        return _stage(f"evaluate without fine-tuning: {model}", "tasks/retrieval.py", arguments, [folder])
+        arguments = ["--config", "configs/demo/retrieval.yaml", "--evaluate", *set_arguments(changes)]
+        return make_stage(f"evaluate without fine-tuning: {model}", "tasks/retrieval.py", arguments, [folder])
 
     def tune(model: str) -> Stage:
         folder = paths.evaluation(model, tuned=True)
         changes = [*data, f"init.checkpoint={paths.checkpoints[model]}", f"output={folder}"]
         if sizes.retrieval_steps:
             changes += _steps(sizes.retrieval_steps)
-        arguments = ["--config", "configs/demo/retrieval.yaml", "--resume", *_set(changes)]
-        return _stage(f"fine-tune and evaluate: {model}", "tasks/retrieval.py", arguments, [folder], True)
+        arguments = ["--config", "configs/demo/retrieval.yaml", "--resume", *set_arguments(changes)]
+        return make_stage(f"fine-tune and evaluate: {model}", "tasks/retrieval.py", arguments, [folder], True)
 
     truncated = paths.checkpoints[TRUNCATED]
     compress = [
@@ -122,23 +125,21 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
         pretrain += _steps(sizes.pretrain_steps)
     steps += [
         evaluate(TEACHER),
-        _stage("compress: every Linear to two factors", "tasks/compress.py", compress, [truncated]),
+        make_stage("compress: every Linear to two factors", "tasks/compress.py", compress, [truncated]),
         evaluate(TRUNCATED),
-        _stage(
+        make_stage(
             "PELA: intermediate pre-training",
             "tasks/pretrain.py",
-            ["--config", "configs/demo/pretrain.yaml", "--resume", *_set(pretrain)],
+            ["--config", "configs/demo/pretrain.yaml", "--resume", *set_arguments(pretrain)],
             [paths.root / "pela"],
             True,
         ),
         evaluate(PELA),
         *(tune(model) for model in (TEACHER, TRUNCATED, PELA)),
     ]
+    if sizes.all_tasks:
+        steps += downstream_stages(paths.checkpoints, paths.root, scenes, sizes.task_steps)
     return steps
-
-
-def _stage(title: str, script: str, arguments: list[Any], makes: list[Path], resumable: bool = False) -> Stage:
-    return Stage(title, [script, *map(str, arguments)], makes, resumable)
 
 
 def _steps(count: int) -> list[str]:
@@ -146,11 +147,7 @@ def _steps(count: int) -> list[str]:
     return [f"train.steps={count}", f"optim.warmup_steps={count // 20}"]
 
 
-def _set(changes: list[str]) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
-
-
-def collect(paths: Paths, seconds: float) -> dict[str, Any]:
+def collect(paths: Paths, seconds: float, all_tasks: bool = False) -> dict[str, Any]:
     """Read the stages' results into what the report shows; also written as demo.json."""
     compressed = json.loads((paths.root / "compress.json").read_text(encoding="utf-8"))
     speeds = measure_speed({name: str(path) for name, path in paths.checkpoints.items()})
@@ -171,7 +168,7 @@ def collect(paths: Paths, seconds: float) -> dict[str, Any]:
     tuned = {name: _evaluation(paths, name, True) for name in paths.checkpoints}
     demo = {
         "title": "PELA on scenes",
-        "command": "make demo",
+        "command": "make demo-all" if all_tasks else "make demo",
         "machine": machine(),
         "wall_seconds": seconds,
         "models": models,
@@ -183,6 +180,8 @@ def collect(paths: Paths, seconds: float) -> dict[str, Any]:
         "queries_note": "Models after fine-tuning.",
         **_queries(paths, tuned),
     }
+    if all_tasks:
+        demo["tasks"] = downstream_results(list(paths.checkpoints), paths.root)
     atomic_json(paths.root / "demo.json", demo)
     return demo
 

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
@@ -24,6 +26,16 @@ class Stage:
     command: list[str]
     makes: list[Path] = field(default_factory=list)
     resumable: bool = False
+
+
+def make_stage(title: str, script: str, arguments: Sequence[Any], makes: list[Path], resumable: bool = False) -> Stage:
+    """A stage that runs a script of the repository."""
+    return Stage(title, [script, *map(str, arguments)], makes, resumable)
+
+
+def set_arguments(changes: Iterable[str]) -> list[str]:
+    """`--set key=value` for every change."""
+    return [part for change in changes for part in ("--set", change)]
 
 
 def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:

@@ -37,7 +37,7 @@ def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 def render(run: Demo) -> str:
     """The page's text."""
-    sections = [_header(run), _recall(run), _training(run), _spectra(run), _queries(run)]
+    sections = [_header(run), _recall(run), _tasks(run), _training(run), _spectra(run), _queries(run)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -78,6 +78,13 @@ def _recall(run: Demo) -> str:
     if len(run.models) == 3:
         text += " The first arrow is the truncation, the second the recovery."
     return f"<h2>Recall against size</h2><p>{text}</p>" + _grid(figures, "pair")
+
+
+def _tasks(run: Demo) -> str:
+    if not run.tasks:
+        return ""
+    text = "Each model fine-tuned with the same steps. Small figures: points against the teacher."
+    return f"<h2>Other tasks</h2><p>{text}</p>" + "".join(tables.task_table(task) for task in run.tasks)
 
 
 def _training(run: Demo) -> str:

@@ -25,6 +25,8 @@ A run is a JSON-able dict (`?` marks what may be absent or None):
     evaluations_note?: str                          how they were measured, if not as zero_shot
     image_queries: [{image: data URI, truth: [caption], retrieved: {model: [{caption, hit: bool}]}}]
     text_queries: [{caption: str, retrieved: {model: [{image: data URI, hit: bool}]}}]
+    tasks?: {task: {columns: [str],                 other tasks, fine-tuned with equal steps
+        rows: {model: [float | None]}}}             percent, one a column
     queries_note?: str                              which models answered, e.g. "Models after fine-tuning."
 """
 
@@ -100,6 +102,15 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Task:
+    """Percentages of every model, in the order of the models; None where there is none."""
+
+    name: str
+    columns: list[str]
+    rows: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
 class Demo:
     title: str
     machine: dict[str, str]
@@ -113,6 +124,7 @@ class Demo:
     evaluations: list[Evaluation] = field(default_factory=list)
     image_queries: list[Query] = field(default_factory=list)
     text_queries: list[Query] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
     evaluations_note: str = ""
     queries_note: str = ""
 
@@ -135,6 +147,7 @@ def parse_demo(demo: Mapping[str, Any]) -> Demo:
         evaluations=root.get("evaluations", lambda node: node.each(_evaluation)) or [],
         image_queries=root["image_queries"].each(_image_query),
         text_queries=root["text_queries"].each(_text_query),
+        tasks=root.get("tasks", _tasks) or [],
         evaluations_note=root.get("evaluations_note", _Node.text) or "",
         queries_note=root.get("queries_note", _Node.text) or "",
     )
@@ -144,6 +157,9 @@ def parse_demo(demo: Mapping[str, Any]) -> Demo:
     for place, name in enumerate(names):
         if name in names[:place]:
             raise UserError(f"demo results: models[{place}].name: {name!r} stands twice; names tell models apart")
+    for task in parsed.tasks:
+        if list(task.rows) != names:
+            raise UserError(f"demo results: tasks.{task.name}.rows: {list(task.rows)} are not the models {names}")
     for way in ("image_queries", "text_queries"):
         for place, query in enumerate(getattr(parsed, way)):
             for name in query.retrieved:
@@ -226,6 +242,20 @@ def _model(node: _Node) -> Model:
         zero_shot=_recall(node["zero_shot"]),
         fine_tuned=node.get("fine_tuned", _recall),
     )
+
+
+def _tasks(node: _Node) -> list[Task]:
+    return [_task(name, task) for name, task in node.mapping().items()]
+
+
+def _task(name: str, node: _Node) -> Task:
+    columns = node["columns"].each(_Node.text)
+    rows = {}
+    for model, row in node["rows"].mapping().items():
+        rows[model] = row.each(lambda one: None if one.value is None else one.number(0, 100))
+        if len(rows[model]) != len(columns):
+            row.fail(f"{len(columns)} numbers, one a column")
+    return Task(name, columns, rows)
 
 
 def _layer(node: _Node) -> Layer:

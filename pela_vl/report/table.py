@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pela_vl.report.figures import count, difference, percent, significant
-from pela_vl.report.schema import RECALLS, Demo, Model, parse_demo
+from pela_vl.report.schema import RECALLS, Demo, Model, Task, parse_demo
 
 _HEADS = {"tr1": "TR@1", "tr5": "TR@5", "tr10": "TR@10", "ir1": "IR@1", "ir5": "IR@5", "ir10": "IR@10", "mean": "mean"}
 
@@ -19,6 +19,7 @@ def format_table(demo: Mapping[str, Any]) -> str:
     blocks = [_costs(run), _recalls(run, "zero-shot", [model.zero_shot for model in run.models])]
     if any(model.fine_tuned for model in run.models):
         blocks.append(_recalls(run, "fine-tuned", [model.fine_tuned for model in run.models]))
+    blocks += [_task(run, task) for task in run.tasks]
     note = f"Recall in % on {run.images} images and {run.texts} texts; TR: text for an image, IR: image for a text."
     return "\n\n".join(["\n".join(block) for block in blocks] + [note])
 
@@ -51,6 +52,17 @@ def _recalls(run: Demo, stage: str, results: Sequence[dict[str, float] | None]) 
             "" if reference is None or model is run.models[0] else difference(recall["mean"] - reference["mean"], "-")
         )
         rows.append([model.name, *[f"{recall[name]:.1f}" for name in RECALLS], versus])
+    return _aligned(rows)
+
+
+def _task(run: Demo, task: Task) -> list[str]:
+    """A task's percentages, the first column compared with the teacher's."""
+    reference = task.rows[run.models[0].name][0]
+    rows = [[task.name, *task.columns, "vs teacher"]]
+    for place, (model, values) in enumerate(task.rows.items()):
+        shown = ["-" if value is None else f"{value:.1f}" for value in values]
+        known = place and None not in (values[0], reference)
+        rows.append([model, *shown, difference(values[0] - reference, "-") if known else ""])
     return _aligned(rows)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from pela_vl.report.figures import count, difference, percent, significant
-from pela_vl.report.schema import RECALLS, Demo, Layer
+from pela_vl.report.schema import RECALLS, Demo, Layer, Task
 
 
 def key_figures(run: Demo) -> str:
@@ -67,6 +67,22 @@ def recall_table(run: Demo) -> str:
         bodies.append("<tbody>" + "".join(rows) + "</tbody>")
     heads = ["Recall, %", "TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
     return _table(heads, "".join(bodies))
+
+
+def task_table(task: Task) -> str:
+    """A task's percentages, with the difference to the teacher under each figure."""
+    reference = next(iter(task.rows.values()))
+    rows = []
+    for place, (model, values) in enumerate(task.rows.items()):
+        cells = []
+        for value, versus in zip(values, reference, strict=True):
+            if value is None:
+                cells.append("\N{EN DASH}")
+            else:
+                small = "" if versus is None else _small(difference(value - versus), place)
+                cells.append(f"{value:.1f}{small}")
+        rows.append(_row(place, model, cells))
+    return _table([f"{task.name}, %", *task.columns], "<tbody>" + "".join(rows) + "</tbody>")
 
 
 def layer_table(layers: Sequence[Layer]) -> str:

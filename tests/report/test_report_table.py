@@ -1,5 +1,6 @@
 import pytest
 
+from pela_vl.errors import UserError
 from pela_vl.report import format_table
 from pela_vl.report.figures import count, difference, duration, percent, significant
 
@@ -46,3 +47,20 @@ def test_plain_ascii_for_any_terminal(make_demo):
 )
 def test_numbers_are_short(shown, wanted):
     assert shown == wanted
+
+
+def test_other_tasks_have_a_block_each_compared_with_the_teacher(make_demo):
+    demo = make_demo()
+    names = [model["name"] for model in demo["models"]]
+    rows = dict(zip(names, ([71.25, 70.0], [60.0, None], [70.5, 69.75]), strict=True))
+    demo["tasks"] = {"SNLI-VE": {"columns": ["val", "test"], "rows": rows}}
+    lines = [line.split() for line in format_table(demo).splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[:1] == ["SNLI-VE"])
+    assert [line[-2:] for line in lines[start + 2 : start + 5]] == [["71.2", "70.0"], ["-", "-11.2"], ["69.8", "-0.8"]]
+
+
+def test_a_task_without_a_row_for_every_model_is_refused(make_demo):
+    demo = make_demo()
+    demo["tasks"] = {"VQA": {"columns": ["all"], "rows": {"PELA": [1.0]}}}
+    with pytest.raises(UserError, match="tasks.VQA.rows"):
+        format_table(demo)

@@ -1,0 +1,101 @@
+"""The demo's other tasks: SNLI-VE, RefCOCO+ and VQA on scenes, each fine-tuned from every model with equal steps."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pela_vl.demo.stages import Stage, make_stage, set_arguments
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """A task. builder, arguments: the script that makes its lists from scenes, {scenes} and {lists} standing for folders.
+
+    data: the config keys that name what is below these folders. splits: evaluation files by split. metrics: those that the
+    table shows, of a split each, with their heads.
+    """
+
+    name: str
+    title: str
+    builder: str
+    arguments: tuple[str, ...]
+    data: Mapping[str, str]
+    splits: Mapping[str, str]
+    metrics: tuple[tuple[str, str, str], ...]
+
+    @property
+    def script(self) -> str:
+        return f"tasks/{self.name}.py"
+
+    @property
+    def config(self) -> str:
+        return f"configs/demo/{self.name}.yaml"
+
+
+TASKS = (
+    Downstream(
+        "entailment",
+        "SNLI-VE",
+        "data_prep/build_snli_ve.py",
+        ("--source", "{scenes}", "--image-root", "{scenes}", "--picture", "images/{{split}}/{{id}}.jpg")
+        + ("--output", "{lists}", "--name", "snli_ve"),
+        {
+            "data.train": "[{lists}/snli_ve_train.json]",
+            "data.val": "{lists}/snli_ve_dev.json",
+            "data.test": "{lists}/snli_ve_test.json",
+            "data.image_root": "{scenes}",
+        },
+        {"val": "evaluation_val.json", "test": "evaluation.json"},
+        (
+            ("val", "accuracy", "val"),
+            ("test", "accuracy", "test"),
+            ("test", "entailment", "entails"),
+            ("test", "neutral", "neutral"),
+            ("test", "contradiction", "contradicts"),
+        ),
+    ),
+)
+
+
+def downstream_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
+    """The commands: for each task its lists, then one fine-tuning a model."""
+    lists = scenes / "tasks"
+    stages = []
+    for task in TASKS:
+        arguments = [part.format(scenes=scenes, lists=lists / task.name) for part in task.arguments]
+        stages.append(make_stage(f"make the lists of {task.title}", task.builder, arguments, [lists / task.name]))
+        for model, checkpoint in checkpoints.items():
+            folder = task_folder(root, task, model)
+            changes = [
+                f"{key}={value.format(scenes=scenes, lists=lists / task.name)}" for key, value in task.data.items()
+            ]
+            changes += [f"init.checkpoint={checkpoint}", f"output={folder}"]
+            if steps:
+                changes += [f"train.steps={steps}", f"optim.warmup_steps={steps // 20}"]
+            arguments = ["--config", task.config, "--resume", *set_arguments(changes)]
+            title = f"{task.title}, fine-tune and evaluate: {model}"
+            stages.append(make_stage(title, task.script, arguments, [folder], True))
+    return stages
+
+
+def task_folder(root: Path, task: Downstream, model: str) -> Path:
+    """Where a model's run of a task is."""
+    return root / task.name / model.split(" ")[0].lower()
+
+
+def downstream_results(models: list[str], root: Path) -> dict[str, Any]:
+    """The report's `tasks`: by task, the heads of the columns and each model's row of percentages."""
+    return {
+        task.title: {
+            "columns": [head for _, _, head in task.metrics],
+            "rows": {model: _row(task_folder(root, task, model), task) for model in models},
+        }
+        for task in TASKS
+    }
+
+
+def _row(folder: Path, task: Downstream) -> list[float | None]:
+    records = {split: json.loads((folder / file).read_text(encoding="utf-8")) for split, file in task.splits.items()}
+    return [records[split]["metrics"].get(metric) for split, metric, _ in task.metrics]
