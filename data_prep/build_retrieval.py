@@ -19,7 +19,11 @@ def main() -> None:
         "--image-root", type=Path, required=True, help="folder that the file's picture paths start from"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
-    parser.add_argument("--name", required=True, help="first part of the lists' names, as flickr30k, coco or scenes")
+    parser.add_argument(
+        "--name",
+        required=True,
+        help="first part of the lists' names, as flickr, coco or scenes; flickr and coco are counted against the published numbers",
+    )
     parser.add_argument("--skip-missing", action="store_true", help="leave out and count pictures that are absent")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
@@ -30,9 +34,8 @@ def main() -> None:
     for split in SPLITS:
         line = f"{split:<5} {report.images[split]:>7} images {report.captions[split]:>7} captions"
         if published:
-            line += f"   published: {published[split]} images" + (
-                "" if published[split] == report.images[split] else "  (differs)"
-            )
+            known, found = published[split], (report.images[split], report.captions[split])
+            line += f"   published: {known[0]} images {known[1]} captions{'' if known == found else '  (differs)'}"
         if report.missing[split]:
             line += f"   left out, absent: {report.missing[split]}"
         print(line)

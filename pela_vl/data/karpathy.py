@@ -12,10 +12,10 @@ from pela_vl.errors import UserError
 SPLITS = ("train", "val", "test")
 # `restval` are the pictures of COCO's validation set that no held-out split took; the public lists train on them.
 _TARGET = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-PUBLISHED = {
-    "flickr30k": {"train": 29000, "val": 1014, "test": 1000},
-    "coco": {"train": 113287, "val": 5000, "test": 5000},
-}
+# (images, captions) of the published splits
+_FLICKR = {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
+_COCO = {"train": (113287, 566747), "val": (5000, 25010), "test": (5000, 25010)}
+PUBLISHED = {"flickr30k": _FLICKR, "flickr": _FLICKR, "coco": _COCO, "mscoco": _COCO}  # by the lists' name
 
 
 @dataclass(frozen=True)
