@@ -1,7 +1,9 @@
-"""Reading of pictures from disk: any usual file comes out as upright 8-bit RGB, any damaged one as an `ImageError`."""
+"""Reading of pictures: any usual file comes out as upright 8-bit RGB, any damaged one as an `ImageError`."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,40 @@ _ORIENTATION = 0x0112
 MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
 
 
-class ImageError(UserError):
-    """A picture that cannot be used; `path` and `reason` say which and why."""
+# What can be wrong with a picture: `ImageError.kind`.
+MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED = (
+    "missing",
+    "empty_file",
+    "html_page",
+    "not_a_picture",
+    "truncated",
+    "decompression_bomb",
+    "damaged",
+)
+# What reading may have to change to come to 8-bit RGB: `Picture.changes`.
+CHANGES = ("cmyk", "palette_transparency", "transparency", "sixteen_bit", "animation", "exif_rotation")
+_HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+
+class ImageError(UserError):
+    """A picture that cannot be used; `path` and `reason` say which and why, `kind` is one of the names above."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, kind: str = DAMAGED) -> None:
         super().__init__(f"image {os.fspath(path)}: {reason}")
         self.path = os.fspath(path)
         self.reason = reason
+        self.kind = kind
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
+        return type(self), (self.path, self.reason, self.kind)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as 8-bit RGB, and which of `CHANGES` that took."""
+
+    image: Image.Image
+    changes: tuple[str, ...]
 
 
 def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
@@ -47,21 +73,62 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Of an animation the first frame is read. Raises `ImageError` for a file that is absent, no picture, truncated or
     larger than `MAX_PIXELS`.
     """
-    if not os.path.isfile(path):
-        raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file")
+    return read_picture(path).image
+
+
+def read_picture(path: str | os.PathLike[str], content: bytes | None = None) -> Picture:
+    """As `read_image`, and tell what had to be changed. With `content` that is the file and `path` only its name."""
+    if content is None and not os.path.isfile(path):
+        raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file", MISSING)
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(path, f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} allowed")
+                raise ImageError(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS} allowed", BOMB)
+            changes = _formats(image)
             image.load()
-            return _to_rgb(_upright(image))
+            upright = _upright(image)
+            return Picture(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not a picture that can be decoded"
-        raise ImageError(path, reason) from error
+        raise _explain(path, content, error) from error
+
+
+def _explain(path: str | os.PathLike[str], content: bytes | None, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError) or "MAX_TEXT" in reason:
+        return ImageError(path, reason, BOMB)
+    if isinstance(error, Image.UnidentifiedImageError):
+        start = content[:512] if content is not None else _start(path)
+        if not start:
+            return ImageError(path, "the file is empty, not a picture", EMPTY)
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_HTML_STARTS):
+            return ImageError(path, "a web page, not a picture", HTML)
+        return ImageError(path, "not a picture that can be decoded", FOREIGN)
+    cut = isinstance(error, EOFError) or "truncated" in reason.lower()
+    return ImageError(path, reason, TRUNCATED if cut else DAMAGED)
+
+
+def _start(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(512)
+
+
+def _formats(image: Image.Image) -> tuple[str, ...]:
+    """Which of `CHANGES` an opened file calls for, rotation apart."""
+    found = []
+    if image.mode == "CMYK":
+        found.append("cmyk")
+    if image.has_transparency_data:
+        found.append("palette_transparency" if image.mode == "P" else "transparency")
+    if image.mode.startswith("I") or image.mode == "F":
+        found.append("sixteen_bit")
+    try:
+        if getattr(image, "is_animated", False):
+            found.append("animation")
+    except Exception:  # a second frame that is damaged: the first is what is read
+        image.seek(0)
+    return tuple(found)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,17 +1,13 @@
 """Makes a corpus of scenes on disk: in chunks, in parallel, resumable, the same bytes whatever the order of work."""
 
-import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from pela_vl.data.build_folder import alone, claim_folder, follow_parent
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json, atomic_write, remove_stale
 
@@ -72,7 +69,7 @@ def build_corpus(request: Request, output: Path, workers: int = 1, report: bool 
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    with _alone(output):
+    with alone(output):
         if not _open_folder(request, output):
             return False
         _fill_folder(request, output, workers, report)
@@ -95,50 +92,11 @@ def _clean_up(output: Path) -> None:
     (output / _REQUEST).unlink(missing_ok=True)
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process dies."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        handle = os.open(output, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be used as a folder ({error.strerror}); choose another --output") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another run is writing there; wait for it to end") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
-
-
 def _open_folder(request: Request, output: Path) -> bool:
     """Check that `output` is new, or holds this very request (then: whether work is left), and prepare it."""
-    remove_stale(output)
-    advice = "choose another --output, or remove that folder"
-    for name in (_MANIFEST, _REQUEST):
-        if (output / name).exists():
-            try:
-                found = json.loads((output / name).read_text())["request"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{output / name}: not readable as a corpus of scenes; {advice}") from None
-            different = [
-                f"{key} {found.get(key)}, not {want}" for key, want in asdict(request).items() if found.get(key) != want
-            ]
-            if different:
-                raise UserError(f"{output}: holds another corpus of scenes ({'; '.join(different)}); {advice}")
-            if name == _MANIFEST:
-                _clean_up(output)
-                return False
-            break
-    else:
-        if any(output.iterdir()):
-            raise UserError(f"{output}: is not empty and is no corpus of scenes; {advice}")
-    # First of all: by it a folder that was cut short is known again.
-    atomic_json(output / _REQUEST, {"request": asdict(request)})
+    if not claim_folder(output, asdict(request), "corpus of scenes", _MANIFEST, _REQUEST):
+        _clean_up(output)
+        return False
     for split in SPLITS:
         (output / "images" / split).mkdir(parents=True, exist_ok=True)
     (output / _PARTS).mkdir(exist_ok=True)
@@ -179,7 +137,7 @@ def _make_chunks(
             progress(_make_chunk(request, output, job))
         return
     # Spawned, not forked: the caller may hold threads.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _follow_parent, (os.getpid(),))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), follow_parent, (os.getpid(),))
     try:
         futures = [pool.submit(_make_chunk, request, output, job) for job in jobs]
         for future in as_completed(futures):
@@ -190,18 +148,6 @@ def _make_chunks(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent(parent: int) -> None:
-    """A worker whose parent was killed must not go on writing beside the next run; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> int:
