@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-# tiny_albef.py, tiny_runs.py and convert/published_files.py are shared by the tests of several folders
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "convert")]
+# tiny_albef.py, tiny_runs.py, convert/published_files.py and data/shard_files.py are shared by the tests of several folders
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "convert", "data")]
 
 
 @pytest.fixture(scope="session")

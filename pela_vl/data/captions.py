@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from pela_vl.data.annotations import (
@@ -81,12 +82,18 @@ class CaptionPairs(Dataset):
         """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
-        rng = np.random.default_rng([self.seed, epoch, wanted])
-        captions = self.captions[index]
-        caption = clean_caption(captions[int(rng.integers(len(captions)))], self.max_words)
-        tensor, flipped = self.transform(image, rng)
-        caption = swap_sides(caption) if flipped else caption
-        return Sample(tensor, caption, self.image_ids[index], (epoch, wanted), index, bad)
+        drawn = draw_pair(image, self.captions[index], self.transform, self.max_words, [self.seed, epoch, wanted])
+        return Sample(*drawn, self.image_ids[index], (epoch, wanted), index, bad)
+
+
+def draw_pair(
+    image: Image.Image, captions: Sequence[str], transform: Transform, max_words: int, seed: Sequence[int]
+) -> tuple[torch.Tensor, str]:
+    """Draw one of the captions and a view of the picture, left and right changing places in both: all from `seed`."""
+    rng = np.random.default_rng(seed)
+    caption = clean_caption(captions[int(rng.integers(len(captions)))], max_words)
+    tensor, flipped = transform(image, rng)
+    return tensor, swap_sides(caption) if flipped else caption
 
 
 class EvalPictures(Dataset):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,6 +14,8 @@ from pela_vl.errors import UserError
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decompression bombs; here it is an error
 _ORIENTATION = 0x0112
+Name = TypeVar("Name")
+Read = TypeVar("Read")
 MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
 
 
@@ -188,12 +191,12 @@ class ImageReader:
 
 
 def read_or_next(
-    read: Callable[[str], Image.Image], images: Sequence[str], wanted: int
-) -> tuple[Image.Image, int, tuple[tuple[str, str], ...]]:
+    read: Callable[[Name], Read], images: Sequence[Name], wanted: int, hint: str = "check image_root"
+) -> tuple[Read, int, tuple[tuple[str, str], ...]]:
     """Read the picture `wanted`, or the next one that can be read, going round at the end.
 
-    Returns the picture, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
-    after `MAX_REPLACEMENTS` in a row, or all there are.
+    Returns what `read` gave, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
+    ending in `hint` after `MAX_REPLACEMENTS` in a row, or all there are.
     """
     bad: dict[str, str] = {}
     for step in range(min(len(images), MAX_REPLACEMENTS)):
@@ -203,4 +206,4 @@ def read_or_next(
         except ImageError as error:
             bad[error.path] = error.reason
     path, reason = next(iter(bad.items()))
-    raise UserError(f"{step + 1} entries in a row without a readable image, from {path} ({reason}); check image_root")
+    raise UserError(f"{step + 1} entries in a row without a readable image, from {path} ({reason}); {hint}")

@@ -12,6 +12,9 @@ from pela_vl.data.captions import Key
 from pela_vl.data.collate import Batch
 from pela_vl.errors import UserError
 
+# (seed, epoch, samples in a batch of all ranks) -> a permutation of the samples, int64 [n]
+Order = Callable[[int, int, int], np.ndarray]
+
 
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys for one epoch at a time, in an order that depends on (seed, epoch) alone.
@@ -30,12 +33,14 @@ class EpochSampler(Sampler[list[Key]]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        order: Order | None = None,
     ) -> None:
-        """n: samples in the data set. batch_size: samples on one rank. Raises `UserError` when there is no batch."""
+        """n: samples in the data set. batch_size: samples on one rank. order: instead of a permutation of all samples, for
+        data that is not read well in any order. Raises `UserError` when there is no batch."""
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size={batch_size}, rank={rank}, world={world} do not fit together")
         self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.shuffle, self.drop_last, self.order = seed, shuffle, drop_last, order
         self.epoch = self.start = 0
         if len(self) == 0:
             raise UserError(
@@ -56,8 +61,13 @@ class EpochSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, start = self.epoch, self.start
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
         whole = self.batch_size * self.world
+        if not self.shuffle:
+            order = np.arange(self.n)
+        elif self.order is not None:
+            order = self.order(self.seed, epoch, whole)
+        else:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
         for batch in range(start, len(self)):
             part = order[batch * whole : (batch + 1) * whole]
             fill = -len(part) % self.world

@@ -217,7 +217,7 @@ def test_user_errors_come_out_of_workers_as_they_are(corpus, workers):
             seen += indices.tolist()
     message = str(caught.value)
     del caught  # its traceback holds the loader, whose workers would stop late if collected with a cycle
-    assert message == f"image {corpus / '7.png'}: not a picture that can be decoded"
+    assert message == f"image {corpus / '7.png'}: the file is empty, not a picture"
     assert seen == [0, 1, 2, 3]
 
 
