@@ -3,6 +3,7 @@
 B: samples. L: tokens of the longest text. H, W: image size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
@@ -70,11 +71,20 @@ class AnySample(Protocol):
 def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
     """The fields images, indices, replaced and bad of a batch, which mean the same in every task (see `Batch`)."""
     return {
-        "images": torch.stack([sample.image for sample in samples]),
+        "images": _stack_images([sample.image for sample in samples]),
         "indices": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         "replaced": sum(bool(sample.bad) for sample in samples),
         "bad": tuple(dict(pair for sample in samples for pair in sample.bad).items()),
     }
+
+
+def _stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    if torch.utils.data.get_worker_info() is None:
+        return torch.stack(images)
+    # In a worker straight into shared memory, or the batch would be copied there once more on its way out.
+    shape = (len(images), *images[0].shape)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * images[0].element_size())
+    return torch.stack(images, out=images[0].new_empty(0).set_(storage, 0, shape))
 
 
 class Collate:

@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
-    return image.convert("RGB")  # a copy without the open file behind it
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class ImageReader:
