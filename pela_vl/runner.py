@@ -164,6 +164,7 @@ def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: A
         ranks.world,
         cfg.seed,
         drop_last=len(data) >= cfg.batch_size * ranks.world,
+        order=getattr(data, "order", None),  # of data sets that are not read well in any order
     )
     collate = workload.collate(settings, parts.tokenizer)
     loader = make_loader(data, sampler, collate, settings.data.workers, ranks.device.type == "cuda")

@@ -42,7 +42,8 @@ class CompressSettings:
 
 @dataclass
 class DataSettings:
-    """train: annotation files; val, test: one each, or None. image_root: what their image paths are relative to.
+    """train: annotation files, or (for image-text pairs) folders of shards; val, test: one file each, or None. image_root:
+    what their image paths are relative to; nothing to shards.
 
     max_words: of a caption; max_tokens: after tokenising, [CLS] included. min_scale: smallest share of a picture that a
     training crop covers (1: no crop). hflip: probability; augment: RandAugment. cache_mb: decoded pictures kept in memory.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shard_files import listed_samples, write_shards
 from tiny_runs import PATIENCE, ROOT, environment
 
 STEPS = 40  # those of `pela_config`
@@ -39,15 +40,21 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_losses_are_bit_identical_after_kills_at_random_moments(pela_config, tmp_path):
-    through = start(pela_config, tmp_path / "whole")
+@pytest.mark.parametrize("data", ["lists", "shards"])
+def test_losses_are_bit_identical_after_kills_at_random_moments(pela_config, listed, tmp_path, data):
+    more = []
+    if data == "shards":
+        samples = listed_samples(listed / "lists/scenes_train.json", listed)
+        shards = write_shards(tmp_path / "shards", samples, [50, 7, 40, 23])
+        more = ["--set", f"data.train=['{shards}']", "--set", "data.workers=2"]
+    through = start(pela_config, tmp_path / "whole", *more)
     seed = random.randrange(10**6)
     draws = random.Random(seed)
     print(f"moments of the kills: seed {seed}")
     killed, seen = tmp_path / "killed", set()
     for least in (1, 15):
         moment = least + draws.randrange(12)
-        process = start(pela_config, killed, "--resume")
+        process = start(pela_config, killed, "--resume", *more)
         while process.poll() is None and max(losses(killed), default=-1) < moment:
             time.sleep(0.005)
         time.sleep(draws.random() * 0.1)
@@ -56,7 +63,7 @@ def test_losses_are_bit_identical_after_kills_at_random_moments(pela_config, tmp
         assert process.returncode == -9, output[-3000:]
         seen |= losses(killed).items()
     assert max(losses(killed)) < STEPS - 1
-    wait(start(pela_config, killed, "--resume"))
+    wait(start(pela_config, killed, "--resume", *more))
     wait(through)
     expected = losses(tmp_path / "whole")
     assert sorted(expected) == list(range(STEPS)) and len(set(expected.values())) == STEPS

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from shard_files import listed_samples, write_shards
 
 from pela_vl import runner
 from pela_vl.data.karpathy import read_karpathy, write_lists
@@ -118,6 +119,23 @@ def test_training_goes_on_over_a_share_of_unreadable_pictures_and_stops_above_it
     runner.train(Retrieval(), settings, resume=False)
     settings.data.max_bad_share, settings.output = 0.0, str(tmp_path / "second")
     refused(settings, "absent.jpg")
+
+
+def test_pretraining_reads_shards_by_any_workers_and_counts_bad_members(settings, listed, tmp_path):
+    samples = listed_samples(listed / "lists/scenes_train.json", listed)
+    samples[5] = b"<html>", samples[5][1]
+    settings.data.train = [str(write_shards(tmp_path / "shards", samples, [50, 30, 40]))]
+    settings.data.val = settings.data.test = None
+    settings.data.max_bad_share, settings.losses.mlm, settings.train.steps = 0.5, 1.0, 4
+    losses = []
+    for workers in (0, 2):
+        settings.data.workers, settings.output = workers, str(tmp_path / f"run{workers}")
+        runner.train(Pretraining(), settings, resume=False)
+        lines = (tmp_path / f"run{workers}/log.jsonl").read_text().splitlines()
+        losses.append([line["loss"] for line in map(json.loads, lines) if "event" not in line])
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    settings.data.max_bad_share, settings.train.steps, settings.output = 0.0, 30, str(tmp_path / "strict")
+    refused(settings, r"shard-000000\.tar/000000005\.jpg", pretraining=True)
 
 
 def _checkpoint(settings, tmp_path):

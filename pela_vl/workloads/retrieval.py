@@ -8,6 +8,7 @@ from torch import nn
 from pela_vl.data.captions import CaptionPairs, RetrievalEval
 from pela_vl.data.collate import Collate
 from pela_vl.data.loader import split_range
+from pela_vl.data.shard_pairs import ShardPairs, training_pairs
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
 from pela_vl.errors import UserError
@@ -41,10 +42,10 @@ class Retrieval:
             model, weights, losses.momentum, losses.queue_size, self.match_ids, keep_hidden=keep_hidden
         )
 
-    def training_data(self, settings: Settings) -> CaptionPairs:
+    def training_data(self, settings: Settings) -> CaptionPairs | ShardPairs:
         data = settings.data
         files = require_training_files(settings)
-        return CaptionPairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb)
+        return training_pairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb)
 
     def collate(self, settings: Settings, tokenizer: Tokenizer) -> Collate:
         losses = settings.losses

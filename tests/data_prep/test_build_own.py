@@ -11,8 +11,9 @@ import pytest
 from pela_vl import config
 from pela_vl.data.own import check_pictures, read_table, split_pictures
 from pela_vl.errors import UserError
-from pela_vl.runner import train_retrieval
+from pela_vl.runner import train
 from pela_vl.settings import Settings
+from pela_vl.workloads.retrieval import Retrieval
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "data_prep" / "build_own.py"
@@ -131,6 +132,6 @@ def test_a_model_is_fine_tuned_by_the_shipped_configuration(own, monkeypatch):
     changes = ["model.size=albef_test", "model.image_size=32", "model.tokenizer=scenes", "init.checkpoint=null"]
     changes += ["train.steps=2", "train.batch_size=4", "train.threads=1", "train.device=cpu", "data.workers=0"]
     settings = config.load(Settings, str(ROOT / "configs" / "own.yaml"), [*changes, "losses.queue_size=16"])
-    metrics = train_retrieval(settings, resume=False)
-    assert metrics is not None and 0 <= metrics["mean"] <= 100
+    _, metrics = train(Retrieval(), settings, resume=False)
+    assert 0 <= metrics["test"]["mean"] <= 100
     assert Path("runs/own/best.safetensors").exists() and Path("runs/own/evaluation.json").exists()
