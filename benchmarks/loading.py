@@ -1,6 +1,6 @@
 """Does the training loader keep its cores busy? Samples a second against raw JPEG decoding, and loose files against shards.
 
-    python benchmarks/loading.py                          twelve hundred pictures of 640 x 480 made for the purpose
+    python benchmarks/loading.py                          pictures of 640 x 480 made for the purpose
     python benchmarks/loading.py --photographs FOLDER     pictures of your own instead, each used as it is
     python benchmarks/loading.py --quick                  fewer of both
 
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -50,9 +51,10 @@ def measure(quick: bool, photographs: Path | None = None) -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        files = _pictures(root / "loose", 320 if quick else 1200, photographs)
+        files = _pictures(root / "loose", 384 if quick else 1280, photographs)
         (root / "list.json").write_text(json.dumps([{"image": f, "caption": CAPTION} for f in files]))
-        _write_shards(root / "shards", root / "loose", files)
+        _write_shards(root / "same", root / "loose", files, lambda content: content)
+        _write_shards(root / "shards", root / "loose", files, _shrink)
         size = sum((root / "loose" / f).stat().st_size for f in files)
         repeats = 3 if quick else 5
         return [
@@ -63,31 +65,33 @@ def measure(quick: bool, photographs: Path | None = None) -> list[Row]:
 
 def _loading(root: Path, files: Sequence[str], workers: int, repeats: int) -> list[Row]:
     transform = train_transform(IMAGE_SIZE, min_scale=0.2)
-    loose = CaptionPairs([root / "list.json"], root / "loose", transform)
-    shards = ShardPairs([root / "shards"], transform)
+    data = {
+        "loose": CaptionPairs([root / "list.json"], root / "loose", transform),
+        "shards": ShardPairs([root / "shards"], transform),
+    }
     paths = [str(root / "loose" / f) for f in files]
     context = multiprocessing.get_context("fork")
-    with context.Pool(workers, initializer=_prepare, initargs=(loose,)) as pool:
+    with context.Pool(workers, initializer=_prepare, initargs=(data,)) as pool:
 
-        def spread(work: Callable[[Sequence[str] | Sequence[int]], None], items: Sequence) -> Callable[[], None]:
-            chunks = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
+        def spread(work: Callable[[tuple[str, Any]], None], name: str, items: Sequence) -> Callable[[], None]:
+            chunks = [(name, items[i : i + BATCH]) for i in range(0, len(items), BATCH)]
             return lambda: pool.map(work, chunks, chunksize=1) and None
 
-        ways = {
-            "decode": spread(_decode, paths),
-            "samples": spread(_make_samples, range(len(files))),
-            "loose": _epochs(loose, workers),
-            "shards": _epochs(shards, workers),
-        }
+        ways = {"decode": spread(_decode, "", paths)}
+        for name, kind in data.items():
+            ways[f"{name} made"] = spread(_make_samples, name, range(len(files)))
+            ways[name] = _epochs(kind, workers)
         seconds = medians(ways, repeats)
     rate = {name: len(files) / value for name, value in seconds.items()}
-    about = f"{len(files)} pictures, {workers} processes, crop, RandAugment, {IMAGE_SIZE} px; 1x is as fast as decoding alone"
+    about = f"{len(files)} pictures, {workers} processes, crop, RandAugment, {IMAGE_SIZE} px; 1x: as fast as decoding the loose files"
     busy = "the same samples made by the same number of processes that hand nothing over: what the cores can do"
+    shrunk = f"pictures in shards are stored at {IMAGE_SIZE} pixels, so less is decoded and resized"
     return [
         _faster("training loader, loose JPEG, against raw decoding", rate["decode"], rate["loose"], note=about),
         _faster("training loader, shards, against raw decoding", rate["decode"], rate["shards"]),
-        _faster("training loader, loose JPEG, against its cores", rate["samples"], rate["loose"], 0.8, busy),
-        _faster("training loader, shards, against its cores", rate["samples"], rate["shards"], 0.8),
+        _faster("training loader, loose JPEG, against its cores", rate["loose made"], rate["loose"], 0.8, busy),
+        _faster("training loader, shards, against its cores", rate["shards made"], rate["shards"], 0.8),
+        _faster("training loader, shards, against loose JPEG", rate["loose"], rate["shards"], note=shrunk),
     ]
 
 
@@ -116,7 +120,7 @@ def _epochs(data: CaptionPairs | ShardPairs, workers: int) -> Callable[[], None]
 def _reading(root: Path, files: Sequence[str], size: int, repeats: int) -> Row:
     """Bytes of one process that decodes nothing: every file opened and read in random order, every shard as training does."""
     paths = [root / "loose" / files[i] for i in np.random.default_rng(0).permutation(len(files))]
-    data = ShardPairs([root / "shards"], None)
+    data = ShardPairs([root / "same"], None)
     order = data.order(0, 0, BATCH).tolist()
 
     def loose() -> None:
@@ -124,12 +128,12 @@ def _reading(root: Path, files: Sequence[str], size: int, repeats: int) -> Row:
             path.read_bytes()
 
     def shards() -> None:
-        reader = ShardPairs([root / "shards"], None).reader
+        reader = ShardPairs([root / "same"], None).reader
         for index in order:
             reader.read(index)
 
     def forgotten(work: Callable[[], None]) -> float:
-        for path in [*paths, *(root / "shards").iterdir()]:
+        for path in [*paths, *(root / "same").iterdir()]:
             handle = os.open(path, os.O_RDONLY)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
@@ -142,28 +146,38 @@ def _reading(root: Path, files: Sequence[str], size: int, repeats: int) -> Row:
         seconds["loose"].append(forgotten(loose))
         seconds["shards"].append(forgotten(shards))
     speed = {name: size / 2**20 / float(np.median(values)) for name, values in seconds.items()}
-    note = "one process, nothing decoded, the system asked to drop its file cache before; a local disk, where seeking is cheap"
+    note = "the same bytes, one process, nothing decoded, file cache dropped before where the system obeys; on a local disk"
     return _faster("reading shards against loose JPEG", speed["loose"], speed["shards"], None, note, "MiB/s")
 
 
-_data: CaptionPairs
+_data: dict[str, CaptionPairs | ShardPairs]
 
 
-def _prepare(data: CaptionPairs) -> None:
+def _prepare(data: dict[str, CaptionPairs | ShardPairs]) -> None:
     global _data
     _data = data
     torch.set_num_threads(1)
 
 
-def _decode(paths: Sequence[str]) -> None:
-    for path in paths:
+def _decode(part: tuple[str, Sequence[str]]) -> None:
+    for path in part[1]:
         with Image.open(path) as image:
             image.load()
 
 
-def _make_samples(indices: Sequence[int]) -> None:
-    for index in indices:
-        _data[0, index]
+def _make_samples(part: tuple[str, Sequence[int]]) -> None:
+    for index in part[1]:
+        _data[part[0]][0, index]
+
+
+def _shrink(content: bytes) -> bytes:
+    """As build_pretrain_corpus.py stores pictures: the shorter side at the training size, never enlarged."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    scale = min(1.0, IMAGE_SIZE / min(image.size))
+    small = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=95)
+    return stream.getvalue()
 
 
 def _pictures(folder: Path, count: int, photographs: Path | None) -> list[str]:
@@ -190,7 +204,7 @@ def _pictures(folder: Path, count: int, photographs: Path | None) -> list[str]:
     return [f"{i:06d}.jpg" for i in range(count)]
 
 
-def _write_shards(folder: Path, images: Path, files: Sequence[str]) -> None:
+def _write_shards(folder: Path, images: Path, files: Sequence[str], change: Callable[[bytes], bytes]) -> None:
     folder.mkdir()
     rows = []
     for start in range(0, len(files), SHARD):
@@ -200,12 +214,12 @@ def _write_shards(folder: Path, images: Path, files: Sequence[str]) -> None:
             for file in part:
                 key = file.removesuffix(".jpg")
                 record = json.dumps({"caption": CAPTION, "image_id": key, "source": "benchmark"}).encode()
-                for name, content in ((file, (images / file).read_bytes()), (f"{key}.json", record)):
+                for name, content in ((file, change((images / file).read_bytes())), (f"{key}.json", record)):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
         rows.append({"name": path.name, "samples": len(part), "bytes": path.stat().st_size})
-    content = {"format": "pela_vl shards 1", "image_size": 640, "shards": rows, "samples": len(files)}
+    content = {"format": "pela_vl shards 1", "image_size": IMAGE_SIZE, "shards": rows, "samples": len(files)}
     (folder / "index.json").write_text(json.dumps(content))
 
 
