@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -m venv $(VENV); \
 	fi
 	@echo "installing the pinned packages into $(VENV); the first time this can take minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev,viz]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev,viz,corpus,ray]"
 	@touch $(STAMP)
 
 lint: $(STAMP)

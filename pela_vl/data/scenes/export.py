@@ -59,6 +59,13 @@ def write_raw_files(output: Path, records: Records, announce: Callable[[str], No
     """
     announce("dataset_scenes.json")
     _write_document(output / "dataset_scenes.json", {"images": map(_karpathy, records(None))}, {"dataset": "scenes"})
+    for split in SPLITS:
+        announce(f"captions_{split}.json")
+        _write_document(
+            output / f"captions_{split}.json",
+            {"images": map(_instance_image, records(split)), "annotations": _each(_captions, records(split))},
+            {"info": {"description": "scenes"}},
+        )
     announce("instances.json")
     _write_document(
         output / "instances.json",
@@ -144,6 +151,11 @@ def _karpathy(record: Record) -> Record:
             for text, sentence_id in zip(record["captions"], ids, strict=True)
         ],
     }
+
+
+def _captions(record: Record) -> Iterator[Record]:
+    for k, text in enumerate(record["captions"]):
+        yield {"id": PER_IMAGE * record["image_id"] + k, "image_id": record["image_id"], "caption": text}
 
 
 def _file_name(record: Record) -> str:

@@ -1,0 +1,192 @@
+"""Building a corpus: list the raw files, examine every record, admit in order, publish. May be killed at any moment."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pela_vl.data.build_folder import alone, claim_folder
+from pela_vl.errors import UserError
+from pela_vl.files import atomic_json, atomic_write, remove_stale
+from pela_vl.progress import Progress
+
+from .engines import OrderedMap, open_engine
+from .examine import Examination, Filters
+from .gate import Gate
+from .outputs import INDEX, AppendedFiles, ListWriter, Shards, ShardWriter, shard_index
+from .report import make_report, table
+from .state import State
+from .units import Unit, list_unit
+
+REPORT, _TABLE, _REQUEST, _WORK, _OUT = "report.json", "report.txt", ".request.json", ".work", "out"
+_WHAT = "corpus for pre-training"
+CHUNK = 64  # records of a job: their pictures, resized, are in memory until they are admitted
+COMMIT_EVERY = 2.0  # seconds; a kill loses no more
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides the corpus. `filters` by source. shards: None for JSON lists, whose paths start at `image_root`."""
+
+    sources: tuple[Unit, ...]
+    held_out: tuple[Unit, ...]
+    filters: dict[str, Filters]
+    shards: Shards | None = None
+    image_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("no source: name at least one")
+        if self.shards is None:
+            self._check_image_root()
+
+    def names(self) -> list[str]:
+        """The sources' names, each once, in the order in which they enter."""
+        return list(dict.fromkeys(unit.source for unit in self.sources))
+
+    def units(self) -> list[Unit]:
+        return [*self.held_out, *self.sources]  # what is held out must be known before anything is admitted
+
+    def as_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    def _check_image_root(self) -> None:
+        for unit in self.sources:
+            if unit.path.endswith(".tar"):
+                raise UserError(f"{unit.path}: JSON lists cannot name pictures inside a tar; ask for shards instead")
+            folder = unit.images or unit.path
+            if self.image_root is None or os.path.commonpath([folder, self.image_root]) != self.image_root:
+                raise UserError(
+                    f"{folder}: is not below the image root {self.image_root}, where the lists' paths start"
+                )
+
+
+def build_corpus(
+    request: Request,
+    output: Path,
+    workers: int = 1,
+    engine: str = "local",
+    ray_address: str | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Any], bool]:
+    """Build the corpus in `output`; return its report and whether there was anything to do.
+
+    A build that was interrupted goes on where it was, also with another number of workers or on another engine: the
+    files are the same bytes. Raises `UserError` if the folder holds anything else, and for malformed raw files.
+    """
+    with alone(output):
+        work = output / _WORK
+        todo = claim_folder(output, request.as_json(), _WHAT, REPORT, _REQUEST)
+        if todo:
+            work.mkdir(exist_ok=True)
+            with closing(State(work / "state.sqlite")) as state:
+                if not state.fact("finished", False):
+                    with open_engine("local", workers) as run:
+                        _list_units(request, work, state, run, progress)
+                    with open_engine(engine, workers, ray_address) as run:
+                        _examine(request, work, state, run, progress)
+                _publish(request, output, state)
+        shutil.rmtree(work, ignore_errors=True)
+        (output / _REQUEST).unlink(missing_ok=True)
+        return json.loads((output / REPORT).read_text(encoding="utf-8")), todo
+
+
+def _list_path(work: Path, number: int) -> Path:
+    return work / "lists" / f"{number:06d}.jsonl"
+
+
+def _list_units(request: Request, work: Path, state: State, run: OrderedMap, progress: bool) -> None:
+    """Turn every raw file into a file of records; those of an earlier run stay."""
+    (work / "lists").mkdir(exist_ok=True)
+    remove_stale(work / "lists")
+    units, listed = request.units(), state.unit_records()
+    jobs = ((n, (unit, _list_path(work, n))) for n, unit in enumerate(units) if n not in listed)
+    with Progress(len(units), "listing", initial=len(listed), unit="file", enabled=progress) as bar:
+        for number, records in run(_list_one, jobs):
+            state.set_unit_records(number, records)
+            state.commit()
+            bar.update(1, f"{units[number].path}: {records} records")
+
+
+def _list_one(job: tuple[Unit, Path]) -> int:
+    return list_unit(*job)
+
+
+def _examine(request: Request, work: Path, state: State, run: OrderedMap, progress: bool) -> None:
+    files = AppendedFiles(work / _OUT, state)
+    if request.shards is None:
+        writer = ListWriter(files, request.image_root, request.names())
+        how = Examination(request.filters)
+    else:
+        writer = ShardWriter(files, request.shards)
+        how = Examination(request.filters, request.shards.image_size, request.shards.quality)
+    gate = Gate(state, files, writer)
+    done = state.fact("records", 0)
+    save = partial(_save, state, files, gate)
+    committed = time.monotonic()
+    total = sum(state.unit_records().values())
+    with Progress(total, "examining", initial=done, unit="picture", enabled=progress) as bar:
+        for cursor, findings in run(how, _chunks(work, len(request.units()), state.fact("cursor", [0, 0]))):
+            for finding in findings:
+                gate.take(finding)
+            done += len(findings)
+            if time.monotonic() - committed >= COMMIT_EVERY:
+                save(cursor, done)
+                committed = time.monotonic()
+            bar.update(len(findings), f"{gate.admitted} kept")
+    if not gate.admitted:
+        raise UserError(f"nothing is left of {done} records: {_why(state, gate)}; check the folders of pictures")
+    writer.finish()
+    state.set_fact("finished", True)
+    save([len(request.units()), 0], done)
+    files.close()
+
+
+def _save(state: State, files: AppendedFiles, gate: Gate, cursor: list[int], records: int) -> None:
+    gate.save()
+    files.sync()
+    state.set_fact("cursor", cursor)
+    state.set_fact("records", records)
+    state.commit()
+
+
+def _why(state: State, gate: Gate) -> str:
+    gate.save()
+    counts = state.counts()
+    drops = sorted(((n, name) for (_, what, name), n in counts.items() if what == "dropped_pictures"), reverse=True)
+    return ", ".join(f"{name} {number}" for number, name in drops) or "the raw files are empty"
+
+
+def _chunks(work: Path, units: int, cursor: list[int]) -> Iterator[tuple[list[int], list[bytes]]]:
+    """(where to go on after it, lines of records) from `cursor` = [unit, offset] on, in the order of units."""
+    first, start = cursor
+    for number in range(first, units):
+        with open(_list_path(work, number), "rb") as file:
+            file.seek(start if number == first else 0)
+            lines = []
+            for line in iter(file.readline, b""):
+                lines.append(line)
+                if len(lines) == CHUNK:
+                    yield [number, file.tell()], lines
+                    lines = []
+            if lines:
+                yield [number, file.tell()], lines
+
+
+def _publish(request: Request, output: Path, state: State) -> None:
+    """Move the finished files to their places, then write index and report: the report last, it says all is there."""
+    for path in sorted((output / _WORK / _OUT).iterdir()):
+        os.replace(path, output / path.name)
+    files = state.files()
+    if request.shards is not None:
+        atomic_json(output / INDEX, shard_index(files, request.shards.image_size))
+    report = make_report(request.as_json(), request.names(), state.counts(), files)
+    with atomic_write(output / _TABLE, "w") as file:
+        file.write(table(report))
+    atomic_json(output / REPORT, report)

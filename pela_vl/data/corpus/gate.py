@@ -1,0 +1,93 @@
+"""The one place where findings are admitted, in order: leak check, deduplication, counting."""
+
+import json
+
+from .outputs import DROPPED, AppendedFiles, Writer
+from .records import Finding, key
+from .state import Counts, State
+
+HELD_OUT = ""  # the source's place in the counts for pictures of test and validation sets
+
+
+class Gate:
+    """Admits findings one after the other. What it knows is in the state and the files: it may be made anew any time."""
+
+    def __init__(self, state: State, files: AppendedFiles, writer: Writer) -> None:
+        self.state, self.files, self.writer = state, files, writer
+        self.admitted: int = state.fact("admitted", 0)
+        self.counts = Counts()
+
+    def take(self, finding: Finding) -> None:
+        if finding.held_out:
+            self._hold_out(finding)
+            return
+        reason = finding.reason or self._admission(finding)
+        if reason is None:
+            self.writer.add(finding, self.admitted)
+            self.admitted += 1
+        else:
+            self._write_drop(finding, reason)
+        self._count(finding, reason)
+
+    def save(self) -> None:
+        """Put what is known into the state, to be committed next."""
+        self.state.set_fact("admitted", self.admitted)
+        self.state.count(self.counts)
+        self.counts.clear()
+
+    def _hold_out(self, finding: Finding) -> None:
+        keys = _identity_keys(finding)
+        if finding.digest is not None:
+            keys.append(key("content", finding.digest.hex()))
+            self.counts[HELD_OUT, "pictures", "by_content"] += 1
+        else:
+            self.counts[HELD_OUT, "unread", finding.reason] += 1
+        self.counts[HELD_OUT, "pictures", "listed"] += 1
+        self.state.hold_out(keys)
+
+    def _admission(self, finding: Finding) -> str | None:
+        content = key("content", finding.digest.hex())
+        identities = _identity_keys(finding)
+        leaks = None
+        if any(map(self.state.is_held_out, identities)):
+            leaks = "held_out_id"
+        elif self.state.is_held_out(content):
+            leaks = "held_out_content"
+        if leaks is not None:
+            # its other names and its pixels are held out too, for sources that know it by those
+            self.state.hold_out([content, *identities])
+            return leaks
+        own = key("id", finding.source, type(finding.id).__name__, finding.id)
+        if self.state.has_seen(own):
+            return "duplicate_id"
+        if not self.state.is_new(content):
+            return "duplicate_content"
+        self.state.is_new(own)
+        return None
+
+    def _write_drop(self, finding: Finding, reason: str) -> None:
+        line = {"source": finding.source, "id": finding.id, "reason": reason}
+        detail = finding.detail or (finding.path if finding.reason is None else "")
+        if detail:
+            line["detail"] = detail
+        self.files.append(DROPPED, (json.dumps(line) + "\n").encode(), samples=1)
+
+    def _count(self, finding: Finding, reason: str | None) -> None:
+        source, counts = finding.source, self.counts
+        counts[source, "pictures", "listed"] += 1
+        counts[source, "captions", "listed"] += finding.listed
+        for name, number in finding.refused.items():
+            counts[source, "dropped_captions", name] += number
+        if reason is None:
+            counts[source, "pictures", "kept"] += 1
+            counts[source, "captions", "kept"] += len(finding.captions)
+            for name in finding.changes:
+                counts[source, "mended", name] += 1
+        else:
+            counts[source, "dropped_pictures", reason] += 1
+            if finding.captions:
+                counts[source, "dropped_captions", "with_picture"] += len(finding.captions)
+
+
+def _identity_keys(finding: Finding) -> list[bytes]:
+    return [key("identity", identity) for identity in finding.identities]

@@ -1,0 +1,82 @@
+"""What is known of a picture with captions before (Record) and after (Finding) it has been looked at."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+# .../2723/4385058960_b0f291553e.jpg on one of the hosts that Flickr serves its photographs from
+_FLICKR = re.compile(r"//[^/]*(?:static\.?flickr\.com|staticflickr\.com)/(?:[^?]*/)?(\d+)_[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture of a source with its captions, as the raw files have it.
+
+    id: unique in its source. captions: whatever stands there, also what is no text. paths: where the picture may be,
+    the first that exists is taken. member: (tar file, offset, bytes) instead, for a picture in an archive. identities:
+    names by which other data sets know the same picture, "coco:391895", "flickr:4385058960", "name:COCO_val2014_...".
+    url: where it was downloaded from, checked against what lies beside the picture. problem, detail: why the raw
+    files alone rule it out. held_out: belongs to a test or validation set and keeps its like out of the corpus.
+    """
+
+    source: str
+    id: str | int
+    captions: list[Any] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    member: tuple[str, int, int] | None = None
+    identities: list[str] = field(default_factory=list)
+    url: str | None = None
+    problem: str | None = None
+    detail: str = ""
+    held_out: bool = False
+
+    def line(self) -> str:
+        """One line of JSON, without what is at its default."""
+        absent = (None, [], "", False)
+        values = {name: value for name, value in asdict(self).items() if name == "id" or value not in absent}
+        return json.dumps(values, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def parse(cls, line: str | bytes) -> "Record":
+        values = json.loads(line)
+        unknown = values.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        return cls(**{"source": "", **values})
+
+
+@dataclass(slots=True)
+class Finding:
+    """What came of a record: it is fit for the corpus, or `reason` (see `reasons`) and `detail` say why not.
+
+    listed: captions of the raw files. captions: cleaned, those that pass. refused: captions that do not, by reason.
+    changes: what reading the picture or its name had of the unusual. digest: of the pixels. jpeg: the resized file.
+    """
+
+    source: str
+    id: str | int
+    listed: int
+    identities: list[str]
+    held_out: bool = False
+    reason: str | None = None
+    detail: str = ""
+    captions: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+    digest: bytes | None = None
+    path: str = ""
+    jpeg: bytes | None = None
+
+
+def flickr_identity(url: object) -> list[str]:
+    """Flickr's number of a photograph, if the address is one of Flickr's."""
+    match = _FLICKR.search(url) if isinstance(url, str) else None
+    return [f"flickr:{match[1]}"] if match else []
+
+
+def key(kind: str, *parts: object) -> bytes:
+    """16 bytes that stand for some values, for the sets on disk."""
+    text = "\0".join((kind, *map(str, parts)))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -1,0 +1,102 @@
+"""What went in and what stayed out: the report of a corpus as data and as a table."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .gate import HELD_OUT
+from .reasons import CAPTIONS, MENDED, PICTURES
+from .state import Counts
+
+FORMAT = "pela_vl corpus report 1"
+
+
+def make_report(
+    request: Mapping[str, Any], sources: Iterable[str], counts: Counts, files: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Plain data. Of each source, and of all: listed = kept + all dropped, for pictures and for captions."""
+    sources = list(sources)
+    each = {source: _part(counts, [source]) for source in sources}
+    return {
+        "format": FORMAT,
+        "held_out": {
+            "pictures": counts[HELD_OUT, "pictures", "listed"],
+            "compared_by_content": counts[HELD_OUT, "pictures", "by_content"],
+            "unread": _named(counts, [HELD_OUT], "unread", PICTURES),
+        },
+        "total": _part(counts, sources),
+        "sources": each,
+        "files": [{"name": name, "samples": samples, "bytes": size} for name, (size, samples) in files.items()],
+        "request": dict(request),
+    }
+
+
+def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
+    def number(what: str, name: str) -> int:
+        return sum(counts[source, what, name] for source in sources)
+
+    return {
+        "pictures": {
+            "listed": number("pictures", "listed"),
+            "kept": number("pictures", "kept"),
+            "dropped": _named(counts, sources, "dropped_pictures", PICTURES),
+        },
+        "captions": {
+            "listed": number("captions", "listed"),
+            "kept": number("captions", "kept"),
+            "dropped": _named(counts, sources, "dropped_captions", CAPTIONS),
+        },
+        "mended": _named(counts, sources, "mended", MENDED),
+    }
+
+
+def _named(counts: Counts, sources: list[str], what: str, names: Iterable[str]) -> dict[str, int]:
+    """In the order of `names`, those that occurred."""
+    found = {name: sum(counts[source, what, name] for source in sources) for name in names}
+    return {name: number for name, number in found.items() if number}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report for people: a column for each source, a row for each count."""
+    columns = [*report["sources"].items(), ("total", report["total"])]
+    rows = [["", *(name for name, _ in columns)]]
+    for title, path, names in (
+        ("pictures listed", ("pictures", "listed"), None),
+        ("pictures kept", ("pictures", "kept"), None),
+        ("dropped pictures", ("pictures", "dropped"), PICTURES),
+        ("captions listed", ("captions", "listed"), None),
+        ("captions kept", ("captions", "kept"), None),
+        ("dropped captions", ("captions", "dropped"), CAPTIONS),
+        ("mended", ("mended",), MENDED),
+    ):
+        values = [_at(part, path) for _, part in columns]
+        if names is None:
+            rows.append([title, *map(str, values)])
+        else:
+            present = [name for name in names if name in values[-1]]
+            rows += [[title, *([""] * len(columns))]] if present else []
+            rows += [[f"  {name}", *(str(value.get(name, 0)) for value in values)] for name in present]
+    held_out = report["held_out"]
+    lines = _aligned(rows)
+    lines.append(f"leak check: {held_out['pictures']} pictures of test and validation sets by number or name, "
+                 f"{held_out['compared_by_content']} of them by content" if held_out["pictures"]
+                 else "leak check: no test or validation set was named")  # fmt: skip
+    if held_out["unread"]:
+        named = ", ".join(f"{name} {number}" for name, number in held_out["unread"].items())
+        lines.append(f"  not compared by content: {named}")
+    return "\n".join(lines) + "\n"
+
+
+def _at(part: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        part = part[name]
+    return part
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
