@@ -114,7 +114,7 @@ def _shards(args: argparse.Namespace) -> Shards | None:
 def _image_root(args: argparse.Namespace, units: list[Unit]) -> str | None:
     if args.shards or not units:
         return None
-    folders = [unit.images or unit.path for unit in units]
+    folders = [unit.images for unit in units]
     return os.path.abspath(args.image_root) if args.image_root else os.path.commonpath(folders)
 
 

@@ -60,10 +60,9 @@ class Request:
         for unit in self.sources:
             if unit.path.endswith(".tar"):
                 raise UserError(f"{unit.path}: JSON lists cannot name pictures inside a tar; ask for shards instead")
-            folder = unit.images or unit.path
-            if self.image_root is None or os.path.commonpath([folder, self.image_root]) != self.image_root:
+            if self.image_root is None or os.path.commonpath([unit.images, self.image_root]) != self.image_root:
                 raise UserError(
-                    f"{folder}: is not below the image root {self.image_root}, where the lists' paths start"
+                    f"{unit.images}: is not below the image root {self.image_root}, where the lists' paths start"
                 )
 
 

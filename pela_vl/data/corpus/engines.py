@@ -83,11 +83,14 @@ def _ray(workers: int, address: str | None) -> Iterator[OrderedMap]:
 
     try:
         yield run
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # what the job itself raised
     except ray.exceptions.RayError as error:
-        message = " ".join(str(error).split())[:200]
-        raise UserError(f"Ray lost a worker ({message}); run the same command again to go on") from None
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise cause from None  # what the job itself raised
+        message = " ".join(str(cause).split())[:200]
+        raise UserError(
+            f"Ray lost a worker ({message}); mend the cluster and run the same command again to go on"
+        ) from None
     finally:
         ray.shutdown()
 

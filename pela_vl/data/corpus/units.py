@@ -49,7 +49,7 @@ def source_units(source: str, kind: str, arguments: list[str], part: int = 1) ->
     kind: coco ANNOTATIONS IMAGES; vg REGIONS IMAGES [IMAGE_DATA]; pairs TABLE IMAGES, or FOLDER of img2dataset.
     """
     if kind == "pairs" and len(arguments) == 1:
-        return [_unit("shard", source, shard, part=part) for shard in find_shards(arguments[0])]
+        return [_unit("shard", source, shard, arguments[0], part=part) for shard in find_shards(arguments[0])]
     wanted = {"coco": (2,), "vg": (2, 3), "pairs": (2,)}[kind]
     if len(arguments) not in wanted:
         raise UserError(f"{source}: {len(arguments)} paths given; wants {_WANTED[kind]}")

@@ -1,0 +1,153 @@
+"""Measure the corpus builder: pictures and pairs a second, and peak memory against the corpus's size.
+
+Two measurements, each build in a fresh process:
+  speed    photograph-sized JPEGs (640x480) with five captions each, loose files, to JSON lists and to shards, with 1 worker
+           and with --workers
+  memory   synthetic captions over tiny distinct pictures in tars, of --sizes pairs: what grows with the corpus shows
+
+Example: python benchmarks/corpus.py --scratch /tmp/bench --output corpus.json
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
+from pela_vl.data.corpus.units import source_units
+from pela_vl.errors import UserError, run_main
+from pela_vl.files import atomic_json
+
+_CAPTIONS = 5
+_TINY = 12  # pixels of a side
+_SHARD = 10_000  # pictures of a tar, as img2dataset has it by default
+
+
+def make_photographs(folder: Path, count: int) -> Request:
+    """Smooth noise compresses like a photograph: some 60 kB at 640x480."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
+        small.resize((640, 480), Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg"})
+        annotations += [
+            {"image_id": number, "caption": f"view {k} of picture number {number}"} for k in range(_CAPTIONS)
+        ]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    units = source_units("coco", "coco", [str(folder / "captions.json"), str(folder / "images")])
+    return Request(tuple(units), (), {"coco": Filters()}, None, str(folder / "images"))
+
+
+def make_pairs(folder: Path, count: int) -> Request:
+    """Distinct bitmaps of a few pixels, one caption each, in tars as img2dataset writes them."""
+    folder.mkdir(parents=True)
+    pixels = 3 * _TINY * _TINY
+    header = b"BM" + struct.pack("<IHHI", 54 + pixels, 0, 0, 54)
+    header += struct.pack("<IiiHHIIiiII", 40, _TINY, _TINY, 1, 24, 0, pixels, 0, 0, 0, 0)
+    for first in range(0, count, _SHARD):
+        with tarfile.open(folder / f"{first // _SHARD:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(first, min(first + _SHARD, count)):
+                text = {"caption": f"a synthetic caption with the number {number}", "url": f"http://x.org/{number}.jpg"}
+                picture = header + number.to_bytes(8, "little") + bytes(pixels - 8)
+                for suffix, content in (("jpg", picture), ("json", json.dumps(text).encode())):
+                    member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    units = source_units("cc12m", "pairs", [str(folder)])
+    return Request(tuple(units), (), {"cc12m": Filters(min_side=_TINY)}, Shards(image_size=_TINY))
+
+
+def measure(kind: str, folder: Path, count: int, workers: int, shards: bool) -> dict[str, Any]:
+    """Build once in this process, which must be fresh: peak memory is that of its whole life."""
+    made = folder / f"{kind}-{count}"
+    request = (
+        _again(kind, made) if made.exists() else (make_photographs if kind == "speed" else make_pairs)(made, count)
+    )
+    if kind == "speed" and shards:
+        request = Request(request.sources, (), request.filters, Shards())
+    output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.monotonic()
+    report, _ = build_corpus(request, output, workers, progress=True)
+    seconds = time.monotonic() - started
+    if kind == "memory":
+        shutil.rmtree(made)
+    pictures, pairs = report["total"]["pictures"]["kept"], report["total"]["captions"]["kept"]
+    return {
+        "measured": kind,
+        "output": "shards" if shards or kind == "memory" else "lists",
+        "workers": workers,
+        "pictures": pictures,
+        "pairs": pairs,
+        "seconds": round(seconds, 2),
+        "pictures_per_second": round(pictures / seconds, 1),
+        "pairs_per_second": round(pairs / seconds, 1),
+        "pairs_per_second_per_worker": round(pairs / seconds / workers, 1),
+        "main_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "largest_worker_peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+    }
+
+
+def _again(kind: str, made: Path) -> Request:
+    units = source_units("coco", "coco", [str(made / "captions.json"), str(made / "images")])
+    return Request(tuple(units), (), {"coco": Filters()}, None, str(made / "images"))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as aligned text."""
+    cells = [[key.replace("_", " ") for key in rows[0]], *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--scratch", type=Path, required=True, help="folder for what is built; 4 GB for a million pairs"
+    )
+    parser.add_argument("--output", type=Path, help="file for the measurements as JSON")
+    parser.add_argument(
+        "--photographs", type=int, default=1000, help="pictures of the speed measurement (default 1000)"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="pairs (default 100k and 1M)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # kind, count, workers, shards: one measurement
+    args = parser.parse_args()
+    if args.one:
+        kind, count, workers, shards = args.one[0], *map(int, args.one[1:])
+        print(json.dumps(measure(kind, args.scratch, count, workers, bool(shards))))
+        return
+    workers = sorted({1, args.workers})
+    wanted = [("speed", args.photographs, n, shards) for shards in (0, 1) for n in workers]
+    wanted += [("memory", size, args.workers, 1) for size in args.sizes]
+    rows = []
+    for one in wanted:
+        command = [sys.executable, __file__, "--scratch", str(args.scratch), "--one", *map(str, one)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"the measurement {one} failed")
+        rows.append(json.loads(done.stdout))
+    shutil.rmtree(args.scratch, ignore_errors=True)
+    print(table(rows))
+    if args.output:
+        atomic_json(args.output, rows)
+
+
+if __name__ == "__main__":
+    run_main(main)
