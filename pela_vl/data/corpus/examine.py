@@ -14,6 +14,7 @@ from pela_vl.data.text import clean_caption
 from pela_vl.errors import UserError
 
 from .records import Finding, Record
+from .table import downloaded_names
 
 _ALL_WORDS = 10**9
 
@@ -127,9 +128,13 @@ def _read(record: Record) -> tuple[Picture, str]:
         except OSError as error:
             raise UserError(f"{tar}: cannot be read: {error.strerror or error}") from None
         return read_picture(name, content), name
-    path = next((path for path in record.paths if os.path.isfile(path)), None)
+    paths = record.paths
+    if record.row is not None:
+        folder, number = record.row
+        paths = [os.path.join(folder, name) for name in downloaded_names(number, record.url)]
+    path = next((path for path in paths if os.path.isfile(path)), None)
     if path is None:
-        raise _Unfit("missing", record.paths[0] if record.paths else "")
+        raise _Unfit("missing", paths[0] if paths else "")
     if record.url is not None and (other := _address_beside(path)) not in (None, record.url):
         raise _Unfit("other_download", f"{path} came from {other}")
     return read_picture(path), path

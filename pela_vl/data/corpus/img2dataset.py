@@ -68,9 +68,9 @@ def _record(source: str, name: str, sample: _Sample, table: _Table) -> Record:
         source,
         name,
         list(caption) if isinstance(caption, list) else [caption],
-        [sample.place] if loose else [],
-        None if loose else sample.place,
-        flickr_identity(url),
+        paths=[sample.place] if loose else [],
+        member=None if loose else sample.place,
+        identities=flickr_identity(url),
     )
 
 

@@ -15,10 +15,11 @@ class Record:
     """One picture of a source with its captions, as the raw files have it.
 
     id: unique in its source. captions: whatever stands there, also what is no text. paths: where the picture may be,
-    the first that exists is taken. member: (tar file, offset, bytes) instead, for a picture in an archive. identities:
-    names by which other data sets know the same picture, "coco:391895", "flickr:4385058960", "name:COCO_val2014_...".
-    url: where it was downloaded from, checked against what lies beside the picture. problem, detail: why the raw
-    files alone rule it out. held_out: belongs to a test or validation set and keeps its like out of the corpus.
+    the first that exists is taken. member: (tar file, offset, bytes) instead, for a picture in an archive. row: (folder,
+    number) instead, for a row of a table, whose picture has one of the names that downloaders give. identities: how
+    other data sets know the same picture, "coco:391895", "flickr:4385058960", "name:COCO_val2014_...". url: where it
+    was downloaded from, checked against what lies beside the picture. problem, detail: why the raw files alone rule it
+    out. held_out: belongs to a test or validation set and keeps its like out of the corpus.
     """
 
     source: str
@@ -26,6 +27,7 @@ class Record:
     captions: list[Any] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     member: tuple[str, int, int] | None = None
+    row: tuple[str, int] | None = None
     identities: list[str] = field(default_factory=list)
     url: str | None = None
     problem: str | None = None

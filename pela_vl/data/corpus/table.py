@@ -1,7 +1,6 @@
 """Tables of captions with the address or the path of a picture: Conceptual Captions, SBU, own data; TSV or CSV."""
 
 import csv
-import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -91,11 +90,10 @@ def _record(source: str, number: int, row: list[str], columns: dict[str, int] | 
             return Record(source, number, [caption], problem="path_outside_root", detail=name)
         identities = [f"name:{PurePosixPath(name).stem}", *flickr_identity(url)]
         return Record(source, number, [caption], [path], identities=identities)
-    paths = [os.path.join(images, name) for name in _names(number, url)]
-    return Record(source, number, [caption], paths, identities=flickr_identity(url), url=url)
+    return Record(source, number, [caption], row=(images, number), identities=flickr_identity(url), url=url)
 
 
-def _names(number: int, url: str) -> Iterable[str]:
+def downloaded_names(number: int, url: str) -> Iterable[str]:
     """The names that downloaders give: img2dataset's, the row's number, number and checksum, the address's last part."""
     for suffix in _SUFFIXES:
         yield f"{number // 10000:05d}/{number:09d}.{suffix}"

@@ -6,6 +6,7 @@ import json
 import sys
 import tarfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from pela_vl.data.corpus.genome import genome_records
 from pela_vl.data.corpus.img2dataset import find_shards, shard_records
 from pela_vl.data.corpus.json_stream import json_items
 from pela_vl.data.corpus.records import Record, flickr_identity
-from pela_vl.data.corpus.table import table_records
+from pela_vl.data.corpus.table import downloaded_names, table_records
 from pela_vl.data.corpus.units import source_units, unit_records
 from pela_vl.errors import UserError
 
@@ -63,6 +64,7 @@ def test_malformed_json_is_one_line(tmp_path, text):
         captions=st.lists(st.none() | st.text()),
         paths=st.lists(st.text()),
         member=st.none() | st.tuples(st.text(), st.integers(), st.integers()),
+        row=st.none() | st.tuples(st.text(), st.integers()),
         identities=st.lists(st.text()),
         url=st.none() | st.text(min_size=1),
         problem=st.none() | st.text(min_size=1),
@@ -71,8 +73,8 @@ def test_malformed_json_is_one_line(tmp_path, text):
 )
 def test_records_come_back_from_their_lines(record):
     back = Record.parse(record.line())
-    member = None if back.member is None else tuple(back.member)
-    assert back == record or (member, back.id) == (record.member, record.id)
+    tuples = {name: tuple(value) for name in ("member", "row") if (value := getattr(back, name)) is not None}
+    assert replace(back, **tuples) == record
 
 
 @pytest.mark.parametrize(
@@ -153,10 +155,16 @@ def test_conceptual_captions_in_both_orders_of_columns(tmp_path):
             (3, ["last"], None),
         ]
         assert records[0].url == "http://x.org/a.jpg"
-        # img2dataset's name, then those of other downloaders
-        assert records[1].paths[0] == "/pics/00000/000000001.jpg" and "/pics/1.jpg" in records[1].paths
-        assert f"/pics/1_{zlib.crc32(b'http://x.org/b%20c.jpg?w=1')}" in records[1].paths
-        assert records[1].paths[-1] == "/pics/b c.jpg"
+        assert records[1].row == ("/pics", 1)
+
+
+def test_names_that_downloaders_give():
+    url = "http://x.org/b%20c.jpg?w=1"
+    names = list(downloaded_names(12345, url))
+    assert names[0] == "00001/000012345.jpg" and "12345.jpg" in names and names[-1] == "b c.jpg"
+    assert f"12345_{zlib.crc32(url.encode())}" in names
+    for odd in ("http://[half", "http://x.org/", "http://x.org/%00", "http://x.org/.."):
+        assert all("\0" not in name and not name.endswith("..") for name in downloaded_names(1, odd))
 
 
 def test_tables_that_name_their_columns(tmp_path):
