@@ -16,8 +16,8 @@ from corrupt_web import FILTERS as WEB_FILTERS
 from corrupt_web import Web, make_web
 from PIL import Image
 
+from pela_vl.data.annotations import load_annotations
 from pela_vl.data.build_folder import alone
-from pela_vl.data.captions import load_annotations
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus import build as build_module
 from pela_vl.data.corpus.gate import Gate
