@@ -21,7 +21,8 @@ class Gate:
         if finding.held_out:
             self._hold_out(finding)
             return
-        reason = finding.reason or self._admission(finding)
+        leak = self._leak(finding)  # also of a picture that cannot be used: its copies elsewhere may be sound
+        reason = finding.reason or leak or self._duplicate(finding)
         if reason is None:
             self.writer.add(finding, self.admitted)
             self.admitted += 1
@@ -45,22 +46,23 @@ class Gate:
         self.counts[HELD_OUT, "pictures", "listed"] += 1
         self.state.hold_out(keys)
 
-    def _admission(self, finding: Finding) -> str | None:
-        content = key("content", finding.digest.hex())
-        identities = _identity_keys(finding)
-        leaks = None
-        if any(map(self.state.is_held_out, identities)):
-            leaks = "held_out_id"
-        elif self.state.is_held_out(content):
-            leaks = "held_out_content"
-        if leaks is not None:
+    def _leak(self, finding: Finding) -> str | None:
+        keys = _identity_keys(finding)
+        leak = "held_out_id" if any(map(self.state.is_held_out, keys)) else None
+        if finding.digest is not None:
+            content = key("content", finding.digest.hex())
+            leak = leak or ("held_out_content" if self.state.is_held_out(content) else None)
+            keys.append(content)
+        if leak is not None:
             # its other names and its pixels are held out too, for sources that know it by those
-            self.state.hold_out([content, *identities])
-            return leaks
+            self.state.hold_out(keys)
+        return leak
+
+    def _duplicate(self, finding: Finding) -> str | None:
         own = key("id", finding.source, type(finding.id).__name__, finding.id)
         if self.state.has_seen(own):
             return "duplicate_id"
-        if not self.state.is_new(content):
+        if not self.state.is_new(key("content", finding.digest.hex())):
             return "duplicate_content"
         self.state.is_new(own)
         return None

@@ -97,7 +97,8 @@ def test_a_folder_of_pictures_by_content(pictures):
     assert drops(pictures, held_out) == dict.fromkeys((100, 101, 105), "held_out_content")
 
 
-def test_what_a_held_out_picture_is_called_elsewhere_is_held_out_too(pictures):
+@pytest.mark.parametrize("there, reason", [(True, "held_out_id"), (False, "missing")])
+def test_what_a_held_out_picture_is_called_elsewhere_is_held_out_too(pictures, there, reason):
     """COCO's 102 is a test picture. SBU knows it by Flickr's number, Visual Genome by COCO's."""
     entries = [{"filename": "x.jpg", "cocoid": 102, "split": "test"}]
     (pictures / "karpathy.json").write_text(json.dumps({"images": entries}))
@@ -117,7 +118,9 @@ def test_what_a_held_out_picture_is_called_elsewhere_is_held_out_too(pictures):
         *source_units("sbu", "pairs", [str(pictures / "sbu.tsv"), str(pictures / "sbu")]),
     ]
     held_out = held_out_units("karpathy", [str(pictures / "karpathy.json")])
-    assert drops(pictures, held_out, sources) == {102: "held_out_id", 31: "held_out_id", 0: "held_out_id"}
+    if not there:
+        (pictures / "pics" / "2.png").unlink()
+    assert drops(pictures, held_out, sources) == {102: reason, 31: "held_out_id", 0: "held_out_id"}
 
 
 def test_flickr30k_names_are_flickrs_numbers(pictures):
