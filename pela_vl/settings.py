@@ -146,6 +146,25 @@ class EvalSettings:
 
 
 @dataclass
+class GroundingSettings:
+    """Weakly supervised grounding. boxes: the boxes file that build_refcoco_plus.py writes beside the lists.
+
+    score: whose Grad-CAM, "itm" (cross-attention of a text layer) or "itc" (class token's attention in the ViT). layer: text
+    layer counted from the first text-only one, or ViT block; None is the third fusion layer (8 of ALBEF) or the last block.
+    area_power: a box scores mass / area ** area_power. image_batch, pair_batch: pictures encoded, and heat maps made, at a
+    time. overlays: expressions that are drawn after the evaluation.
+    """
+
+    boxes: str | None = None
+    score: Literal["itm", "itc"] = "itm"
+    layer: int | None = None
+    area_power: float = 0.5
+    image_batch: int = 16
+    pair_batch: int = 64
+    overlays: int = 16
+
+
+@dataclass
 class Settings:
     """A run. output: its folder. method: a module of pela_vl/methods."""
 
@@ -160,3 +179,4 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
+    grounding: GroundingSettings = field(default_factory=GroundingSettings)

@@ -1,4 +1,7 @@
-"""Image-text pairs from ALBEF's lists: `[{"image": path, "caption": text or [texts], "image_id": optional}, ...]`."""
+"""Image-text pairs from ALBEF's lists: `[{"image": path, "caption": text or [texts], "image_id": optional}, ...]`.
+
+Other lists have the text under another name, as grounding's have it under "text".
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -56,14 +59,15 @@ class CaptionPairs(Dataset):
         max_words: int = 30,
         seed: int = 0,
         cache_mb: float = 0,
+        field: str = "caption",
     ) -> None:
-        """cache_mb: MiB of decoded pictures to keep in memory; worth it for small pictures only.
+        """cache_mb: MiB of decoded pictures to keep in memory; worth it for small pictures only. field: of the text.
 
         Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
         """
-        entries = _load_captions(files, image_root)
+        entries = _load_captions(files, image_root, field)
         self.images = [entry.values["image"] for entry in entries]
-        self.captions = [_as_list(entry.values["caption"]) for entry in entries]
+        self.captions = [_as_list(entry.values[field]) for entry in entries]
         self.image_ids = dense_image_ids(entries)
         self.read = ImageReader(image_root, cache_mb)
         self.transform = transform
@@ -153,15 +157,15 @@ class RetrievalEval(EvalPictures):
         super().__init__(pairs, image_root, transform, max_words, cache_mb)
 
 
-def _load_captions(files: Sequence[PathLike], image_root: PathLike) -> list[Entry]:
-    entries = load_annotations(files, {"image": (str,), "caption": (str, list)}, {"image_id": (str, int)})
+def _load_captions(files: Sequence[PathLike], image_root: PathLike, field: str = "caption") -> list[Entry]:
+    entries = load_annotations(files, {"image": (str,), field: (str, list)}, {"image_id": (str, int)})
     for entry in entries:
         check_image(entry, image_root)
-        name, captions = entry.values["image"], _as_list(entry.values["caption"])
+        name, captions = entry.values["image"], _as_list(entry.values[field])
         if not captions:
-            raise UserError(f"{entry.place}: field 'caption': image {name} has no caption; add one or drop the entry")
+            raise UserError(f"{entry.place}: field '{field}': image {name} has no caption; add one or drop the entry")
         for caption in captions:
-            check_text(entry, "caption", caption)
+            check_text(entry, field, caption)
     return entries
 
 

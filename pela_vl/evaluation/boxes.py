@@ -24,9 +24,7 @@ def box_mass(heat: Tensor, boxes: Tensor) -> Tensor:
     # float64: differences of sums over a whole picture would cost float32 half of its digits
     integral = heat.new_zeros((len(heat), height + 1, width + 1), dtype=torch.float64)
     integral[:, 1:, 1:] = heat.double().cumsum(1).cumsum(2)
-    return (
-        integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]
-    )
+    return integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]
 
 
 def score_boxes(heat: Tensor, boxes: Tensor, area_power: float = 0.5) -> Tensor:

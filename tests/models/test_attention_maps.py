@@ -6,7 +6,10 @@ from tiny_albef import tiny_albef, tiny_batch
 
 from pela_vl.models.attention_maps import tokens_before_block, trace_class_token, trace_matching
 
-SHAPES = [{}, {"vision_heads": 3, "text_heads": 4, "image_size": 48, "patch_size": 8, "text_depth": 6, "vision_depth": 3}]
+SHAPES = [
+    {},
+    {"vision_heads": 3, "text_heads": 4, "image_size": 48, "patch_size": 8, "text_depth": 6, "vision_depth": 3},
+]
 
 
 def parts(low_rank, changes):
