@@ -1,5 +1,6 @@
 """Scenes as RefCOCO+ lists, and a tokeniser of test size; shared by the grounding tests."""
 
+from functools import cache
 from pathlib import Path
 
 from pela_vl.data.grounding import GroundingEval
@@ -24,5 +25,6 @@ def load(scenes: Path, lists: Path, model: Albef | None = None, size: int = 32) 
     return GroundingEval(files, lists / "refs_boxes.json", scenes, eval_transform(side))
 
 
+@cache
 def tokenizer() -> Tokenizer:
     return Tokenizer.load("scenes")

@@ -16,6 +16,7 @@ from pela_vl.errors import UserError
 from pela_vl.localisation import accuracies, expression_heat, localise
 from pela_vl.settings import GroundingSettings
 
+SEEN = 25  # expressions that are compared
 ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
 
 
@@ -103,8 +104,10 @@ def published_box(heat, picture):
 PUBLISHED_MAP = {"itm": published_itm_map, "itc": published_itc_map}
 
 
-@pytest.mark.parametrize("score, layer", [("itm", None), ("itm", 2), ("itm", 3), ("itc", None), ("itc", 0)])
-@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize(
+    "score, layer, low_rank",
+    [("itm", None, False), ("itm", 2, True), ("itm", 3, False), ("itc", None, True), ("itc", 0, False)],
+)
 def test_boxes_are_the_published_ones(scenes, lists, score, layer, low_rank):
     model = make_model(low_rank)
     data = load(scenes, lists, model)
@@ -112,7 +115,7 @@ def test_boxes_are_the_published_ones(scenes, lists, score, layer, low_rank):
     found = localise(model, data, tokenizer(), settings, ONE, nullcontext)
     block, decided = choose_layer(model, score, layer), 0
     maps = expression_heat(model, data, tokenizer(), settings, list(range(6)), ONE.device, nullcontext)
-    for k, expression in enumerate(data.expressions):
+    for k, expression in enumerate(data.expressions[:SEEN]):
         ids, mask = tokenizer().encode([expression.text], 40)
         picture = data.pictures[expression.image]
         heat = PUBLISHED_MAP[score](model, data[expression.image][None], ids, mask, block)
@@ -123,7 +126,7 @@ def test_boxes_are_the_published_ones(scenes, lists, score, layer, low_rank):
         if best is not None:
             decided += 1
             assert found.chosen[k] == best
-    assert decided > len(data.expressions) / 2
+    assert decided > SEEN / 2
     assert len(set(found.chosen)) > 2
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from pela_vl.data.captions import PathLike, load_annotations
+from pela_vl.data.annotations import PathLike, check_image, check_text, load_annotations
 from pela_vl.data.images import ImageError, ImageReader, resolve_image
 from pela_vl.data.refcoco import FORMAT
-from pela_vl.data.text import clean_caption, has_text
+from pela_vl.data.text import clean_caption
 from pela_vl.data.transforms import Transform
 from pela_vl.errors import UserError
 
@@ -80,13 +80,15 @@ class GroundingEval(Dataset):
                 raise UserError(
                     f"{entry.place}: ref_id {ref_id} is not in {boxes_file}; build both from the same files"
                 )
-            if not has_text(text):
-                raise UserError(f"{entry.place}: field 'text': no word in {text!r} after cleaning")
+            check_text(entry, "text", text)
             if path not in number:
                 number[path] = len(self.pictures)
-                self.pictures.append(_picture(boxes, ref, path, image_root, f"{boxes_file}: ref {ref_id}"))
+                self.pictures.append(_picture(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
                 self.by_image.append([])
-                self._check_picture(path, image_root, entry.place)
+                check_image(entry, image_root)
+                full = resolve_image(image_root, path)
+                if not os.path.isfile(full):
+                    raise ImageError(full, f"no such file ({entry.place})")
             self.by_image[number[path]].append(len(self.expressions))
             box = tuple(_numbers(ref.get("box"), f"{boxes_file}: ref {ref_id}"))
             clean = clean_caption(text, max_words)
@@ -102,17 +104,8 @@ class GroundingEval(Dataset):
         """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
         return self.transform(self.read(self.pictures[index].path), None)[0]
 
-    @staticmethod
-    def _check_picture(path: str, image_root: PathLike, place: str) -> None:
-        try:
-            full = resolve_image(image_root, path)
-        except UserError as error:
-            raise UserError(f"{place}: field 'image': {error}") from None
-        if not os.path.isfile(full):
-            raise ImageError(full, f"no such file ({place})")
 
-
-def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, image_root: PathLike, place: str) -> Picture:
+def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
     image = boxes["images"].get(str(ref.get("image_id")))
     if not isinstance(image, dict) or not isinstance(image.get("boxes"), list):
         raise UserError(f"{place}: its picture {ref.get('image_id')} is not in the file; build it again")
