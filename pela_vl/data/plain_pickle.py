@@ -30,7 +30,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
-    """The content of a pickle of plain data, of any protocol; text of Python 2 files is read as latin-1.
+    """The content of a pickle of plain data, of any protocol; byte strings of Python 2 are read as latin-1 (ASCII in
+    protocol 0).
 
     Raises UserError for a file that cannot be read, is damaged, or holds anything else (NumPy's scalars too), naming it.
     """
