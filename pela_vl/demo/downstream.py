@@ -56,6 +56,29 @@ TASKS = (
             ("test", "contradiction", "contradicts"),
         ),
     ),
+    Downstream(
+        "grounding",
+        "RefCOCO+",
+        "data_prep/build_refcoco_plus.py",
+        (
+            "--refs",
+            "{scenes}/refs(unc).p",
+            "--instances",
+            "{scenes}/instances.json",
+            "--detections",
+            "{scenes}/dets.json",
+        )
+        + ("--image-root", "{scenes}", "--output", "{lists}", "--name", "refs"),
+        {
+            "data.train": "[{lists}/refs_train.json]",
+            "data.val": "{lists}/refs_val.json",
+            "data.test": "{lists}/refs_test.json",
+            "data.image_root": "{scenes}",
+            "grounding.boxes": "{lists}/refs_boxes.json",
+        },
+        {"val": "evaluation_val.json", "test": "evaluation.json"},
+        (("val", "val", "val"), ("test", "testA", "testA"), ("test", "testB", "testB")),
+    ),
 )
 
 
