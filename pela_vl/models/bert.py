@@ -25,10 +25,15 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor, first_position: int = 0) -> Tensor:
-        """ids [B, L] -> [B, L, D]; `first_position` is the position of ids[:, 0] when earlier tokens are cached."""
-        length = ids.shape[1]
-        positions = self.position_embeddings.weight[first_position : first_position + length]
+    def forward(self, ids: Tensor, first_position: int = 0, positions: Tensor | None = None) -> Tensor:
+        """ids [B, L] -> [B, L, D]; `first_position` is the position of ids[:, 0] when earlier tokens are cached.
+
+        positions int64 [B, L]: of every token, for tokens that do not follow one another.
+        """
+        if positions is None:
+            positions = self.position_embeddings.weight[first_position : first_position + ids.shape[1]]
+        else:
+            positions = self.position_embeddings(positions)
         return self.dropout(
             self.LayerNorm(self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + positions)
         )

@@ -47,6 +47,21 @@ class AnswerDecoder(TextEncoder):
         """
         return self.fuse(self.embeddings(ids), mask, question, question_mask, causal=True).tokens
 
+    def decode_tree(
+        self, ids: Tensor, depth: Tensor, attend: Tensor, question: list[KeyValue], question_mask: Tensor
+    ) -> Tensor:
+        """States [B, P, D] of the nodes of a prefix tree, one tree a question.
+
+        ids, depth int64 [B, P]: a node's token and its position in any answer that passes through it; attend bool
+        [B, P, P]: a node's ancestors and itself; question: keys and values of batch B; question_mask [B, L]. A node's
+        state is what `decode` gives at the end of its prefix.
+        """
+        x = self.embeddings(ids, positions=depth)
+        given = question_mask[:, None, None, :].bool()
+        for layer, context in zip(self.encoder.layer, question, strict=True):
+            x = layer(x, attend[:, None], context, given)
+        return x
+
     def logits(self, states: Tensor) -> Tensor:
         """Vocabulary logits [M, V] of states [M, D]."""
         return self.mlm_head(states, self.embeddings.word_embeddings.weight)
@@ -98,43 +113,3 @@ def build_vqa(decoder_depth: int = 6, **numbers: Any) -> AlbefVqa:
         numbers.get("dropout", bert.embeddings.dropout.p),
     )
     return AlbefVqa(vit, bert, decoder)
-
-
-@torch.no_grad()
-def rank_answers(
-    model: AlbefVqa, states: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """The `k` likeliest of a list of answers to each question, best first: (index, probability), both [B, k].
-
-    states [B, L, D], mask [B, L]: of `encode_question`. answer_ids, answer_mask [A, T]: [CLS], words, [SEP], padding.
-    As published: the k answers with the likeliest first word are scored by the log-probability of the first word plus
-    that of the whole answer (the first word counts twice), and a softmax over these k gives the probabilities.
-    All answers are returned where there are fewer than k.
-    """
-    decoder, k = model.text_decoder, min(k, len(answer_ids))
-    question = decoder.question_keys_values(states)
-    begin = answer_ids[:1, :1].expand(len(states), 1)
-    first = decoder.decode(begin, torch.ones_like(begin), question, mask)[:, 0]
-    first = decoder.logits(first).float()
-    candidates = first.softmax(dim=1)[:, answer_ids[:, 1]].topk(k, dim=1).indices
-    # From log_softmax: the logarithm of a probability that underflowed would be minus infinity.
-    first_log = first.log_softmax(dim=1)[:, answer_ids[:, 1]].gather(1, candidates)
-    scores = []
-    for i, chosen in enumerate(candidates):
-        # Keys and values of batch 1 serve all answers to a question without being copied.
-        own = [(keys[i : i + 1], values[i : i + 1]) for keys, values in question]
-        scores.append(_log_likelihood(decoder, own, mask[i : i + 1], answer_ids[chosen], answer_mask[chosen]))
-    probability, order = (first_log + torch.stack(scores)).softmax(dim=1).topk(k, dim=1)
-    return candidates.gather(1, order), probability
-
-
-def _log_likelihood(
-    decoder: AnswerDecoder, question: list[KeyValue], question_mask: Tensor, ids: Tensor, mask: Tensor
-) -> Tensor:
-    """Log-probability [A] of whole answers ids, mask [A, T], summed over their tokens, to one question."""
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, :longest], mask[:, :longest]
-    logits, labels = decoder.next_token_logits(ids, mask, question, question_mask)
-    token = logits.float().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    answer = mask[:, 1:].bool().nonzero()[:, 0]
-    return token.new_zeros(len(ids)).index_add(0, answer, token)

@@ -1,14 +1,14 @@
-"""The question answering model against transformers' BERT decoder, and its ranking against a literal loop."""
+"""The question answering model against transformers' BERT decoder."""
 
 import pytest
 import torch
 from tiny_albef import VOCAB
-from tiny_vqa import tiny_answers, tiny_questions, tiny_vqa, transformers_decoder
+from tiny_vqa import tiny_questions, tiny_vqa, transformers_decoder
 
 from pela_vl.lowrank import apply_plan, plan_ranks
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.models.sizes import ALBEF_SIZES
-from pela_vl.models.vqa import AlbefVqa, build_vqa, rank_answers
+from pela_vl.models.vqa import AlbefVqa, build_vqa
 
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}
 
@@ -78,64 +78,6 @@ def test_a_token_sees_no_later_one_and_no_padding_of_the_question():
     noise = torch.where(batch.mask[..., None].bool(), states, torch.randn_like(states))
     torch.testing.assert_close(decode(first, noise), before)
     assert (decode(first, states + 1.0 * (torch.arange(9) == 1)[:, None]) - before).abs().amax((1, 2)).min() > 1e-4
-
-
-@torch.no_grad()
-def literal_ranking(model, states, mask, answer_ids, answer_mask, k):
-    """Question by question, answer by answer, token by token, with transformers' decoder on unpadded texts."""
-    theirs = transformers_decoder(model)
-    result = []
-    for q in range(len(states)):
-        given = {"encoder_hidden_states": states[q : q + 1], "encoder_attention_mask": mask[q : q + 1]}
-        first = theirs(input_ids=answer_ids[:1, :1], **given).logits[0, 0].softmax(0)
-        ranked = sorted(range(len(answer_ids)), key=lambda a, first=first: -first[answer_ids[a, 1]].item())
-        scores = {}
-        for a in ranked[:k]:
-            text = answer_ids[a, : answer_mask[a].sum()]
-            scores[a] = first[text[1]].log().item()
-            for t in range(1, len(text)):
-                logits = theirs(input_ids=text[None, :t], **given).logits[0, -1]
-                scores[a] += logits.log_softmax(0)[text[t]].item()
-        total = sum(torch.tensor(s, dtype=torch.float64).exp() for s in scores.values())
-        result.append({a: (torch.tensor(s, dtype=torch.float64).exp() / total).item() for a, s in scores.items()})
-    return result
-
-
-@pytest.mark.parametrize("k", [1, 7, 20])
-def test_ranking_is_the_literal_one(k):
-    model, batch = tiny_vqa(), tiny_questions((1, 1, 1, 1))
-    states, (answer_ids, answer_mask) = questions(model, batch), tiny_answers(20, seed=9)
-    if k < 20:  # distinct first words, so that no tie decides who is among the k
-        answer_ids[:, 1] = torch.arange(20) + 7
-    index, probability = rank_answers(model, states, batch.mask, answer_ids, answer_mask, k)
-    expected = literal_ranking(model, states, batch.mask, answer_ids, answer_mask, k)
-    assert index.shape == probability.shape == (4, k)
-    for row, chances, reference in zip(index.tolist(), probability.tolist(), expected, strict=True):
-        assert set(row) == set(reference)
-        assert chances == sorted(chances, reverse=True)
-        assert chances == pytest.approx([reference[a] for a in row], rel=1e-4)
-
-
-def test_ranking_depends_on_the_question_and_not_on_its_company_or_padding():
-    model, batch = tiny_vqa(), tiny_questions((1, 1, 1, 1))
-    states, (ids, mask) = questions(model, batch), tiny_answers(12)
-    index, probability = rank_answers(model, states, batch.mask, ids, mask, 12)
-    assert len({tuple(row) for row in index.tolist()}) > 1
-    wide, wide_mask = (torch.nn.functional.pad(t, (0, 3)) for t in (ids, mask))
-    for q in range(4):
-        one = slice(q, q + 1)
-        alone = rank_answers(model, states[one], batch.mask[one], wide, wide_mask, 12)
-        torch.testing.assert_close(alone[1], probability[one], **CLOSE)
-
-
-def test_more_candidates_than_answers_and_improbable_answers():
-    model, batch = tiny_vqa(), tiny_questions((1, 1, 1, 1))
-    states, (ids, mask) = questions(model, batch), tiny_answers(3)
-    assert rank_answers(model, states, batch.mask, ids, mask, 128)[0].shape == (4, 3)
-    with torch.no_grad():
-        model.text_decoder.mlm_head.bias[5:] -= 500  # the words' probabilities underflow to zero
-    probability = rank_answers(model, states, batch.mask, ids, mask, 3)[1]
-    assert torch.isfinite(probability).all() and torch.allclose(probability.sum(1), torch.ones(4))
 
 
 def test_activation_checkpointing_reaches_the_decoder():
