@@ -6,7 +6,6 @@ a side effect.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pela_vl.models.bert import KeyValue, TextEncoder

@@ -12,9 +12,10 @@ from pela_vl.evaluation.vqa_words import CONTRACTIONS
 # --- the restatement: characters and counting, no regular expression
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
-VALUES = dict(
-    zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split())
-)
+VALUES = {
+    word: str(value) for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+VALUES["none"] = "0"
 
 
 def digit(character: str) -> bool:
@@ -22,8 +23,8 @@ def digit(character: str) -> bool:
 
 
 def restated(text: str) -> str:
-    number = any(digit(a) and b == "," and digit(c) for a, b, c in zip(text, text[1:], text[2:]))
-    touching = {m for m in MARKS for a, b in zip(text, text[1:]) if (a, b) in ((m, " "), (" ", m))}
+    number = any(b == "," and digit(text[i]) and digit(text[i + 2 : i + 3]) for i, b in enumerate(text[1:]))
+    touching = {m for m in MARKS for a, b in itertools.pairwise(text) if (a, b) in ((m, " "), (" ", m))}
     out = "".join(c if c not in MARKS else "" if number or c in touching else " " for c in text)
     kept, removed = [], 0
     for i, c in enumerate(out):

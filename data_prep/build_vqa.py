@@ -1,0 +1,105 @@
+"""Make the question answering lists from VQA v2's official files and, where given, Visual Genome's.
+
+Writes vqa_train.json, vqa_val.json, vqa_test.json, vqa_test_dev.json (of those found), vg_qa.json and answer_list.json.
+
+Example: python data_prep/build_vqa.py --raw data/vqa --image-root data/coco --output data/vqa/lists \\
+    --genome data/vg/question_answers.json --genome-root data/vg
+"""
+
+import argparse
+from pathlib import Path
+
+from pela_vl.data.vqa_lists import (
+    MIN_COUNT,
+    PUBLISHED,
+    answer_list,
+    find_parts,
+    genome_entries,
+    read_answer_list,
+    read_part,
+    without_pictures,
+    write_list,
+)
+from pela_vl.data.vqa_raw import read_genome, read_questions
+from pela_vl.errors import UserError, run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--raw", type=Path, required=True, help="folder with v2_OpenEnded_*_questions.json and v2_*_annotations.json"
+    )
+    parser.add_argument("--image-root", type=Path, required=True, help="folder with train2014, val2014 and test2015")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
+    parser.add_argument("--answer-list", type=Path, help="a published answer_list.json, taken as it is")
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=MIN_COUNT,
+        help="questions of train and val that an answer needs (default %(default)s)",
+    )
+    parser.add_argument("--genome", type=Path, help="Visual Genome's question_answers.json")
+    parser.add_argument("--genome-root", type=Path, help="folder with VG_100K and VG_100K_2, or with all pictures")
+    parser.add_argument("--genome-listed", action="store_true", help="keep only answers that are in the answer list")
+    parser.add_argument(
+        "--genome-without-val", type=Path, metavar="IMAGE_DATA", help="Visual Genome's image_data.json: leave out the pictures "
+        "that val asks about, so that val stays unseen"
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-pattern", help="where a picture lies below the root, for data of your own: {subset}/{image_id}.jpg"
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out and count training questions without picture"
+    )
+    args = parser.parse_args()
+    if (args.genome is None) != (args.genome_root is None):
+        raise UserError("--genome and --genome-root belong together: give both or none")
+    if args.min_count < 1:
+        raise UserError(f"--min-count {args.min_count}: an answer needs at least one question")
+    parts = find_parts(args.raw)
+    official = "_mscoco_" in parts[0].questions.name
+    lists, lines = {}, []
+    for part in parts:
+        lists[part.role] = read_part(part, args.image_root, args.image_pattern, args.skip_missing)
+        held = lists[part.role]
+        line = counted(part.role, len(held.entries), official, f"questions {held.images:>7} images")
+        lines.append(line + (f"   left out, absent: {held.missing}" if held.missing else ""))
+    if args.answer_list:
+        answers = read_answer_list(args.answer_list)
+    else:
+        answers = answer_list(
+            (a for role in ("train", "val") if role in lists for a in lists[role].annotations), args.min_count
+        )
+    files = {f"vqa_{role}.json": held.entries for role, held in lists.items()} | {"answer_list.json": answers}
+    if args.genome:
+        questions = read_genome(args.genome)
+        total = len(questions)
+        if args.genome_without_val:
+            val = next((part for part in parts if part.role == "val"), None)
+            if val is None:
+                raise UserError("--genome-without-val: there is no val part, so nothing to leave out")
+            seen = {question.image_id for question in read_questions(val.questions).questions}
+            questions = without_pictures(questions, args.genome_without_val, seen)
+        entries, dropped = genome_entries(
+            questions, args.genome_root, answers if args.genome_listed else None, args.skip_missing
+        )
+        dropped["picture of val"] = total - len(questions)
+        files["vg_qa.json"] = entries
+        lines.append(counted("vg", total, True, f"questions, {len(entries)} kept"))
+        lines += [f"      left out, {reason}: {count}" for reason, count in dropped.items() if count]
+    lines.append(counted("answers", len(answers), official, "to rank" + (" (as given)" if args.answer_list else "")))
+    for name, entries in files.items():
+        write_list(args.output / name, entries)
+    print(*lines, *(args.output / name for name in files), sep="\n")
+
+
+def counted(name: str, count: int, compare: bool, unit: str) -> str:
+    """A line of the report: a count, and beside it the published one."""
+    line = f"{name:<8} {count:>8} {unit}"
+    if compare:
+        line += f"   published: {PUBLISHED[name]}" + ("" if PUBLISHED[name] == count else "  (differs)")
+    return line
+
+
+if __name__ == "__main__":
+    run_main(main)
