@@ -9,6 +9,7 @@ Example: python data_prep/build_vqa.py --raw data/vqa --image-root data/coco --o
 import argparse
 from pathlib import Path
 
+from pela_vl.data.raw import write_list
 from pela_vl.data.vqa_lists import (
     MIN_COUNT,
     PUBLISHED,
@@ -18,7 +19,6 @@ from pela_vl.data.vqa_lists import (
     read_answer_list,
     read_part,
     without_pictures,
-    write_list,
 )
 from pela_vl.data.vqa_raw import read_genome, read_questions
 from pela_vl.errors import UserError, run_main

@@ -165,6 +165,27 @@ class GroundingSettings:
 
 
 @dataclass
+class VqaSettings:
+    """Visual question answering. answer_list: JSON list of the answers to rank. genome_root: what the image paths of data
+    set "vg" are relative to; None: data.image_root.
+
+    k_test: answers, of the likeliest first words, that are scored whole. max_answer_tokens: [CLS] and [SEP] included.
+    max_words: of a question that is evaluated; data.max_words holds for training, data.max_tokens likewise.
+    question_batch: questions that go through the model at a time; rows: tree nodes whose logits over the vocabulary are
+    held at a time. examples: questions on the sheet of pictures.
+    """
+
+    answer_list: str | None = None
+    genome_root: str | None = None
+    k_test: int = 128
+    max_answer_tokens: int = 40
+    max_words: int = 50
+    question_batch: int = 16
+    rows: int = 1024
+    examples: int = 24
+
+
+@dataclass
 class Settings:
     """A run. output: its folder. method: a module of pela_vl/methods."""
 
@@ -180,3 +201,4 @@ class Settings:
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     grounding: GroundingSettings = field(default_factory=GroundingSettings)
+    vqa: VqaSettings = field(default_factory=VqaSettings)

@@ -1,6 +1,5 @@
 """From VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,22 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pela_vl.data.images import resolve_image
+from pela_vl.data.raw import is_picture, kind, refuse_escape, typed
+from pela_vl.data.text import has_text
 from pela_vl.data.vqa_raw import (
     Annotation,
     GenomeQuestion,
     QuestionFile,
     image_path,
-    kind_of,
     paired,
     read_annotations,
     read_json,
     read_questions,
-    typed,
 )
 from pela_vl.errors import UserError
 from pela_vl.evaluation.vqa_accuracy import normalize_answer
-from pela_vl.files import atomic_write
 
 PUBLISHED = {"train": 443_757, "val": 214_354, "test": 447_793, "test_dev": 107_394, "vg": 1_445_322, "answers": 3_128}
 """Questions of VQA v2's parts, of Visual Genome 1.2, and the answers of ALBEF's answer_list.json."""
@@ -92,9 +89,10 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
     by_id = {a.question_id: a for _, a in paired(file, part.annotations, annotations)} if part.annotations else {}
     lists = PartLists([], 0, 0, annotations)
     present: dict[int, str | None] = {}
+    root = image_root.resolve()
     for index, question in enumerate(file.questions):
         if question.image_id not in present:
-            present[question.image_id] = _existing(file, index, question.image_id, image_root, pattern)
+            present[question.image_id] = _existing(file, index, question.image_id, root, pattern)
         image = present[question.image_id]
         if image is None:
             if not (skip_missing and part.role == "train"):
@@ -119,10 +117,8 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
 
 def _existing(file: QuestionFile, index: int, image_id: int, root: Path, pattern: str | None) -> str | None:
     relative = image_path(file, image_id, pattern)
-    try:
-        return relative if os.path.isfile(resolve_image(root, relative)) else None
-    except UserError as error:
-        raise UserError(f"{file.path}: questions[{index}]: {error}") from None
+    refuse_escape(f"{file.path}: questions[{index}]", relative, root)
+    return relative if is_picture(root, relative) else None
 
 
 def genome_entries(
@@ -142,7 +138,7 @@ def genome_entries(
         answer = normalize_answer(question.answer)
         name = f"{question.image_id}.jpg"
         folder = next((folder for folder, names in folders.items() if name in names), None)
-        if not answer or not question.text.strip():
+        if not answer or not has_text(question.text):
             dropped["no word"] += 1
         elif wanted is not None and answer not in wanted:
             dropped["answer not in the list"] += 1
@@ -168,10 +164,12 @@ def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco
     """The questions but for those about pictures of COCO with one of these ids, by Visual Genome's image_data.json."""
     document = read_json(image_data)
     if not isinstance(document, list):
-        raise UserError(f"{image_data}: wants a list of pictures, got {kind_of(document)}")
+        raise UserError(f"{image_data}: wants a list of pictures, got {kind(document)}")
     held = set()
     for index, entry in enumerate(document):
         place = f"{image_data}: [{index}]"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place}: wants an object, got {kind(entry)}")
         number = typed(place, entry, "image_id", int)
         if entry.get("coco_id") in coco_ids:
             held.add(number)
@@ -182,7 +180,7 @@ def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -
     """The answers to rank: normalised most frequent answers of at least `min_count` questions.
 
     Most frequent first, equal counts in the order of their letters. An answer of which normalising leaves nothing is no
-    candidate. This is the rule behind the lists that the field uses (3,129 answers over train and val, with the empty one).
+    candidate. This is the rule behind the list of 3,129 that the field uses, and by all signs behind ALBEF's 3,128.
     Raises `UserError` when none is frequent enough.
     """
     counts = Counter(normalize_answer(annotation.answer) for annotation in annotations)
@@ -197,22 +195,16 @@ def read_answer_list(path: str | os.PathLike[str]) -> list[str]:
     answers = read_json(path)
     if not isinstance(answers, list) or not answers:
         raise UserError(
-            f"{os.fspath(path)}: wants a list of answers, got {'an empty list' if answers == [] else kind_of(answers)}"
+            f"{os.fspath(path)}: wants a list of answers, got {'an empty list' if answers == [] else kind(answers)}"
         )
     seen: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if not isinstance(answer, str):
-            raise UserError(f"{os.fspath(path)}: [{index}]: wants a text, got {kind_of(answer)}")
+            raise UserError(f"{os.fspath(path)}: [{index}]: wants a text, got {kind(answer)}")
         if answer in seen:
             raise UserError(f"{os.fspath(path)}: [{index}]: {answer!r} stands in [{seen[answer]}] already")
         seen[answer] = index
     return answers
-
-
-def write_list(path: Path, entries: Sequence[Any]) -> None:
-    """A JSON list, one entry a line, whole or not at all."""
-    with atomic_write(path, "w") as file:
-        file.write("[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
 
 
 def _names(folder: Path) -> frozenset[str]:

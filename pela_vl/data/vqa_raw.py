@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pela_vl.data.raw import kind, typed
 from pela_vl.errors import UserError
 
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -16,8 +17,6 @@ PATTERNS = {
     "scenes": "images/{subset}/scene_{image_id:08d}.jpg",
 }
 """Where the picture of a question lies below the image root, by the question file's data_type."""
-
-_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object", type(None): "null"}
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,23 @@ def read_questions(path: Path) -> QuestionFile:
             raise UserError(f"{place}.question: is empty; every question needs a text")
         questions.append(Question(typed(place, entry, "question_id", int), typed(place, entry, "image_id", int), text))
     _refuse_repetition(path, "questions", [question.question_id for question in questions])
-    kinds = [typed(str(path), document, key, str) for key in ("data_type", "data_subtype")]
-    return QuestionFile(path, *kinds, questions)
+    about = [typed(str(path), document, key, str) for key in ("data_type", "data_subtype")]
+    return QuestionFile(path, *about, questions)
 
 
 def read_annotations(path: Path) -> list[Annotation]:
     """Read `v2_*_annotations.json`. Raises `UserError` as `read_questions` does."""
     annotations: list[Annotation] = []
     for place, entry in _entries(path, read_json(path), "annotations"):
-        kind = typed(place, entry, "answer_type", str)
-        if kind not in ANSWER_TYPES:
-            raise UserError(f"{place}.answer_type: {kind!r} is none of {', '.join(ANSWER_TYPES)}")
+        answer_type = typed(place, entry, "answer_type", str)
+        if answer_type not in ANSWER_TYPES:
+            raise UserError(f"{place}.answer_type: {answer_type!r} is none of {', '.join(ANSWER_TYPES)}")
         annotations.append(
             Annotation(
                 typed(place, entry, "question_id", int),
                 typed(place, entry, "image_id", int),
                 typed(place, entry, "question_type", str),
-                kind,
+                answer_type,
                 typed(place, entry, "multiple_choice_answer", str),
                 _answers(place, typed(place, entry, "answers", list)),
             )
@@ -108,7 +107,7 @@ def _answers(place: str, entries: list[Any]) -> tuple[str, ...]:
     for k, entry in enumerate(entries):
         where = f"{place}.answers[{k}]"
         if not isinstance(entry, dict):
-            raise UserError(f"{where}: wants an object, got {kind_of(entry)}")
+            raise UserError(f"{where}: wants an object, got {kind(entry)}")
         answers.append(typed(where, entry, "answer", str))
         number = typed(where, entry, "answer_id", int)
         if number in ids:
@@ -126,18 +125,18 @@ def read_genome(path: Path) -> list[GenomeQuestion]:
     document = read_json(path)
     if not isinstance(document, list) or not document:
         raise UserError(
-            f"{path}: wants a list of pictures with their questions, got {'an empty list' if document == [] else kind_of(document)}"
+            f"{path}: wants a list of pictures with their questions, got {'an empty list' if document == [] else kind(document)}"
         )
     questions: list[GenomeQuestion] = []
     for index, entry in enumerate(document):
         place = f"{path}: [{index}]"
         if not isinstance(entry, dict):
-            raise UserError(f"{place}: wants an object, got {kind_of(entry)}")
+            raise UserError(f"{place}: wants an object, got {kind(entry)}")
         image_id = typed(place, entry, "id", int)
         for k, pair in enumerate(typed(place, entry, "qas", list)):
             where = f"{place}.qas[{k}]"
             if not isinstance(pair, dict):
-                raise UserError(f"{where}: wants an object, got {kind_of(pair)}")
+                raise UserError(f"{where}: wants an object, got {kind(pair)}")
             questions.append(
                 GenomeQuestion(
                     typed(where, pair, "qa_id", int),
@@ -209,22 +208,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{os.fspath(path)}: not valid JSON ({error}); download it again") from None
 
 
-def kind_of(value: Any) -> str:
-    return _NAMES.get(type(value), repr(value))
-
-
-def typed(place: str, entry: Any, name: str, kind: type) -> Any:
-    """Field `name` of an object, which must be of `kind`. Raises `UserError` naming place and field."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{place}: wants an object, got {kind_of(entry)}")
-    if name not in entry:
-        raise UserError(f"{place}.{name}: is missing; {_NAMES[kind]} is wanted")
-    value = entry[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{place}.{name}: wants {_NAMES[kind]}, got {kind_of(value)}")
-    return value
-
-
 def _entries(path: Path, document: Any, key: str) -> Iterator[tuple[str, Any]]:
     entries = document.get(key) if isinstance(document, dict) else None
     if not isinstance(entries, list):
@@ -234,7 +217,7 @@ def _entries(path: Path, document: Any, key: str) -> Iterator[tuple[str, Any]]:
     for index, entry in enumerate(entries):
         place = f"{path}: {key}[{index}]"
         if not isinstance(entry, dict):
-            raise UserError(f"{place}: wants an object, got {kind_of(entry)}")
+            raise UserError(f"{place}: wants an object, got {kind(entry)}")
         yield place, entry
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pela_vl.models.bert import KeyValue, TextEncoder
+from pela_vl.models.bert import KeyValue, TextEncoder, select_images
 from pela_vl.models.encoders import build_encoders
 from pela_vl.models.heads import MaskedLanguageHead
 from pela_vl.models.vit import ImageEncoder
@@ -88,9 +88,14 @@ class AlbefVqa(nn.Module):
         self.text_encoder = text_encoder
         self.text_decoder = text_decoder
 
-    def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """images [B, 3, S, S]; ids, mask [B, L] -> fused question states [B, L, D]."""
+    def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor | None = None) -> Tensor:
+        """images [I, 3, S, S]; ids, mask [B, L] -> fused question states [B, L, D].
+
+        owner int64 [B]: the picture that each question is about; None: a picture a question.
+        """
         image = self.text_encoder.image_keys_values(self.visual_encoder(images).tokens)
+        if owner is not None:
+            image = select_images(image, owner)
         return self.text_encoder.fuse(self.text_encoder.encode(ids, mask).tokens, mask, image).tokens
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
