@@ -6,7 +6,7 @@ list's longest answer, with logits over the vocabulary at every position.
 
 The list is made up with the lengths of VQA's: mostly one word, some of two to four, times such as 5:30, and one word in ten of
 those that BERT's vocabulary cuts into pieces, as it does "giraffes" (four) and "broccoli" (three). The published way costs as
-much as the longest answer of the list for every candidate, so its length is printed.
+much as the longest answer of the list for every candidate; here that has eight tokens with [CLS] and [SEP].
 """
 
 import random
@@ -26,6 +26,7 @@ from pela_vl.models.vqa import AnswerDecoder
 from pela_vl.models.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
 
 ANSWERS, K, QUESTION_TOKENS, QUESTIONS = 3128, 128, 10, 4
+MOST_PIECES = 6
 SHARE_OF_WORDS = {1: 0.75, 2: 0.19, 3: 0.05, 4: 0.01}
 CUT = (
     "giraffes zebras frisbee broccoli surfboard skateboarding macaroni asparagus cauliflower croissant quesadilla rottweiler "
@@ -44,7 +45,9 @@ def make_answers(tokenizer: Tokenizer, count: int = ANSWERS, seed: int = 0) -> l
         number = dice.choices(list(SHARE_OF_WORDS), list(SHARE_OF_WORDS.values()))[0]
         first = dice.choice(words if number == 1 else common)
         chosen = [first, *dice.choices(words[:2000], k=number - 1)]
-        answers[" ".join(dice.choice(CUT) if dice.random() < 0.1 else word for word in chosen)] = None
+        answer = " ".join(dice.choice(CUT) if dice.random() < 0.1 else word for word in chosen)
+        if len(tokenizer.token_ids(answer)) <= MOST_PIECES:
+            answers[answer] = None
     return list(answers)
 
 
