@@ -43,3 +43,17 @@ evaluate: {{k_test: 3}}
 """
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def vqa_listed(scenes) -> Path:
+    """The corpus with its question answering lists in `vqa/`."""
+    from pela_vl.data.raw import write_list
+    from pela_vl.data.vqa_lists import answer_list, find_parts, read_part
+
+    if not (scenes / "vqa").exists():
+        parts = {part.role: read_part(part, scenes) for part in find_parts(scenes)}
+        for role, held in parts.items():
+            write_list(scenes / "vqa" / f"vqa_{role}.json", held.entries)
+        write_list(scenes / "vqa" / "answer_list.json", answer_list(parts["train"].annotations, 1))
+    return scenes

@@ -1,0 +1,110 @@
+"""Question answering from settings to predictions: dense, low rank and published checkpoints, one rank and two."""
+
+import json
+
+import pytest
+from tiny_runs import finish, start_ranks
+
+from pela_vl import runner
+from pela_vl.errors import UserError
+from pela_vl.evaluation.vqa_accuracy import Truth, vqa_accuracy
+from pela_vl.settings import Settings
+from pela_vl.workloads.vqa import Vqa
+
+
+@pytest.fixture
+def settings(vqa_listed, tmp_path):
+    settings = Settings(output=str(tmp_path / "run"))
+    settings.model.size, settings.model.tokenizer = "albef_test", "scenes"
+    settings.data.train = [str(vqa_listed / "vqa/vqa_train.json")]
+    settings.data.val, settings.data.test = (str(vqa_listed / f"vqa/vqa_{role}.json") for role in ("val", "test"))
+    settings.data.image_root, settings.data.workers = str(vqa_listed), 0
+    settings.train.steps, settings.train.batch_size, settings.train.device = 3, 4, "cpu"
+    settings.losses.alpha_ramp_steps = 2
+    settings.vqa.answer_list = str(vqa_listed / "vqa/answer_list.json")
+    settings.vqa.k_test, settings.vqa.question_batch = 8, 5
+    return settings
+
+
+def checked(folder, vqa_listed, metrics):
+    """The official file holds every question once, and its accuracy by the annotations is the one reported."""
+    results = {r["question_id"]: r["answer"] for r in json.loads((folder / "vqa_results_test.json").read_text())}
+    said = json.loads((vqa_listed / "v2_scenes_test_annotations.json").read_text())["annotations"]
+    assert set(results) == {s["question_id"] for s in said}
+    truths = [Truth(tuple(a["answer"] for a in s["answers"]), s["answer_type"], s["question_type"]) for s in said]
+    expected = vqa_accuracy([results[s["question_id"]] for s in said], truths)
+    assert metrics["mean"] == pytest.approx(expected["overall"])
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["metrics"] == metrics and record["questions"] == 24
+    assert record["per_question_type"] == pytest.approx(expected["per_question_type"])
+    assert {name: metrics[name] for name in expected["per_answer_type"]} == pytest.approx(expected["per_answer_type"])
+    assert (folder / "vqa_test.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_leaves_weights_predictions_and_pictures(settings, vqa_listed, tmp_path):
+    _, metrics = runner.train(Vqa(), settings, resume=False)
+    folder = tmp_path / "run"
+    assert (folder / "best.safetensors").exists()
+    checked(folder, vqa_listed, metrics["test"])
+    losses = [
+        line["loss"] for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_low_rank_from_a_dense_start(settings, vqa_listed, tmp_path):
+    """Compressed when it starts, fine-tuned, and read back with its rank plan."""
+    settings.compress.kappa, settings.data.val = 3, None
+    _, metrics = runner.train(Vqa(), settings, resume=False)
+    again = Settings(output=str(tmp_path / "again"), data=settings.data, vqa=settings.vqa)
+    again.init.checkpoint = str(tmp_path / "run/last.safetensors")
+    assert runner.evaluate(Vqa(), again) == metrics
+    checked(tmp_path / "again", vqa_listed, metrics["test"])
+
+
+def test_a_test_without_answers_is_answered_but_not_judged(settings, vqa_listed, tmp_path):
+    entries = json.loads((vqa_listed / "vqa/vqa_test.json").read_text())
+    held_back = [{key: e[key] for key in ("question_id", "question", "image", "dataset")} for e in entries]
+    (tmp_path / "test.json").write_text(json.dumps(held_back))
+    settings.data.test, settings.data.val = str(tmp_path / "test.json"), None
+    _, metrics = runner.train(Vqa(), settings, resume=False)
+    assert metrics == {"test": {"questions": 24.0}}
+    assert len(json.loads((tmp_path / "run/vqa_results_test.json").read_text())) == 24
+    settings.data.val, settings.output = settings.data.test, str(tmp_path / "second")
+    with pytest.raises(UserError, match="data.val: .* has no answers"):
+        runner.train(Vqa(), settings, resume=False)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: setattr(s.vqa, "answer_list", None), "vqa.answer_list names no file"),
+        (lambda s: setattr(s.losses, "mlm", 1.0), "losses.mlm belongs to pre-training"),
+        (lambda s: setattr(s, "method", "pela"), "distillation belongs to pre-training"),
+        (lambda s: setattr(s.data, "train", []), "data.train names no file"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, change, message):
+    change(settings)
+    with pytest.raises(UserError, match=message):
+        runner.train(Vqa(), settings, resume=False)
+
+
+@pytest.mark.slow
+def test_two_ranks_evaluate_as_one(settings, vqa_listed, tmp_path):
+    settings.data.val = None
+    runner.train(Vqa(), settings, resume=False)
+    for world in (1, 2):
+        file = tmp_path / f"{world}.yaml"
+        file.write_text(
+            f"""output: "{tmp_path / str(world)}"
+init: {{checkpoint: "{tmp_path / "run/last.safetensors"}"}}
+data: {{test: "{settings.data.test}", image_root: "{vqa_listed}", workers: 0}}
+train: {{device: cpu, threads: 1}}
+vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 8, question_batch: 5}}
+"""
+        )
+        finish(start_ranks(["tasks/vqa.py", "--config", str(file), "--evaluate"], world))
+    for name in ("evaluation.json", "vqa_results_test.json", "vqa_test.png"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
