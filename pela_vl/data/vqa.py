@@ -1,8 +1,8 @@
 """Questions and answers from ALBEF's lists: `[{"question_id", "question", "image", "dataset": "vqa" or "vg", "answer"}, ...]`.
 
 "answer" is a text or a list of texts. A question of VQA v2 has ten, and each different one counts by how many gave it; one of
-Visual Genome has one, which counts half. Unlike the released code, should a picture be flipped, the words left and right
-change places in question and answers; the published configuration does not flip.
+Visual Genome has one, which counts half. As for captions, and unlike the released code, the words left and right change places
+in question and answers when the picture is flipped.
 """
 
 import os

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
+from published_files import VOCAB, fill, published_shapes
 from tiny_runs import finish, start_ranks
 
 from pela_vl import runner
+from pela_vl.data.tokenizer import SPECIAL_TOKENS
 from pela_vl.errors import UserError
 from pela_vl.evaluation.vqa_accuracy import Truth, vqa_accuracy
 from pela_vl.settings import Settings
@@ -60,6 +63,17 @@ def test_low_rank_from_a_dense_start(settings, vqa_listed, tmp_path):
     again.init.checkpoint = str(tmp_path / "run/last.safetensors")
     assert runner.evaluate(Vqa(), again) == metrics
     checked(tmp_path / "again", vqa_listed, metrics["test"])
+
+
+def test_a_published_checkpoint(settings, vqa_listed, tmp_path):
+    """The key set of ALBEF's vqa.pth, widths shrunk, with a vocabulary that fits it."""
+    answers = json.loads((vqa_listed / "vqa/answer_list.json").read_text())[: VOCAB - len(SPECIAL_TOKENS)]
+    (tmp_path / "vocab").mkdir()
+    (tmp_path / "vocab/vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *answers]))
+    torch.save({"model": fill(published_shapes("vqa"))}, tmp_path / "vqa.pth")
+    published = Settings(output=str(tmp_path / "published"), data=settings.data, vqa=settings.vqa)
+    published.init.checkpoint, published.model.tokenizer = str(tmp_path / "vqa.pth"), str(tmp_path / "vocab")
+    checked(tmp_path / "published", vqa_listed, runner.evaluate(Vqa(), published)["test"])
 
 
 def test_a_test_without_answers_is_answered_but_not_judged(settings, vqa_listed, tmp_path):
