@@ -6,9 +6,11 @@ in question and answers when the picture is flipped.
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +99,8 @@ class VqaQuestions(Dataset):
         """
         self.read = PictureReader(image_root, genome_root, cache_mb)
         entries = _load(files, self.read, with_answers=True)
-        self.images: list[Place] = [(entry.values["dataset"], entry.values["image"]) for entry in entries]
+        places = ((entry.values["dataset"], entry.values["image"]) for entry in entries)
+        self.images: list[Place] = [(sys.intern(dataset), sys.intern(image)) for dataset, image in places]
         self.questions = [entry.values["question"] for entry in entries]
         self.answers = [weighted_answers(entry.values["answer"], entry.values["dataset"]) for entry in entries]
         self.transform = transform
@@ -125,9 +128,13 @@ def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[
     Of VQA the share of people who gave the answer; of Visual Genome 0.5 for each.
     """
     counts = Counter([answers] if isinstance(answers, str) else answers)
-    total = sum(counts.values())
-    weights = (GENOME_WEIGHT if dataset == "vg" else count / total for count in counts.values())
-    return tuple(counts), tuple(weights)
+    # two million questions share some thousand answers and a few hundred sets of weights
+    return tuple(map(sys.intern, counts)), _weights(tuple(counts.values()), dataset)
+
+
+@cache
+def _weights(counts: tuple[int, ...], dataset: str) -> tuple[float, ...]:
+    return tuple(GENOME_WEIGHT if dataset == "vg" else count / sum(counts) for count in counts)
 
 
 class VqaCollate:

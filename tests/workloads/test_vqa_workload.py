@@ -11,6 +11,7 @@ from pela_vl import runner
 from pela_vl.data.tokenizer import SPECIAL_TOKENS
 from pela_vl.errors import UserError
 from pela_vl.evaluation.vqa_accuracy import Truth, vqa_accuracy
+from pela_vl.runner import run_task
 from pela_vl.settings import Settings
 from pela_vl.workloads.vqa import Vqa
 
@@ -105,20 +106,39 @@ def test_settings_that_make_no_sense(settings, change, message):
         runner.train(Vqa(), settings, resume=False)
 
 
-@pytest.mark.slow
-def test_two_ranks_evaluate_as_one(settings, vqa_listed, tmp_path):
-    settings.data.val = None
-    runner.train(Vqa(), settings, resume=False)
-    for world in (1, 2):
-        file = tmp_path / f"{world}.yaml"
-        file.write_text(
-            f"""output: "{tmp_path / str(world)}"
-init: {{checkpoint: "{tmp_path / "run/last.safetensors"}"}}
-data: {{test: "{settings.data.test}", image_root: "{vqa_listed}", workers: 0}}
-train: {{device: cpu, threads: 1}}
+def configured(tmp_path, name, settings, batch_size):
+    """A configuration file like `settings`, with an output of its own."""
+    file = tmp_path / f"{name}.yaml"
+    start = f'init: {{checkpoint: "{settings.init.checkpoint}"}}' if settings.init.checkpoint else ""
+    model = "" if settings.init.checkpoint else "model: {size: albef_test, tokenizer: scenes, dropout: 0.0}"
+    file.write_text(
+        f"""output: "{tmp_path / name}"
+{start}{model}
+data: {{train: ["{settings.data.train[0]}"], test: "{settings.data.test}", image_root: "{settings.data.image_root}", workers: 0}}
+losses: {{alpha_ramp_steps: 2}}
+train: {{steps: 3, batch_size: {batch_size}, device: cpu, threads: 1}}
 vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 8, question_batch: 5}}
 """
-        )
-        finish(start_ranks(["tasks/vqa.py", "--config", str(file), "--evaluate"], world))
+    )
+    return str(file)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_evaluate_as_one(settings, tmp_path):
+    """DeepSpeed on two ranks against one process with the same global batches; then one checkpoint evaluated by both."""
+    losses = {}
+    for name, world in (("one", 1), ("two", 2)):
+        file = configured(tmp_path, name, settings, 8 // world)
+        if world == 1:
+            run_task(Vqa(), "test", ["--config", file])
+        else:
+            finish(start_ranks(["tasks/vqa.py", "--config", file], world))
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        losses[name] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses["one"]) == 3 and losses["two"] == pytest.approx(losses["one"], rel=1e-3)
+    settings.init.checkpoint = str(tmp_path / "one/last.safetensors")
+    for world in (1, 2):
+        file = configured(tmp_path, f"evaluated{world}", settings, 4)
+        finish(start_ranks(["tasks/vqa.py", "--config", file, "--evaluate"], world))
     for name in ("evaluation.json", "vqa_results_test.json", "vqa_test.png"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+        assert (tmp_path / "evaluated1" / name).read_bytes() == (tmp_path / "evaluated2" / name).read_bytes()
