@@ -78,6 +78,23 @@ TASKS = (
         },
         {"val": "evaluation_val.json", "test": "evaluation.json"},
         (("val", "val", "val"), ("test", "testA", "testA"), ("test", "testB", "testB")),
+        "vqa",
+        "VQA",
+        "data_prep/build_vqa.py",
+        ("--raw", "{scenes}", "--image-root", "{scenes}", "--output", "{lists}"),
+        {
+            "data.train": "[{lists}/vqa_train.json]",
+            "data.test": "{lists}/vqa_test.json",
+            "data.image_root": "{scenes}",
+            "vqa.answer_list": "{lists}/answer_list.json",
+        },
+        {"test": "evaluation.json"},
+        (
+            ("test", "mean", "all"),
+            ("test", "yes/no", "yes/no"),
+            ("test", "number", "number"),
+            ("test", "other", "other"),
+        ),
     ),
 )
 
