@@ -60,14 +60,8 @@ TASKS = (
         "grounding",
         "RefCOCO+",
         "data_prep/build_refcoco_plus.py",
-        (
-            "--refs",
-            "{scenes}/refs(unc).p",
-            "--instances",
-            "{scenes}/instances.json",
-            "--detections",
-            "{scenes}/dets.json",
-        )
+        ("--refs", "{scenes}/refs(unc).p", "--instances", "{scenes}/instances.json")
+        + ("--detections", "{scenes}/dets.json")
         + ("--image-root", "{scenes}", "--output", "{lists}", "--name", "refs"),
         {
             "data.train": "[{lists}/refs_train.json]",
@@ -78,6 +72,8 @@ TASKS = (
         },
         {"val": "evaluation_val.json", "test": "evaluation.json"},
         (("val", "val", "val"), ("test", "testA", "testA"), ("test", "testB", "testB")),
+    ),
+    Downstream(
         "vqa",
         "VQA",
         "data_prep/build_vqa.py",
