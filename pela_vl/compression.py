@@ -126,11 +126,14 @@ def sample_flops(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> Fl
 def _match(model: Albef, images: Tensor, ids: Tensor, mask: Tensor) -> None:
     image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
     model.image_feature(image), model.text_feature(text)
-    model.match(text, mask, model.text_encoder.image_keys_values(image))
+    fused = model.text_encoder.fuse(text, mask, model.text_encoder.image_keys_values(image)).tokens
+    model.itm_head(fused[:, 0])  # the last layer counts for every token, as published
 
 
 def _classify(model: AlbefEntailment, images: Tensor, ids: Tensor, mask: Tensor) -> None:
-    model(images, ids, mask)
+    bert, image = model.text_encoder, model.visual_encoder(images).tokens
+    fused = bert.fuse(bert.encode(ids, mask).tokens, mask, bert.image_keys_values(image)).tokens
+    model.cls_head(fused[:, 0])
 
 
 def _answer(model: AlbefVqa, images: Tensor, ids: Tensor, mask: Tensor) -> None:

@@ -216,7 +216,8 @@ def _classify(batch: int, model: nn.Module) -> None:
 def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
     """Both encoders and projections, then `pairings` image-text pairs a sample through fusion and matching head.
 
-    shared: an image's keys and values are computed once instead of once a pair.
+    shared: an image's keys and values are computed once instead of once a pair. The last layer is counted for every
+    token, as the published code computes it, though the matching head reads only the first.
     """
     ids, mask = _tokens(batch, TEXT_TOKENS)
     image, text = model.visual_encoder(_images(batch, PIXELS)).tokens, model.text_encoder.encode(ids, mask).tokens
@@ -225,7 +226,7 @@ def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
         index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # which ones does not change the count
         keys_values = model.text_encoder.image_keys_values
         context = select_images(keys_values(image), index) if shared else keys_values(image[index])
-        model.match(text[index], mask[index], context)
+        model.itm_head(model.text_encoder.fuse(text[index], mask[index], context).tokens[:, 0])
 
 
 def _answer(batch: int, model: AlbefVqa) -> None:
@@ -237,7 +238,10 @@ def _answer(batch: int, model: AlbefVqa) -> None:
 
 
 def _entail(batch: int, model: AlbefEntailment) -> None:
-    model(_images(batch, PIXELS), *_tokens(batch, TEXT_TOKENS))
+    """Likewise with the last layer in full."""
+    (ids, mask), bert = _tokens(batch, TEXT_TOKENS), model.text_encoder
+    context = bert.image_keys_values(model.visual_encoder(_images(batch, PIXELS)).tokens)
+    model.cls_head(bert.fuse(bert.encode(ids, mask).tokens, mask, context).tokens[:, 0])
 
 
 _ALBEF = ALBEF_SIZES["albef_base"] | {"image_size": PIXELS}

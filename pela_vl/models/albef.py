@@ -43,9 +43,12 @@ class Albef(nn.Module):
         """Unit-length joint features [B, E] from text-only tokens [B, L, D], read at [CLS]."""
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
-    def match(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
-        """Image-text matching logits [B, 2] (index 1: they match) of encoded texts and images' keys/values."""
-        return self.itm_head(self.text_encoder.fuse(tokens, mask, image).tokens[:, 0])
+    def match(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], begun: bool = False) -> Tensor:
+        """Image-text matching logits [B, 2] (index 1: they match) of encoded texts and images' keys/values.
+
+        begun: the texts come from `text_encoder.begin_fusion`.
+        """
+        return self.itm_head(self.text_encoder.fuse_first(tokens, mask, image, begun))
 
     def masked_states(
         self, masked_ids: Tensor, mask: Tensor, image: list[KeyValue], keep_hidden: bool = False

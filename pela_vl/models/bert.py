@@ -86,13 +86,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
         """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
-        query = self.projections.split(self.projections.query(x))
+        query, shape = self.projections.query(x), x.shape[:2]
         keys, values = context
-        if keys.shape[0] != query.shape[0]:
-            keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+        if keys.shape[0] != len(query):
+            if mask is None or mask.shape[0] == mask.shape[2] == 1:
+                # one context for all: every text's tokens are queries of one large product, not of many small ones
+                query = query.flatten(0, 1)[None]
+            else:
+                keys, values = (t.expand(len(query), -1, -1, -1) for t in (keys, values))
+        query = self.projections.split(query)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
-        return self.output(mixed.transpose(1, 2).flatten(2), x)
+        return self.output(mixed.transpose(1, 2).reshape(*shape, -1), x)
 
 
 class Intermediate(nn.Module):
@@ -135,15 +140,28 @@ class Layer(nn.Module):
         past: KeyValue | None = None,
     ) -> Tensor:
         """x [B, L, D]; `past` keys/values of earlier positions are attended to before those of x."""
+        return self.after_self_attention(self.self_attention(x, mask, past), image, image_mask)
+
+    def self_attention(self, x: Tensor, mask: Tensor | None, past: KeyValue | None = None, queries: int = 0) -> Tensor:
+        """The text's own half of the layer, [B, L, D], or [B, Q, D] of the first `queries` tokens alone."""
         keys, values = self.attention.projections.keys_values(x)
         if past is not None:
             keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        x = self.attention(x, (keys, values), mask)
+        return self.attention(x[:, :queries] if queries else x, (keys, values), mask)
+
+    def after_self_attention(self, x: Tensor, image: KeyValue | None, image_mask: Tensor | None = None) -> Tensor:
+        """Cross-attention where the layer has one, and the MLP: token by token, x [B, Q, D]."""
         if self.crossattention is not None:
             if image is None:
                 raise ValueError("a fusion layer needs the image's keys and values")
             x = self.crossattention(x, image, image_mask)
         return self.output(self.intermediate(x), x)
+
+    def first_token(
+        self, x: Tensor, mask: Tensor | None, image: KeyValue | None = None, image_mask: Tensor | None = None
+    ) -> Tensor:
+        """The layer's output [B, 1, D] at the first token: the others enter it through self-attention alone."""
+        return self.after_self_attention(self.self_attention(x, mask, queries=1), image, image_mask)
 
 
 class Encoder(nn.Module):
@@ -203,6 +221,29 @@ class TextEncoder(nn.Module):
         """
         attend, last = _attend(mask, causal), len(self.encoder.layer)
         return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
+
+    def begin_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The first fusion layer's self-attention on encoded text tokens [B, L, D]: no image has entered yet, so this is
+        computed once a text, whatever number of images it meets. For `fuse_first(..., begun=True)`."""
+        return self.encoder.layer[self.fusion_layer].self_attention(tokens, _attend(mask))
+
+    def fuse_first(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], begun: bool = False) -> Tensor:
+        """`fuse` at the first token alone, [B, D]: the last layer is then computed for no other token.
+
+        begun: `tokens` come from `begin_fusion`. As in `fuse`, the keys and values may have batch 1.
+        """
+        attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
+        for i in range(first, last + 1):
+            layer, own = self.encoder.layer[i], image[i - first]
+            if begun and i == first:
+                tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, own)
+                continue
+            run = layer.first_token if i == last else layer
+            if self.activation_checkpointing and self.training:
+                tokens = checkpoint(run, tokens, attend, own, use_reentrant=False)
+            else:
+                tokens = run(tokens, attend, own)
+        return tokens[:, 0]
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_albef import randomise, tiny_batch
+from tiny_albef import randomise, tiny_albef, tiny_batch
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer, BertOnlyMLMHead
 
@@ -166,3 +166,37 @@ def test_masked_language_head_is_berts():
     theirs.load_state_dict(state)
     x = torch.randn(7, DIM)
     torch.testing.assert_close(ours(x, words), theirs(x), **CLOSE)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_first_token_alone_is_that_of_the_whole_pass(begun, layers, shared):
+    model = tiny_albef(text_depth=2 + layers, fusion_layer=2).eval()
+    ours, batch = model.text_encoder, tiny_batch(5)
+    image = ours.image_keys_values(model.visual_encoder(batch.images).tokens[: 1 if shared else 5])
+    tokens = ours.encode(batch.ids, batch.mask).tokens
+    whole = ours.fuse(tokens, batch.mask, image).tokens[:, 0]
+    if begun:
+        tokens = ours.begin_fusion(tokens, batch.mask)
+    torch.testing.assert_close(ours.fuse_first(tokens, batch.mask, image, begun), whole, **CLOSE)
+
+
+def test_the_first_token_alone_has_the_gradients_of_the_whole_pass():
+    gradients = []
+    for checkpointing in (None, False, True):  # None: the whole pass
+        model, batch = tiny_albef().train(), tiny_batch(4)
+        model.set_activation_checkpointing(bool(checkpointing))
+        ours = model.text_encoder
+        image = ours.image_keys_values(model.visual_encoder(batch.images).tokens)
+        tokens = ours.encode(batch.ids, batch.mask).tokens
+        if checkpointing is None:
+            first = ours.fuse(tokens, batch.mask, image).tokens[:, 0]
+        else:
+            first = ours.fuse_first(tokens, batch.mask, image)
+        first.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        for name, gradient in other.items():
+            torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-4, atol=1e-6)

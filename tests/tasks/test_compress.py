@@ -102,7 +102,7 @@ def test_operations_are_those_of_a_real_pass(tmp_path, script):
     def score(model):
         image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, ids).tokens
         model.image_feature(image), model.text_feature(text)
-        model.match(text, ids, model.text_encoder.image_keys_values(image))
+        model.itm_head(model.text_encoder.fuse(text, ids, model.text_encoder.image_keys_values(image)).tokens[:, 0])
 
     for which, path in (("before", source), ("after", output)):
         model = load_model(ModelSettings(image_size=64), str(path), None).model.eval()
