@@ -1,10 +1,11 @@
 """Retrieval scores of an ALBEF: ITC for every pair, then ITM for the best candidates of both directions.
 
-Shapes: I images, T texts, N image tokens, L text tokens, D width, E joint width, P pairs.
+Shapes: I images, T texts, N image tokens, L text tokens, D width, E joint width.
 
 The published loop scores image-to-text and text-to-image apart and recomputes an image's keys and values for every text.
 Here the candidates of both directions are united, since one matching score serves both, and grouped by image, whose keys
-and values are computed once. The scores are the same.
+and values are computed once; what a text goes through before it meets an image is computed once a text, and the last
+layer only for the token that the matching head reads. The scores are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,10 +22,12 @@ from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.distributed import Ranks, gather_rows
 from pela_vl.evaluation.recall import recall_from_scores
 from pela_vl.models.albef import Albef
-from pela_vl.models.bert import KeyValue, select_images
+from pela_vl.reranking import BatchLimit, candidates, encode_images, encode_texts, match_images
 from pela_vl.settings import EvalSettings
 
 UNRANKED = -100.0  # the published score of a pair outside the top k
+_PAIR_MB = {"cpu": 16.0}  # a layer's activations then stay in the cache
+_PAIR_MB_GPU = 512.0
 
 
 @dataclass
@@ -57,113 +60,95 @@ def score_retrieval(
     """
     training = model.training
     model.eval()
-    note = progress or (lambda done: None)
-    share = split_range(len(data), ranks.rank, ranks.world)
-    texts, text_features = _encode_texts(model, data.texts, tokenizer, settings, ranks, max_tokens, autocast)
-    tokens, features, done = [], [], 0
-    for images, _ in make_image_loader(data, list(share), settings.image_batch, workers):
-        with autocast():
-            encoded = model.visual_encoder(images.to(ranks.device)).tokens
-            features.append(model.image_feature(encoded).float())
-        if settings.k_test:
-            tokens.append(encoded)
-        done += len(images)
-        note(done)
-    empty = text_features.new_zeros((0, text_features.shape[1]))
-    similarity = gather_rows(torch.cat([*features, empty])) @ text_features.T
-    if not settings.k_test:
+    try:
+        job = _Job(model, data, settings, ranks, autocast, workers, progress or (lambda done: None))
+        return job.run(*tokenizer.encode(data.texts, max_tokens))
+    finally:
         model.train(training)
-        scores = similarity.cpu().numpy()
-        return RetrievalScores(scores, np.ascontiguousarray(scores.T))
-    by_image, by_text = _candidates(similarity, settings.k_test)
-    wanted = (by_image | by_text)[share.start : share.stop]
-    pairs, matching = [], []
-    groups = _image_groups(wanted.sum(1).tolist(), settings.pair_batch)
-    own = torch.cat(tokens) if tokens else None
-    for first, last in groups:
-        with autocast():
-            image = model.text_encoder.image_keys_values(own[first:last])
-            for local, text in _text_batches(wanted[first:last], texts.lengths, settings.pair_batch):
-                pairs.append(torch.stack([local + first + share.start, text]))
-                matching.append(_match(model, image, local, texts, text).float())
-        done += last - first
-        note(done)
-    none = torch.zeros((2, 0), dtype=torch.int64, device=ranks.device)
-    where = gather_rows(torch.cat([none, *pairs], dim=1).T.contiguous())
-    values = gather_rows(torch.cat([*matching, torch.zeros(0, device=ranks.device)]))
-    scores = torch.full(similarity.shape, UNRANKED, device=ranks.device)
-    scores[where[:, 0], where[:, 1]] = values
-    model.train(training)
-    unranked = torch.tensor(UNRANKED, device=ranks.device)
-    return RetrievalScores(
-        torch.where(by_image, scores, unranked).cpu().numpy(), torch.where(by_text, scores, unranked).T.cpu().numpy()
-    )
 
 
-@dataclass
-class _Texts:
-    """Encoded texts of all ranks: tokens [T, L, D], mask [T, L], lengths [T]."""
+class _Job:
+    """One evaluation on one rank."""
 
-    tokens: Tensor
-    mask: Tensor
-    lengths: Tensor
+    def __init__(self, model, data, settings: EvalSettings, ranks: Ranks, autocast, workers: int, note):
+        self.model, self.data, self.settings, self.ranks = model, data, settings, ranks
+        self.autocast, self.workers, self.note = autocast, workers, note
+        self.share = split_range(len(data), ranks.rank, ranks.world)
+        mebibytes = settings.pair_mb or _PAIR_MB.get(ranks.device.type, _PAIR_MB_GPU)
+        self.limit = BatchLimit(settings.pair_batch, mebibytes)
+        self.kept: list[Tensor] = []  # encoded images, as long as they fit
 
+    def run(self, ids: Tensor, mask: Tensor) -> RetrievalScores:
+        settings = self.settings
+        blocks = self._text_blocks(mask)
+        texts, text_features = self._texts(ids, mask, torch.arange(len(ids)), len(blocks) == 1)
+        if texts is not None:
+            room = settings.cache_mb - texts.tokens.numel() * 4 / 2**20
+        else:  # each block of texts will want its half
+            room = settings.cache_mb / 2 if settings.k_test else 0.0
+        similarity = gather_rows(self._encode_images(room)) @ text_features.T
+        if not settings.k_test:
+            scores = similarity.cpu().numpy()
+            return RetrievalScores(scores, np.ascontiguousarray(scores.T))
+        by_image, by_text = candidates(similarity, settings.k_test)
+        scores = torch.full(similarity.shape, UNRANKED, device=self.ranks.device)
+        for number, block in enumerate(blocks):
+            if len(blocks) > 1:
+                texts, _ = self._texts(ids, mask, block, True)
+            where, values = self._match(by_image | by_text, texts, number, len(blocks))
+            where, values = gather_rows(where), gather_rows(values)
+            scores[where[:, 0], where[:, 1]] = values
+        unranked = torch.tensor(UNRANKED, device=self.ranks.device)
+        return RetrievalScores(
+            torch.where(by_image, scores, unranked).cpu().numpy(),
+            torch.where(by_text, scores, unranked).T.cpu().numpy(),
+        )
 
-def _encode_texts(model, texts, tokenizer, settings, ranks, max_tokens, autocast) -> tuple[_Texts, Tensor]:
-    """Text-only layers and features [T, E] of all texts, in batches of similar length."""
-    ids, mask = tokenizer.encode(texts, max_tokens)
-    order = torch.argsort(mask.sum(1), stable=True)
-    share = order[ranks.rank :: ranks.world]
-    width = model.text_encoder.embeddings.word_embeddings.embedding_dim
-    tokens = torch.zeros((len(share), ids.shape[1], width), device=ranks.device)
-    features = [torch.zeros((0, model.text_proj.out_features), device=ranks.device)]  # a rank may have no text
-    for start in range(0, len(share), settings.text_batch):
-        chosen = share[start : start + settings.text_batch]
-        longest = int(mask[chosen].sum(1).max())
-        with autocast():
-            encoded = model.text_encoder.encode(
-                ids[chosen, :longest].to(ranks.device), mask[chosen, :longest].to(ranks.device)
-            ).tokens
-            features.append(model.text_feature(encoded).float())
-        tokens[start : start + len(chosen), :longest] = encoded.float()
-    # every rank needs every text, since its images may be matched with any
-    back = torch.argsort(gather_rows(share.to(ranks.device)))
-    mask = mask.to(ranks.device)
-    return _Texts(gather_rows(tokens)[back], mask, mask.sum(1)), gather_rows(torch.cat(features))[back]
+    def _text_blocks(self, mask: Tensor) -> list[Tensor]:
+        """Texts by index in runs whose encoded tokens take half of what may be kept, at most; the rest is for images."""
+        width = self.model.text_encoder.embeddings.word_embeddings.embedding_dim
+        most = max(1, int(self.settings.cache_mb * 2**20 / (2 * 4 * width)))
+        block = (mask.sum(1).cumsum(0) - 1) // most
+        return [(block == number).nonzero()[:, 0] for number in block.unique().tolist()]
 
+    def _texts(self, ids: Tensor, mask: Tensor, wanted: Tensor, keep: bool):
+        keep = keep and self.settings.k_test > 0
+        return encode_texts(
+            self.model, ids, mask, wanted, self.settings.text_batch, self.ranks, self.autocast, keep_tokens=keep
+        )
 
-def _candidates(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Bool [I, T] twice: the k best texts of every image, and the k best images of every text."""
-    by_image = torch.zeros_like(similarity, dtype=torch.bool)
-    by_image.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
-    by_text = torch.zeros_like(similarity, dtype=torch.bool)
-    by_text.scatter_(0, similarity.topk(min(k, similarity.shape[0]), dim=0).indices, True)
-    return by_image, by_text
+    def _encode_images(self, room: float) -> Tensor:
+        """Joint features [images of this rank, E]. Image tokens are kept while they fit into `room` MiB."""
+        features, done = [torch.zeros((0, self.model.vision_proj.out_features), device=self.ranks.device)], 0
+        keeping = True
+        for tokens in self._load(self.share):
+            with self.autocast():
+                features.append(self.model.image_feature(tokens).float())
+            room -= tokens.numel() * tokens.element_size() / 2**20
+            keeping = keeping and room >= 0  # from the first that does not fit on, all are encoded again when needed
+            if keeping:
+                self.kept.append(tokens)
+            done += len(tokens)
+            self.note(done)
+        return torch.cat(features)
 
+    def _load(self, indices: range) -> Iterator[Tensor]:
+        for images, _ in make_image_loader(self.data, list(indices), self.settings.image_batch, self.workers):
+            with self.autocast():
+                yield encode_images(self.model, images.to(self.ranks.device), self.limit)
 
-def _image_groups(counts: list[int], pair_batch: int) -> Iterator[tuple[int, int]]:
-    """Runs [first, last) of images whose pairs together fit a batch; an image with more has a run of its own."""
-    first = held = 0
-    for i, count in enumerate(counts):
-        if i > first and held + count > pair_batch:
-            yield first, i
-            first, held = i, 0
-        held += count
-    if counts:
-        yield first, len(counts)
-
-
-def _text_batches(wanted: Tensor, lengths: Tensor, pair_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(image, text) indices [P] of the wanted pairs, shortest texts first so that little is padding."""
-    image, text = wanted.nonzero(as_tuple=True)
-    order = torch.argsort(lengths[text], stable=True)
-    image, text = image[order], text[order]
-    for start in range(0, len(text), pair_batch):
-        yield image[start : start + pair_batch], text[start : start + pair_batch]
-
-
-def _match(model: Albef, image: list[KeyValue], local: Tensor, texts: _Texts, text: Tensor) -> Tensor:
-    """ITM logit (index 1) [P] of pairs; a single image's keys and values are shared, not copied."""
-    longest = int(texts.lengths[text].max())
-    context = image if image[0][0].shape[0] == 1 else select_images(image, local)
-    return model.match(texts.tokens[text, :longest], texts.mask[text, :longest], context)[:, 1]
+    def _match(self, wanted: Tensor, texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
+        """Pairs [P, 2] and scores [P] of this rank's images with one block of texts."""
+        kept = sum(map(len, self.kept))
+        first, pairs, scores = self.share.start, [], []
+        for source in (self.kept, self._load(self.share[kept:])):
+            for tokens in source:
+                rows = wanted[first : first + len(tokens)]
+                where, values = match_images(self.model, tokens, rows, texts, self.limit, self.autocast)
+                pairs.append(where + torch.tensor([first, 0], device=where.device))
+                scores.append(values)
+                first += len(tokens)
+                done = number * len(self.share) + first - self.share.start
+                self.note(len(self.share) + done // blocks)
+        none = torch.zeros((0, 2), dtype=torch.int64, device=self.ranks.device)
+        return torch.cat([none, *pairs]), torch.cat([torch.zeros(0, device=self.ranks.device), *scores])

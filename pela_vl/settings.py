@@ -136,13 +136,17 @@ class DeepSpeedSettings:
 class EvalSettings:
     """Retrieval evaluation. k_test: candidates of each query that are re-ranked by ITM, 0 for ITC alone.
 
-    image_batch, pair_batch: how many images, and image-text pairs, go through the model at a time.
+    image_batch, text_batch, pair_batch: how many images, texts, and image-text pairs, go through the model at a time, at
+    most. pair_mb: MiB that the widest activation of a batch of pairs may take, None for 16 on a CPU (its cache) and 512
+    on a GPU. cache_mb: MiB a rank of encoded texts and images kept in memory; what does not fit is encoded again.
     """
 
     k_test: int = 128
     image_batch: int = 64
     text_batch: int = 256
     pair_batch: int = 256
+    pair_mb: float | None = None
+    cache_mb: float = 4096.0
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pela_vl.data.captions import RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform
 from pela_vl.distributed import Ranks
+from pela_vl.reranking import text_batches
 from pela_vl.scoring import score_retrieval
 from pela_vl.settings import EvalSettings
 
@@ -82,6 +83,39 @@ def test_scores_are_the_published_ones(data, k, pair_batch, low_rank):
         assert ((own == -100) == (other == -100)).all()
         np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
     assert len(np.unique(scores.image_to_text)) > IMAGES
+
+
+@pytest.mark.parametrize(
+    "bound", [{"cache_mb": 1e-6}, {"cache_mb": 4e-3}, {"cache_mb": 1e-2}, {"pair_mb": 1e-6}, {"pair_mb": 3e-3}]
+)
+def test_bounds_on_memory_change_no_score(data, bound):
+    model = tiny_albef(low_rank=True).eval()
+    scores = score(model, data, k_test=3, image_batch=2, text_batch=4, **bound)
+    for own, other in zip((scores.image_to_text, scores.text_to_image), published_scores(model, data, 3), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_encoded_again(data, monkeypatch):
+    model, encoded = tiny_albef().eval(), []
+    original = model.visual_encoder.forward
+    monkeypatch.setattr(model.visual_encoder, "forward", lambda x: (encoded.append(len(x)), original(x))[1])
+    one = 5 * 24 * 4 / 2**20  # an image of 5 tokens of 24 fp32 numbers, in MiB
+    score(model, data, k_test=3, image_batch=1, cache_mb=1000 * one)
+    assert sum(encoded) == IMAGES
+    encoded.clear()
+    score(model, data, k_test=3, image_batch=1, cache_mb=12 * one)
+    assert IMAGES < sum(encoded)
+
+
+def test_batches_keep_to_their_limits():
+    wanted = torch.rand(4, 30, generator=torch.Generator().manual_seed(0)) < 0.5
+    lengths = torch.randint(1, 9, (30,), generator=torch.Generator().manual_seed(1))
+    seen = torch.zeros_like(wanted)
+    for image, text in text_batches(wanted, lengths, pairs=6, tokens=20):
+        assert len(text) <= 6 and (len(text) == 1 or len(text) * lengths[text].max() <= 20)
+        assert not seen[image, text].any()
+        seen[image, text] = True
+    assert torch.equal(seen, wanted)
 
 
 def test_without_reranking_the_scores_are_similarities(data):
