@@ -45,17 +45,23 @@ def plan_ranks(
     kappa: float = 3.0,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    rank_multiple: int = 1,
 ) -> dict[str, int]:
     """Choose the rank of every Linear to be compressed, in the model's order; the model is only read.
+
+    `rank_multiple` rounds every rank down to a multiple of it (16 or 64 suit vector and matrix units), so that the factors
+    stay within kappa's budget; a rank below one multiple stays as it is. 1 is the paper's plan.
 
     `include` (all Linears when None) and `exclude` are patterns over full dotted names: `vision_proj`,
     `visual_encoder.blocks` (that module and all below it), `*.attn.proj`, `*cls*`. Exclusion wins.
 
     Raises PlanError, naming the culprit, when an include pattern selects no Linear, an exclude pattern no module, a
     rank comes out as 0, a weight is tied or shared, a layer is low rank already or cannot be replaced, when kappa is
-    no number of at least 1, or when nothing is left to compress.
+    no number of at least 1, rank_multiple no whole number of at least 1, or when nothing is left to compress.
     """
     rank_for(1, 1, kappa)  # a bad kappa is said before anything else
+    if isinstance(rank_multiple, bool) or not isinstance(rank_multiple, int) or rank_multiple < 1:
+        raise PlanError(f"rank_multiple must be a whole number of at least 1, not {rank_multiple!r}")
     include = None if include is None else _patterns(include, "include")
     exclude = _patterns(exclude, "exclude")
     modules = dict(model.named_modules())
@@ -83,7 +89,7 @@ def plan_ranks(
                 f"{name} ({module.in_features} -> {module.out_features}) gets rank 0 at kappa {kappa}: "
                 "exclude it or lower kappa"
             )
-        plan[name] = rank
+        plan[name] = max(rank // rank_multiple * rank_multiple, min(rank, rank_multiple))
     if not plan:
         raise PlanError(
             f"{type(model).__name__} has no Linear to compress" + (" outside the exclusions" if exclude else "")
