@@ -57,6 +57,11 @@ class HeadProjections(nn.Module):
         """context [B, N, C] -> keys and values, each [B, H, N, D / H]"""
         return self.split(self.key(context)), self.split(self.value(context))
 
+    def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
+        """Self-attention's three products of x [B, L, D]: queries [B, Q, D], of the first `queries` tokens (0: of all),
+        and keys and values. One method, so that they can be one product (see inference.py)."""
+        return self.query(x[:, :queries] if queries else x), self.keys_values(x)
+
 
 class ResidualOutput(nn.Module):
     """Linear, dropout, residual, LayerNorm (post-norm, as in BERT)."""
@@ -86,8 +91,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
         """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
-        query, shape = self.projections.query(x), x.shape[:2]
-        keys, values = context
+        return self.attend(self.projections.query(x), x, context, mask)
+
+    def attend(self, query: Tensor, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
+        """The same from the query product [B, L, D]; x [B, L, D] is the residual."""
+        shape, (keys, values) = x.shape[:2], context
         if keys.shape[0] != len(query):
             if mask is None or mask.shape[0] == mask.shape[2] == 1:
                 # one context for all: every text's tokens are queries of one large product, not of many small ones
@@ -144,10 +152,10 @@ class Layer(nn.Module):
 
     def self_attention(self, x: Tensor, mask: Tensor | None, past: KeyValue | None = None, queries: int = 0) -> Tensor:
         """The text's own half of the layer, [B, L, D], or [B, Q, D] of the first `queries` tokens alone."""
-        keys, values = self.attention.projections.keys_values(x)
+        query, (keys, values) = self.attention.projections.query_keys_values(x, queries)
         if past is not None:
             keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        return self.attention(x[:, :queries] if queries else x, (keys, values), mask)
+        return self.attention.attend(query, x[:, :queries] if queries else x, (keys, values), mask)
 
     def after_self_attention(self, x: Tensor, image: KeyValue | None, image_mask: Tensor | None = None) -> Tensor:
         """Cross-attention where the layer has one, and the MLP: token by token, x [B, Q, D]."""

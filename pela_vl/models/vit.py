@@ -5,6 +5,7 @@ Shapes: B images, S pixels a side, N = 1 + (S / patch)^2 tokens, D width.
 
 from functools import partial
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,9 +17,13 @@ class ImageEncoder(VisionTransformer):
     """timm's VisionTransformer without head or pooling; parameter names are timm's, which are ALBEF's too."""
 
     activation_checkpointing = False
+    images_at_a_time = 0
+    """In eval mode at most so many images go through the blocks together, 0 for all: see inference.py."""
 
     def forward(self, images: Tensor, keep_hidden: bool = False) -> TokenStates:
         """images [B, 3, S, S] -> tokens [B, N, D] after the final norm; hidden: embeddings and every block's output."""
+        if self.images_at_a_time and not self.training and not keep_hidden and len(images) > self.images_at_a_time:
+            return TokenStates(torch.cat([self(part).tokens for part in images.split(self.images_at_a_time)]))
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
         hidden = [x]
         for block in self.blocks:
