@@ -73,7 +73,7 @@ def compress_loaded(loaded: LoadedModel, settings: CompressSettings, progress: C
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
-        plan = plan_ranks(loaded.model, settings.kappa, exclude=exclude)
+        plan = plan_ranks(loaded.model, settings.kappa, exclude=exclude, rank_multiple=settings.rank_multiple)
         reports = apply_plan(loaded.model, plan, progress=progress)
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
@@ -98,10 +98,13 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
     if teacher is not None:
         teacher.model.to(ranks.device)
     objective = workload.objective(settings, model, method.NEEDS_HIDDEN)
-    twin = objective.companions["twin"].model
-    state = twin_state(twin, loaded.momentum)
-    if state is not None:
-        twin.load_state_dict(state)
+    if settings.losses.soft_targets == "teacher":
+        _soften_by_teacher(objective, teacher, settings)
+    else:
+        twin = objective.companions["twin"].model
+        state = twin_state(twin, loaded.momentum)
+        if state is not None:
+            twin.load_state_dict(state)
     objective.companions.to(ranks.device)
     optim = settings.optim
     groups = parameter_groups(model.named_parameters(), optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
@@ -114,6 +117,17 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
         backend = LocalBackend(*common)
     built = method.build(model, teacher, settings.losses)
     return Assembled(model, loaded.card, tokenizer, objective, built, backend, autocast)
+
+
+def _soften_by_teacher(objective: Any, teacher: FrozenTeacher | None, settings: Settings) -> None:
+    """Let the teacher give the soft targets. Raises UserError without a teacher, or if the task cannot do that."""
+    if teacher is None:
+        raise UserError(
+            f"losses.soft_targets: teacher, but method {settings.method} has none; use method: pela, or twin"
+        )
+    if not hasattr(objective, "use_teacher"):
+        raise UserError("losses.soft_targets: teacher is for pre-training and retrieval; this task wants twin")
+    objective.use_teacher(teacher)
 
 
 def _teacher(workload: Workload, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:

@@ -34,10 +34,12 @@ class InitSettings:
 @dataclass
 class CompressSettings:
     """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
-    model, as published (a list replaces them)."""
+    model, as published (a list replaces them). rank_multiple: ranks are rounded down to multiples of it, 1 for the
+    paper's; 16 or 64 suit vector and matrix units."""
 
     kappa: float | None = None
     exclude: list[str] | None = None
+    rank_multiple: int = 1
 
 
 @dataclass
@@ -68,7 +70,9 @@ class DataSettings:
 class LossSettings:
     """Weights of the terms (0 switches one off) and their constants.
 
-    alpha: weight of the momentum twin's soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch).
+    soft_targets: who gives them. "twin" is ALBEF's momentum twin, as published; "teacher" the method's frozen dense teacher:
+    no twin in memory, its update and its three passes saved, since the teacher's pass is the one that FD reads anyway.
+    alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch).
     fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
     """
 
@@ -81,6 +85,7 @@ class LossSettings:
     rwp_form: Literal["paper", "released"] = "paper"
     rwp_epsilon: float = 0.001
     mlm_probability: float = 0.15
+    soft_targets: Literal["twin", "teacher"] = "twin"
     alpha: float = 0.4
     alpha_ramp_steps: int | None = None
     momentum: float = 0.995

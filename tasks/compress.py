@@ -41,7 +41,7 @@ def main() -> None:
         print(f"  {note}")
     if loaded.card.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
-    settings = CompressSettings(kappa=args.kappa)
+    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple)
     settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
     bar: list[Progress] = []
 
@@ -55,6 +55,7 @@ def main() -> None:
     loaded.card.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
         "kappa": args.kappa,
+        "rank_multiple": args.rank_multiple,
         "exclude": settings.exclude,
     }
     save_model(args.output, loaded.model, loaded.card, extra=result.twin)
@@ -76,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="more modules to keep dense"
     )
+    parser.add_argument("--rank-multiple", type=int, default=1, help="round ranks down to multiples of it (default 1)")
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
     parser.add_argument("--threads", type=int, help="threads to use (default: all cores)")
     parser.add_argument("--json", help="also write the figures to this file")

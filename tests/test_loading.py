@@ -174,6 +174,20 @@ def test_a_published_pretrained_model_goes_on_pretraining_with_its_twin(tmp_path
     assert 0 < loss < float("inf") and norm > 0
 
 
+def test_a_teacher_may_stand_in_for_the_twin(tmp_path, tokenizer):
+    path, _ = foreign(tmp_path, "pretrain")
+    settings = training_settings(path, tokenizer, mlm=True, method="pela")
+    settings.compress.kappa, settings.losses.fd, settings.losses.soft_targets = 3.0, 1.0, "teacher"
+    parts = assemble(Pretraining(), settings, ONE)
+    assert list(parts.objective.companions) == ["queue"]
+    assert parts.objective.teacher is parts.method.teacher
+    loss, norm, _ = one_step(parts, mlm=True)
+    assert 0 < loss < float("inf") and norm > 0
+    settings.method, settings.compress.kappa = "full", None
+    with pytest.raises(UserError, match="losses.soft_targets"):
+        assemble(Pretraining(), settings, ONE)
+
+
 def test_pela_from_a_published_dense_model(tmp_path, tokenizer):
     path, _ = foreign(tmp_path, "pretrain")
     settings = training_settings(path, tokenizer, mlm=True, method="pela")

@@ -1,9 +1,21 @@
 """The frozen original model as teacher."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from pela_vl.models.albef import Albef
+from pela_vl.models.outputs import TokenStates
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """Of the image encoder, the text-only layers and, with masked text, all layers on it."""
+
+    image: TokenStates
+    text: TokenStates
+    mlm: TokenStates | None
 
 
 class FrozenTeacher:
@@ -14,20 +26,33 @@ class FrozenTeacher:
 
     def __init__(self, model: Albef):
         self.model = model.requires_grad_(False).eval()
+        self._last: tuple[Tensor, TeacherStates] | None = None
 
     @torch.no_grad()
+    def states(self, images: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor | None) -> TeacherStates:
+        """Every state of one pass. images [B, 3, S, S]; ids, mask, masked_ids [B, L].
+
+        The pass of the latest `images` (this very tensor) is remembered: soft targets and FD of a step share one.
+        """
+        if self._last is None or self._last[0] is not images:
+            image = self.model.visual_encoder(images, keep_hidden=True)
+            text, mlm = self.model.text_encoder.encode(ids, mask, keep_hidden=True), None
+            if masked_ids is not None:
+                keys_values = self.model.text_encoder.image_keys_values(image.tokens)
+                mlm = self.model.masked_states(masked_ids, mask, keys_values, keep_hidden=True)
+            self._last = images, TeacherStates(image, text, mlm)
+        return self._last[1]
+
     def features(
         self, images: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor | None
     ) -> dict[str, tuple[Tensor, ...]]:
         """Hidden states of what FD reads and nothing else: "image" (ViT), "text" (text-only layers), "mlm" (all
         layers on masked text). images [B, 3, S, S]; ids, mask, masked_ids [B, L]; no "mlm" when masked_ids is None.
         """
-        image = self.model.visual_encoder(images, keep_hidden=True)
-        states = {"image": image.hidden, "text": self.model.text_encoder.encode(ids, mask, keep_hidden=True).hidden}
-        if masked_ids is not None:
-            keys_values = self.model.text_encoder.image_keys_values(image.tokens)
-            states["mlm"] = self.model.masked_states(masked_ids, mask, keys_values, keep_hidden=True).hidden
-        return states
+        states = self.states(images, ids, mask, masked_ids)
+        self._last = None  # not kept beyond the step
+        hidden = {"image": states.image.hidden, "text": states.text.hidden}
+        return hidden if states.mlm is None else hidden | {"mlm": states.mlm.hidden}
 
     def linear_weights(self) -> dict[str, Tensor]:
         """Weight [out, in] of every Linear, by module name."""

@@ -98,6 +98,7 @@ def compress(
     exclude: Sequence[str] = (),
     init: str = "svd",
     progress: Progress | None = None,
+    rank_multiple: int = 1,
 ) -> nn.Module:
     """Plan and apply in one call, on any torch module. Changes `model` IN PLACE and returns it.
 
@@ -105,7 +106,7 @@ def compress(
     what was done; `plan_ranks` and `apply_plan` are the two halves, for the per-layer errors.
     Raises PlanError as they do.
     """
-    apply_plan(model, plan_ranks(model, kappa, include, exclude), init, progress)
+    apply_plan(model, plan_ranks(model, kappa, include, exclude, rank_multiple), init, progress)
     return model
 
 

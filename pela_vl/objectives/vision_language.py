@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.data.collate import Batch
+from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.distributed import gather_rows
 from pela_vl.losses.contrastive import diagonal_targets, distilled_targets, positive_targets, soft_cross_entropy
 from pela_vl.losses.masking import masked_language_loss
@@ -23,7 +24,7 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 @dataclass
 class SoftTargets:
-    """What the momentum twin says of a batch; all without gradients."""
+    """What the momentum twin (or the teacher in its place) says of a batch; all without gradients."""
 
     alpha: float
     image_feature: Tensor  # [B, E]
@@ -101,7 +102,7 @@ class VisionLanguageStep(nn.Module):
 
 
 class VisionLanguageObjective:
-    """The step above with its momentum twin and queues."""
+    """The step above with the queues and whatever gives the soft targets: a momentum twin, or a frozen teacher."""
 
     def __init__(
         self,
@@ -111,38 +112,40 @@ class VisionLanguageObjective:
         queue_size: int = 65536,
         match_ids: bool = False,
         keep_hidden: bool = False,
+        twin: bool = True,
     ):
-        """momentum: of the twin; queue_size: features kept of earlier batches; the rest as in the step."""
+        """momentum: of the twin; queue_size: features kept of earlier batches; twin: without one, `use_teacher` has to be
+        called before the first step; the rest as in the step."""
         self.module = VisionLanguageStep(model, weights, match_ids, keep_hidden)
         joint_dim = model.vision_proj.out_features
         without = ("itm_head", "temp") if "mlm" in self.module.weights else ("itm_head", "temp", "mlm_head")
-        self.companions = nn.ModuleDict(
-            {"twin": MomentumTwin(model, without), "queue": FeatureQueue(joint_dim, queue_size)}
-        )
+        self.companions = nn.ModuleDict({"twin": MomentumTwin(model, without)} if twin else {})
+        self.companions["queue"] = FeatureQueue(joint_dim, queue_size)
         self.momentum = momentum
+        self.teacher: FrozenTeacher | None = None
+
+    def use_teacher(self, teacher: FrozenTeacher) -> None:
+        """Let a frozen teacher give the soft targets and the queue's features. Its pass is the one that FD reads."""
+        self.teacher = teacher
 
     @torch.no_grad()
     def prepare(self, batch: Batch, alpha: float, new_step: bool) -> SoftTargets:
-        """Clamp the temperature and update the twin at the start of an optimiser step, then compute soft targets."""
-        online, twin, queue = self.module.model, self.companions["twin"], self.companions["queue"]
+        """Clamp the temperature and update the twin, if any, at the start of an optimiser step; then the soft targets."""
+        online, queue = self.module.model, self.companions["queue"]
         if new_step:
             online.temp.clamp_(*TEMPERATURE_RANGE)
-            twin.update(online, self.momentum)
-        image = twin.model.visual_encoder(batch.images)
-        text = twin.model.text_encoder.encode(batch.ids, batch.mask)
-        image_feature = twin.model.image_feature(image.tokens).float()
-        text_feature = twin.model.text_feature(text.tokens).float()
+            if "twin" in self.companions:
+                self.companions["twin"].update(online, self.momentum)
+        source, image, text, mlm_states = self._soft_states(batch, with_mlm="mlm" in self.module.weights and alpha > 0)
+        image_feature = source.image_feature(image).float()
+        text_feature = source.text_feature(text).float()
         image_candidates = torch.cat([image_feature.T, queue.image], dim=1)
         text_candidates = torch.cat([text_feature.T, queue.text], dim=1)
         if self.module.match_ids:
             one_hot = positive_targets(batch.image_ids, torch.cat([batch.image_ids, queue.ids]))
         else:
             one_hot = diagonal_targets(len(batch.ids), image_candidates.shape[1], image_feature.device)
-        mlm_logits = None
-        if "mlm" in self.module.weights and alpha > 0:
-            keys_values = twin.model.text_encoder.image_keys_values(image.tokens)
-            states = twin.model.masked_states(batch.masked_ids, batch.mask, keys_values)
-            mlm_logits = twin.model.mlm_logits(states.tokens[batch.labels >= 0])
+        mlm_logits = None if mlm_states is None else source.mlm_logits(mlm_states[batch.labels >= 0])
         return SoftTargets(
             alpha,
             image_feature,
@@ -153,6 +156,20 @@ class VisionLanguageObjective:
             distilled_targets(similarity(text_feature, image_candidates, online.temp), one_hot, alpha),
             mlm_logits,
         )
+
+    def _soft_states(self, batch: Batch, with_mlm: bool) -> tuple[Albef, Tensor, Tensor, Tensor | None]:
+        """The model that gives soft targets, and its image, text and masked-text tokens (None without `with_mlm`)."""
+        if self.teacher is not None:
+            states = self.teacher.states(batch.images, batch.ids, batch.mask, batch.masked_ids)
+            mlm = states.mlm.tokens if with_mlm else None
+            return self.teacher.model, states.image.tokens, states.text.tokens, mlm
+        twin = self.companions["twin"].model
+        image = twin.visual_encoder(batch.images).tokens
+        text = twin.text_encoder.encode(batch.ids, batch.mask).tokens
+        if not with_mlm:
+            return twin, image, text, None
+        keys_values = twin.text_encoder.image_keys_values(image)
+        return twin, image, text, twin.masked_states(batch.masked_ids, batch.mask, keys_values).tokens
 
     @torch.no_grad()
     def finish(self, batch: Batch, prepared: SoftTargets) -> None:

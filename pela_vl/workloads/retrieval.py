@@ -38,8 +38,9 @@ class Retrieval:
     def objective(self, settings: Settings, model: nn.Module, keep_hidden: bool) -> VisionLanguageObjective:
         losses = settings.losses
         weights = {"itc": losses.itc, "itm": losses.itm, "mlm": losses.mlm}
+        twin = losses.soft_targets == "twin"
         return VisionLanguageObjective(
-            model, weights, losses.momentum, losses.queue_size, self.match_ids, keep_hidden=keep_hidden
+            model, weights, losses.momentum, losses.queue_size, self.match_ids, keep_hidden, twin
         )
 
     def training_data(self, settings: Settings) -> CaptionPairs | ShardPairs:

@@ -162,3 +162,18 @@ def test_subclasses_of_linear_are_refused():
 
     with pytest.raises(PlanError, match="0 is a Scaled"):
         plan_ranks(nn.Sequential(Scaled(24, 24)), 3)
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 16, 64, 1000])
+def test_ranks_are_rounded_down_to_a_multiple(multiple):
+    model = nn.Sequential(nn.Linear(768, 3072), nn.Linear(768, 768), nn.Linear(24, 24))
+    plain, rounded = plan_ranks(model, 3), plan_ranks(model, 3, rank_multiple=multiple)
+    for name, rank in rounded.items():
+        assert 1 <= rank <= plain[name]  # never above kappa's budget
+        assert rank == plain[name] if plain[name] < multiple else rank == plain[name] - plain[name] % multiple
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 1.5, True])
+def test_a_multiple_that_is_none_is_said(multiple):
+    with pytest.raises(PlanError, match="rank_multiple"):
+        plan_ranks(nn.Sequential(nn.Linear(24, 24)), 3, rank_multiple=multiple)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_albef import tiny_albef, tiny_batch
 
+from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.losses.matching import NO_NEGATIVE
 from pela_vl.objectives import vision_language
 from pela_vl.objectives.base import loss_sum
@@ -272,3 +273,45 @@ def test_similarities_are_fp32_under_autocast():
         features = torch.randn(2, 8).bfloat16()
         result = vision_language.similarity(features, torch.randn(8, 3), torch.tensor(0.07))
     assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize("weights, match_ids", [(PRETRAIN, False), (RETRIEVAL, True)])
+def test_a_teacher_in_the_twins_place_gives_what_an_equal_twin_gives(weights, match_ids, monkeypatch):
+    monkeypatch.setattr(vision_language, "sample_negatives", hardest)
+    mlm, batch = weights["mlm"] > 0, tiny_batch(4, mlm=weights["mlm"] > 0)
+    model, teacher = tiny_albef(mlm=mlm, low_rank=True).train(), tiny_albef(seed=5, mlm=mlm)
+    made = VisionLanguageObjective(model, weights, 1.0, QUEUE, match_ids, twin=False)
+    made.use_teacher(FrozenTeacher(copy.deepcopy(teacher)))
+    like = VisionLanguageObjective(copy.deepcopy(teacher).train(), weights, 1.0, QUEUE, match_ids)
+    like.module = copy.deepcopy(made.module)
+    like.companions["queue"].load_state_dict(made.companions["queue"].state_dict())
+    assert list(made.companions) == ["queue"]
+    for _ in range(2):
+        terms = []
+        for one in (made, like):
+            prepared = one.prepare(batch, ALPHA, new_step=one is made)  # a twin that is never updated
+            terms.append(one.module(batch, prepared).terms)
+            one.finish(batch, prepared)
+        assert terms[0].keys() == terms[1].keys()
+        for name in terms[0]:
+            torch.testing.assert_close(terms[0][name], terms[1][name])
+    torch.testing.assert_close(made.companions["queue"].image, like.companions["queue"].image)
+
+
+def test_soft_targets_and_distillation_share_the_teachers_pass(monkeypatch):
+    teacher, batch = FrozenTeacher(tiny_albef(seed=5)), tiny_batch(3)
+    made = VisionLanguageObjective(tiny_albef(low_rank=True).train(), PRETRAIN, twin=False, queue_size=QUEUE)
+    made.use_teacher(teacher)
+    expected = FrozenTeacher(tiny_albef(seed=5)).features(batch.images, batch.ids, batch.mask, batch.masked_ids)
+    passes, original = [], teacher.model.visual_encoder.forward
+    monkeypatch.setattr(
+        teacher.model.visual_encoder, "forward", lambda *a, **k: (passes.append(1), original(*a, **k))[1]
+    )
+    for step in range(2):
+        batch = tiny_batch(3)
+        made.prepare(batch, ALPHA, new_step=True)
+        features = teacher.features(batch.images, batch.ids, batch.mask, batch.masked_ids)
+        assert len(passes) == step + 1
+    for stream, states in expected.items():
+        for own, other in zip(features[stream], states, strict=True):
+            torch.testing.assert_close(own, other)
