@@ -5,13 +5,19 @@ weighted sum), keys and values are computed anew for every text, and every layer
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pela_vl.data.collate import Batch
+from pela_vl.lowrank import LowRankLinear
 from pela_vl.models.albef import Albef
 from pela_vl.models.bert import Attention, Layer
+from pela_vl.models.momentum import FeatureQueue
+
+Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def attention(module: Attention, x: Tensor, context: Tensor, additive: Tensor) -> Tensor:
@@ -73,3 +79,64 @@ def rerank_image(model: Albef, tokens: Tensor, mask: Tensor, image: Tensor) -> T
 
 def _additive(mask: Tensor) -> Tensor:
     return (1.0 - mask[:, None, None, :].float()) * -10000.0
+
+
+def pretraining_forward(
+    model: Albef, twin: Albef, queue: FeatureQueue, batch: Batch, alpha: float, momentum: float, draw: Draw
+):
+    """One model's whole forward of the released pre-training, with its own twin. Returns losses by name, and FD's features.
+
+    draw(similarity [B, B], forbidden) picks a negative a row.
+    """
+    size = len(batch.ids)
+    with torch.no_grad():
+        model.temp.clamp_(0.001, 0.5)
+        online = dict(model.named_parameters())
+        for name, parameter in twin.named_parameters():
+            parameter.mul_(momentum).add_(online[name], alpha=1 - momentum)
+    image, text = vit_states(model, batch.images), text_states(model, batch.ids, batch.mask)
+    image_feature, text_feature = model.image_feature(image[-1]), model.text_feature(text[-1])
+    with torch.no_grad():
+        image_m, text_m = vit_states(twin, batch.images)[-1], text_states(twin, batch.ids, batch.mask)[-1]
+        image_feature_m, text_feature_m = twin.image_feature(image_m), twin.text_feature(text_m)
+        image_all = torch.cat([image_feature_m.T, queue.image], dim=1)
+        text_all = torch.cat([text_feature_m.T, queue.text], dim=1)
+        own = torch.zeros(size, image_all.shape[1]).fill_diagonal_(1)
+        targets = [
+            alpha * F.softmax(a @ b / model.temp, dim=1) + (1 - alpha) * own
+            for a, b in ((image_feature_m, text_all), (text_feature_m, image_all))
+        ]
+    similarity = [image_feature @ text_all / model.temp, text_feature @ image_all / model.temp]
+    itc = sum(-(F.log_softmax(s, dim=1) * t).sum(1).mean() for s, t in zip(similarity, targets, strict=True)) / 2
+    positive = fusion_states(model, text[-1], batch.mask, image[-1])[-1]
+    with torch.no_grad():
+        forbidden = torch.eye(size, dtype=torch.bool)
+        negative_text, negative_image = (draw(s[:, :size], forbidden) for s in similarity)
+    texts = torch.cat([text[-1], text[-1][negative_text]])
+    masks = torch.cat([batch.mask, batch.mask[negative_text]])
+    images = torch.cat([image[-1][negative_image], image[-1]])
+    negative = fusion_states(model, texts, masks, images)[-1]
+    logits = model.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
+    itm = F.cross_entropy(logits, torch.cat([torch.ones(size), torch.zeros(2 * size)]).long())
+    masked = text_states(model, batch.masked_ids, batch.mask)
+    masked += fusion_states(model, masked[-1], batch.mask, image[-1])
+    with torch.no_grad():
+        soft = text_states(twin, batch.masked_ids, batch.mask)[-1]
+        soft = twin.mlm_logits(fusion_states(twin, soft, batch.mask, image_m)[-1]).softmax(-1)
+    words = model.mlm_logits(masked[-1])  # of all tokens
+    hard = F.cross_entropy(words.flatten(0, 1), batch.labels.flatten(), ignore_index=-100)
+    distilled = -(F.log_softmax(words, dim=-1) * soft).sum(-1)[batch.labels != -100].mean()
+    mlm = (1 - alpha) * hard + alpha * distilled
+    with torch.no_grad():
+        queue.push(image_feature_m, text_feature_m, batch.image_ids)
+    return {"itc": itc, "itm": itm, "mlm": mlm}, [*image[:-1], *text, *masked]
+
+
+def feature_distillation(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Mean over the features of their mean squared error."""
+    return sum(F.mse_loss(own, target) for own, target in zip(student, teacher, strict=True)) / len(student)
+
+
+def weight_perturbation(pairs: list[tuple[LowRankLinear, Tensor]], epsilon: float) -> Tensor:
+    """Mean of (max |up @ down - W| - epsilon)^2, the dense differences kept for backward."""
+    return sum(((layer.dense_weight() - w).abs().max() - epsilon).square() for layer, w in pairs) / len(pairs)

@@ -22,7 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SUBJECTS = ("rerank", "vqa_ranking", "pretrain_step", "inference", "compression", "loading", "corpus")
 
 
-def main() -> int:
+def subject(name: str):
+    """A subject's `measure(quick)`."""
+    return import_module(f"benchmarks.{name}").measure
+
+
+def main(argv: list[str] | None = None) -> int:
     present = [name for name in SUBJECTS if (Path(__file__).parent / f"{name}.py").exists()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller slices")
@@ -31,7 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, help="threads for torch (default: one a core)")
     parser.add_argument("--json", default="runs/benchmarks.json", help="where the figures go (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     threads = args.threads or len(os.sched_getaffinity(0))
     # before torch is imported, here and in the processes that subjects start
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -47,7 +52,7 @@ def main() -> int:
         start = time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            rows += import_module(f"benchmarks.{name}").measure(args.quick)
+            rows += subject(name)(args.quick)
         except Exception:
             traceback.print_exc()
             failed.append(name)
