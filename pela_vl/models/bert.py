@@ -96,12 +96,12 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
         """The same from the query product [B, L, D]; x [B, L, D] is the residual."""
         shape, (keys, values) = x.shape[:2], context
-        if keys.shape[0] != len(query):
+        if keys.shape[0] != query.shape[0]:
             if mask is None or mask.shape[0] == mask.shape[2] == 1:
                 # one context for all: every text's tokens are queries of one large product, not of many small ones
                 query = query.flatten(0, 1)[None]
             else:
-                keys, values = (t.expand(len(query), -1, -1, -1) for t in (keys, values))
+                keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
         query = self.projections.split(query)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)

@@ -22,7 +22,7 @@ class ImageEncoder(VisionTransformer):
 
     def forward(self, images: Tensor, keep_hidden: bool = False) -> TokenStates:
         """images [B, 3, S, S] -> tokens [B, N, D] after the final norm; hidden: embeddings and every block's output."""
-        if self.images_at_a_time and not self.training and not keep_hidden and len(images) > self.images_at_a_time:
+        if self.images_at_a_time and not self.training and not keep_hidden and images.shape[0] > self.images_at_a_time:
             return TokenStates(torch.cat([self(part).tokens for part in images.split(self.images_at_a_time)]))
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
         hidden = [x]
