@@ -19,6 +19,7 @@ from pela_vl.engine import RESUME_FOLDER, Loop, fit, try_resume
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
 from pela_vl.logging import RunLog, write_run_header
+from pela_vl.memory import keep_freed_memory
 from pela_vl.schedule import make_schedule
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import Evaluation, ModelSide, Workload
@@ -67,7 +68,8 @@ def run_task(workload: Workload, description: str, argv: Sequence[str] | None = 
 
 
 def set_threads(settings: Settings) -> None:
-    """Apply train.threads, where it is set, to torch's own threads."""
+    """Apply train.threads, where it is set, to torch's own threads; keep freed memory for the tensors to come."""
+    keep_freed_memory()
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
 
