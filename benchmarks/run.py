@@ -5,7 +5,7 @@
     python benchmarks/run.py --only rerank inference
 
 Run it with nothing else on the machine. A subject that fails is reported and the others still run. docs/performance.md
-explains every row.
+explains every row. The corpus builder has a command of its own, benchmarks/corpus.py.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SUBJECTS = ("rerank", "vqa_ranking", "pretrain_step", "inference", "compression", "loading", "corpus")
+SUBJECTS = ("rerank", "vqa_ranking", "pretrain_step", "inference", "compression", "loading")
 
 
 def subject(name: str):
