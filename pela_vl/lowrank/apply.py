@@ -9,11 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from pela_vl.lowrank.calibration import InputStatistics
 from pela_vl.lowrank.factorize import factorize
 from pela_vl.lowrank.layer import LowRankLinear
-from pela_vl.lowrank.plan import PlanError, check_replaceable, plan_ranks, shared_weights
+from pela_vl.lowrank.plan import PlanError, check_replaceable, shared_weights
+from pela_vl.lowrank.whiten import factorize_whitened
 
 Job = TypeVar("Job")
+INITS = ("svd", "whitened", "empty")
 _MOST_THREADS = 16  # each holds some fp64 copies of its layer
 
 Progress = Callable[[int, int, str], None]
@@ -22,7 +25,11 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One replaced layer. `rel_error` and `spectrum` (all singular values, on the CPU) are None for empty factors."""
+    """One replaced layer.
+
+    `rel_error` is that of the weights, and `spectrum` all singular values that were cut, on the CPU; both None for empty
+    factors. `output_error` is the outputs' relative error on the calibration inputs, None without these.
+    """
 
     name: str
     in_features: int
@@ -30,22 +37,29 @@ class LayerReport:
     rank: int
     rel_error: float | None = None
     spectrum: Tensor | None = None
+    output_error: float | None = None
 
 
 def apply_plan(
-    model: nn.Module, plan: Mapping[str, int], init: str = "svd", progress: Progress | None = None
+    model: nn.Module,
+    plan: Mapping[str, int],
+    init: str = "svd",
+    progress: Progress | None = None,
+    statistics: Mapping[str, InputStatistics] | None = None,
 ) -> list[LayerReport]:
     """Replace in place every Linear named in `plan` by a LowRankLinear of that rank; report each, in plan order.
 
-    `init` is "svd" (factors of the present weights) or "empty" (allocated, to be loaded; works on the meta device).
-    Device, dtype, training flag and requires_grad are kept, and the bias stays the very same Parameter; optimisers
-    made before hold the old weights and must be made anew.
+    `init` is "svd" (factors of the present weights), "whitened" (those with the least error on inputs of the given
+    `statistics`, see `calibrate`) or "empty" (allocated, to be loaded; works on the meta device).
+    Device, dtype, training flag and requires_grad are kept, and the bias stays the very same Parameter (a corrected one
+    takes its place if whitened); optimisers made before hold the old weights and must be made anew.
 
-    Raises PlanError naming the layer when one is missing, is no plain Linear, is shared, has hooks, holds NaN, or when
-    its rank is not in 1..min(in, out). The model is then as it was: layers are swapped only when all are ready.
+    Raises PlanError naming the layer when one is missing, is no plain Linear, is shared, has hooks, holds NaN, when
+    its rank is not in 1..min(in, out), or statistics of it are wanted and missing or of another width. The model is then
+    as it was: layers are swapped only when all are ready.
     """
-    if init not in ("svd", "empty"):
-        raise PlanError(f"init must be 'svd' or 'empty', not {init!r}")
+    if init not in INITS:
+        raise PlanError(f"init must be 'svd', 'whitened' or 'empty', not {init!r}")
     shared = shared_weights(model)
     linears = {name: check_replaceable(model, name, shared) for name in plan}
     for name, linear in linears.items():
@@ -54,10 +68,13 @@ def apply_plan(
             raise PlanError(f"{name}: rank {rank!r} is not a whole number in 1..{largest}")
         if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
             raise PlanError(f"{name} has hooks, which the new layer would lose: remove them first")
-    jobs = [partial(_low_rank, name, linear, plan[name], init) for name, linear in linears.items()]
+        if init == "whitened":
+            _check_statistics(name, linear, statistics or {})
+    known = statistics if init == "whitened" else {}
+    jobs = [partial(_low_rank, name, linear, plan[name], init, known.get(name)) for name, linear in linears.items()]
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears.values())
     layers, reports = [], []
-    for name, (layer, report) in zip(linears, _run_all(jobs, on_cpu and init == "svd"), strict=True):
+    for name, (layer, report) in zip(linears, run_all(jobs, on_cpu and init != "empty"), strict=True):
         layers.append(layer)
         reports.append(report)
         if progress is not None:
@@ -91,26 +108,7 @@ def rank_plan(model: nn.Module) -> dict[str, int]:
     return {name: layer.rank for name, layer in low_rank_layers(model).items()}
 
 
-def compress(
-    model: nn.Module,
-    kappa: float = 3.0,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    init: str = "svd",
-    progress: Progress | None = None,
-    rank_multiple: int = 1,
-) -> nn.Module:
-    """Plan and apply in one call, on any torch module. Changes `model` IN PLACE and returns it.
-
-    kappa = 3 leaves a third of the weights of every Linear that is not excluded. `rank_plan(model)` tells afterwards
-    what was done; `plan_ranks` and `apply_plan` are the two halves, for the per-layer errors.
-    Raises PlanError as they do.
-    """
-    apply_plan(model, plan_ranks(model, kappa, include, exclude, rank_multiple), init, progress)
-    return model
-
-
-def _run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Job]:
+def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Job]:
     """The jobs' results in order: one after the other, or one job a thread with single-threaded linear algebra in each.
 
     LAPACK gains little from a second thread on matrices of this size, and loses tenfold when another process wants the
@@ -128,27 +126,44 @@ def _run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[J
         torch.set_num_threads(before)  # a worker's setting is also what threads started later would inherit
 
 
-def _low_rank(name: str, linear: nn.Linear, rank: int, init: str) -> tuple[LowRankLinear, LayerReport]:
+def _check_statistics(name: str, linear: nn.Linear, statistics: Mapping[str, InputStatistics]) -> None:
+    if name not in statistics or not statistics[name].count:
+        raise PlanError(f"{name}: init 'whitened' needs statistics of this layer's inputs: give calibration samples")
+    if len(statistics[name].total) != linear.in_features:
+        raise PlanError(
+            f"{name}: the statistics are of inputs of width {len(statistics[name].total)}, not {linear.in_features}"
+        )
+
+
+def _low_rank(
+    name: str, linear: nn.Linear, rank: int, init: str, statistics: InputStatistics | None
+) -> tuple[LowRankLinear, LayerReport]:
     """The layer that replaces `linear`, and its report."""
-    weight = linear.weight
+    weight, bias = linear.weight, linear.bias
     # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
-    layer = LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None, "meta", weight.dtype)
+    layer = LowRankLinear(linear.in_features, linear.out_features, rank, bias is not None, "meta", weight.dtype)
     shape = (name, linear.in_features, linear.out_features, rank)
-    if init == "svd":
-        try:
+    try:
+        if init == "svd":
             factors = factorize(weight, rank)
-        except ValueError as error:
-            raise PlanError(f"{name}: {error}") from None
-        up, down = factors.up, factors.down
-        report = LayerReport(*shape, factors.rel_error, factors.spectrum.cpu())
-    else:
-        up = torch.empty_like(layer.up.weight, device=weight.device)
-        down = torch.empty_like(layer.down.weight, device=weight.device)
-        report = LayerReport(*shape)
+            report = LayerReport(*shape, factors.rel_error, factors.spectrum.cpu())
+        elif init == "whitened":
+            factors = factorize_whitened(weight, rank, statistics, bias is not None)
+            report = LayerReport(*shape, factors.rel_error, factors.spectrum.cpu(), factors.output_error)
+            if bias is not None:
+                corrected = (bias.detach().to(factors.bias_shift) + factors.bias_shift).to(bias)
+                bias = nn.Parameter(corrected, requires_grad=bias.requires_grad)
+        else:
+            factors = None
+            report = LayerReport(*shape)
+    except ValueError as error:
+        raise PlanError(f"{name}: {error}") from None
+    up = factors.up if factors else torch.empty_like(layer.up.weight, device=weight.device)
+    down = factors.down if factors else torch.empty_like(layer.down.weight, device=weight.device)
     layer.up.weight = nn.Parameter(up.detach(), requires_grad=weight.requires_grad)
     layer.down.weight = nn.Parameter(down.detach(), requires_grad=weight.requires_grad)
-    if linear.bias is not None:
-        layer.up.bias = linear.bias
+    if bias is not None:
+        layer.up.bias = bias
     return layer.train(linear.training), report
 
 

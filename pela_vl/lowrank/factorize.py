@@ -79,6 +79,19 @@ def factorize(weight: Tensor, rank: int, method: str = "auto") -> Factors:
     )
 
 
+@torch.no_grad()
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values [K] of a matrix [O, I], descending, from the smaller Gram matrix: in fp64, what is below 1e-8 of the
+    first is rounding noise."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    scale = matrix.abs().max()
+    if scale == 0:
+        return matrix.new_zeros(min(matrix.shape))
+    unit = matrix / scale
+    gram = unit @ unit.T if wide else unit.T @ unit
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt() * scale
+
+
 def _svd(tall: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Factors long [L, R], short [R, K] of tall [L, K] by economy SVD, then the spectrum [K] and the relative error."""
     u, s, vh = torch.linalg.svd(tall, full_matrices=False)

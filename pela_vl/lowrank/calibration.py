@@ -1,0 +1,145 @@
+"""What Linears are fed: count, mean and covariance of their inputs, gathered while the model runs on a few samples.
+
+Shapes: N = rows, i.e. all leading dimensions of an input together, I = input width of a Linear.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.lowrank.plan import PlanError
+
+_CHUNK = 4096  # rows whose fp64 copy is in memory at a time
+
+Calibration = Iterable[Any] | Callable[[nn.Module], Any]
+"""Inputs, or a function that runs the model on inputs of its own.
+
+An input that is a tensor goes in as model(x), a tuple or list as model(*x), a mapping as model(**x).
+"""
+
+
+class InputStatistics:
+    """Count, sum [I] and second moment [I, I] of all rows that a Linear was given, in fp64.
+
+    8 I (I + 1) bytes, however many rows there were.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.moment = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def add(self, count: int, total: Tensor, moment: Tensor) -> None:
+        """Count more rows: how many, their sum [I], their second moment [I, I]."""
+        self.count += count
+        self.total += total
+        self.moment += moment
+
+    @property
+    def mean(self) -> Tensor:
+        """mu [I]."""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """C [I, I] = mean of (x - mu)(x - mu)^T."""
+        return self.uncentred - torch.outer(self.mean, self.mean)
+
+    @property
+    def uncentred(self) -> Tensor:
+        """[I, I], the mean of x x^T."""
+        return self.moment / self.count
+
+
+@contextmanager
+def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, InputStatistics]]:
+    """While the context is open, whatever runs through the Linears `names` of `model` is added up by layer.
+
+    Nothing of the inputs themselves is kept, so memory is that of the statistics, 8 I (I + 1) bytes a layer, and of one
+    chunk of rows. Linears that are given the very same tensor one after the other (query, key and value of an attention)
+    share the work of its product. Padded positions count as any other: give texts of equal length, or one at a time.
+
+    Raises PlanError naming the layer when an input holds NaN or infinity. A layer that was never run has count 0.
+    """
+    gathered: dict[str, InputStatistics] = {}
+    recorder, hooks = _Recorder(), []
+    try:
+        for name in names:
+            linear = model.get_submodule(name)
+            device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"  # which has no fp64
+            gathered[name] = InputStatistics(linear.in_features, device)
+            hooks.append(linear.register_forward_pre_hook(partial(recorder.record, name, gathered[name])))
+        yield gathered
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, names: Iterable[str], calibration: Calibration) -> dict[str, InputStatistics]:
+    """Run the model in eval mode, without gradients, on all of `calibration`; the statistics of the Linears `names`.
+
+    Every module's mode is put back. Raises PlanError, beyond the reasons of `collect_statistics`, when a layer is never
+    run, since nothing is known of its inputs.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with collect_statistics(model, names) as gathered:
+            if callable(calibration):
+                calibration(model)
+            else:
+                for given in calibration:
+                    _run(model, given)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    for name, statistics in gathered.items():
+        if statistics.count == 0:
+            raise PlanError(f"{name}: no calibration sample went through this layer: give samples, or exclude it")
+    return gathered
+
+
+def _run(model: nn.Module, given: Any) -> None:
+    if isinstance(given, Mapping):
+        model(**given)
+    elif isinstance(given, tuple | list):
+        model(*given)
+    else:
+        model(given)
+
+
+class _Recorder:
+    """Adds inputs up; the product of the last tensor is kept in case the next layer is given the same."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None  # held, so that no other tensor can take its place in memory
+        self.version = -1
+        self.products: tuple[int, Tensor, Tensor] | None = None
+
+    def record(self, name: str, statistics: InputStatistics, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        versioned = not x.is_inference()  # only such tensors tell whether they were changed in place
+        if not (x is self.last and versioned and x._version == self.version):
+            self.products = _products(x.detach(), statistics.total.device)
+            self.last, self.version = (x, x._version) if versioned else (None, -1)
+            if not torch.isfinite(self.products[1]).all():
+                raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
+        statistics.add(*self.products)
+
+
+def _products(x: Tensor, device: torch.device) -> tuple[int, Tensor, Tensor]:
+    """Number of rows of x [..., I], their sum [I] and second moment [I, I], in fp64."""
+    rows = x.reshape(-1, x.shape[-1])
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+    moment = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=device)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        for chunk in rows.split(_CHUNK):
+            exact = chunk.to(device, torch.float64)
+            total += exact.sum(0)
+            moment.addmm_(exact.T, exact)
+    return len(rows), total, moment
