@@ -17,7 +17,7 @@ from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.distributed import Ranks
 from pela_vl.errors import UserError
 from pela_vl.loading import LoadedModel, dense_heads, twin_state
-from pela_vl.lowrank import PlanError, apply_plan, plan_ranks, rank_plan
+from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan, make_recipe, rank_plan
 from pela_vl.objectives.base import Objective
 from pela_vl.optim import make_optimizer, parameter_groups
 from pela_vl.settings import CompressSettings, Settings
@@ -63,23 +63,32 @@ def load_tokenizer_and_model(
     return tokenizer, loaded
 
 
-def compress_loaded(loaded: LoadedModel, settings: CompressSettings, progress: Callable | None = None) -> list[Any]:
-    """Replace the Linears of a loaded dense model by factors, in place; returns the layers' reports.
+def compress_loaded(
+    loaded: LoadedModel,
+    settings: CompressSettings,
+    progress: Callable | None = None,
+    calibration: Calibration | None = None,
+) -> tuple[list[LayerReport], Recipe]:
+    """Replace the Linears of a loaded dense model by factors, in place; returns the layers' reports, and what was applied.
 
-    settings.exclude None: the heads of the model's kind stay dense, as published.
+    settings.exclude None: the heads of the model's kind stay dense, as published. calibration: samples that the factors, and
+    allocated ranks, are made for.
     Raises UserError if the model is low rank already or a pattern does not fit.
     """
     if loaded.card.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
-        plan = plan_ranks(loaded.model, settings.kappa, exclude=exclude, rank_multiple=settings.rank_multiple)
-        reports = apply_plan(loaded.model, plan, progress=progress)
+        init = "svd" if calibration is None else "whitened"
+        recipe = make_recipe(
+            loaded.model, settings.kappa, None, exclude, init, settings.ranks, calibration, settings.rank_multiple
+        )
+        reports = apply_plan(loaded.model, recipe.plan, init, progress, recipe.statistics)
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
     loaded.card.ranks = rank_plan(loaded.model)
     loaded.momentum = {}  # the dense twin no longer pairs with the factors
-    return reports
+    return reports, recipe
 
 
 def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:

@@ -14,7 +14,7 @@ from pela_vl.assemble import compress_loaded
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.errors import UserError
 from pela_vl.loading import MOMENTUM, LoadedModel, build_kind
-from pela_vl.lowrank import LayerReport, PlanError, apply_plan
+from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan
 from pela_vl.models.albef import Albef
 from pela_vl.models.entailment import AlbefEntailment
 from pela_vl.models.vqa import AlbefVqa
@@ -48,13 +48,16 @@ class Compression:
     flops: tuple[Flops, Flops]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the twin's)."""
+        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the twin's),
+        output_error on calibration samples if there were any."""
         rows = []
         for number, layer in enumerate(self.layers):
             row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
             row["before"] = layer.in_features * layer.out_features
             row["after"] = layer.rank * (layer.in_features + layer.out_features)
             row["rel_error"] = layer.rel_error
+            if layer.output_error is not None:
+                row["output_error"] = layer.output_error
             if self.twin_layers:
                 row["twin_rel_error"] = self.twin_layers[number].rel_error
             rows.append(row)
@@ -62,11 +65,15 @@ class Compression:
 
 
 def compress_with_twin(
-    loaded: LoadedModel, settings: CompressSettings, progress: Callable[[int, int, str], Any] | None = None
+    loaded: LoadedModel,
+    settings: CompressSettings,
+    progress: Callable[[int, int, str], Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> Compression:
     """Replace the Linears of a loaded dense model by factors, in place, and factorise its momentum weights likewise.
 
-    The twin gets the online model's plan and its own decomposition. progress(done, total, layer) counts both.
+    The twin gets the online model's plan and its own decomposition; with calibration samples it is whitened by the inputs
+    of the online model, whose average it is. progress(done, total, layer) counts both.
     Raises UserError if the model is low rank already, a pattern does not fit, or the twin lacks a layer.
     """
     note = progress or (lambda done, total, name: None)
@@ -74,11 +81,13 @@ def compress_with_twin(
     card, mlm = loaded.card, getattr(loaded.model, "mlm_head", None) is not None
     parameters = count_parameters(loaded.model)
     flops = sample_flops(card.kind, card.numbers, {})
-    layers = compress_loaded(loaded, settings, lambda done, total, name: note(done, passes * total, name))
-    plan = loaded.card.ranks
+    layers, recipe = compress_loaded(
+        loaded, settings, lambda done, total, name: note(done, passes * total, name), calibration
+    )
+    plan = recipe.plan
     twin_layers, twin = [], {}
     if momentum:
-        twin_layers, twin = _compress_twin(build_meta(card.kind, card.numbers, mlm), momentum, plan, note)
+        twin_layers, twin = _compress_twin(build_meta(card.kind, card.numbers, mlm), momentum, recipe, note)
     return Compression(
         layers,
         twin_layers,
@@ -89,19 +98,25 @@ def compress_with_twin(
 
 
 def _compress_twin(
-    twin: nn.Module, momentum: dict[str, Tensor], plan: dict[str, int], note: Callable
+    twin: nn.Module, momentum: dict[str, Tensor], recipe: Recipe, note: Callable
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
     """Reports and stored weights of the twin; `twin` is a model of its kind on the meta device."""
     own = twin.state_dict()
     strange = [key for key, value in momentum.items() if key not in own or own[key].shape != value.shape]
-    absent = [name for name in plan if name + ".weight" not in momentum]
+    absent = [name for name in recipe.plan if name + ".weight" not in momentum]
     if strange or absent:
         raise UserError(f"the momentum twin does not pair with the online model at {(strange + absent)[0]}")
     # The tensors become the twin's own: a copy of a full-size model is not needed. What has no twin stays on meta.
     weights = {key: value.float() if value.is_floating_point() else value for key, value in momentum.items()}
     twin.load_state_dict(weights, strict=False, assign=True)
     try:
-        reports = apply_plan(twin, plan, progress=lambda done, total, name: note(total + done, 2 * total, name))
+        reports = apply_plan(
+            twin,
+            recipe.plan,
+            recipe.init,
+            lambda done, total, name: note(total + done, 2 * total, name),
+            recipe.statistics,
+        )
     except PlanError as error:
         raise UserError(f"compress: momentum twin: {error}") from None
     stored = {MOMENTUM + key: value for key, value in twin.state_dict().items() if value.device.type != "meta"}

@@ -35,11 +35,14 @@ class InitSettings:
 class CompressSettings:
     """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
     model, as published (a list replaces them). rank_multiple: ranks are rounded down to multiples of it, 1 for the
-    paper's; 16 or 64 suit vector and matrix units."""
+    paper's; 16 or 64 suit vector and matrix units. ranks: "allocated" spreads kappa's budget by what a rank buys in a layer.
+
+    Factors made for real inputs need samples: make those by tasks/compress.py and start from its file."""
 
     kappa: float | None = None
     exclude: list[str] | None = None
     rank_multiple: int = 1
+    ranks: Literal["uniform", "allocated"] = "uniform"
 
 
 @dataclass

@@ -3,6 +3,9 @@
 python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3.safetensors
 python tasks/compress.py --random albef_base --output random_k3.safetensors   (no weights at hand: just to try)
 
+python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3w.safetensors --init whitened --ranks allocated \
+    --calibration flickr30k_train.json --image-root data/flickr   (factors made for real inputs; see docs/beyond_svd.md)
+
 The output takes the place of the input as init.checkpoint of the other scripts (pre-training also wants init.teacher).
 """
 
@@ -25,6 +28,7 @@ def main() -> None:
     start = time.perf_counter()
     import torch
 
+    from pela_vl.calibration import AlbefCalibration
     from pela_vl.checkpoint import save_model
     from pela_vl.compression import compress_with_twin, usage_since
     from pela_vl.files import atomic_json
@@ -41,7 +45,7 @@ def main() -> None:
         print(f"  {note}")
     if loaded.card.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
-    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple)
+    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple, ranks=args.ranks)
     settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
     bar: list[Progress] = []
 
@@ -50,13 +54,18 @@ def main() -> None:
             bar.append(Progress(total, "factorise", initial=done, unit="layer"))
         bar[0].to(done, name)
 
-    result = compress_with_twin(loaded, settings, show)
+    calibration = None
+    if args.init == "whitened":
+        calibration = AlbefCalibration(loaded, args.calibration, args.image_root, args.samples)
+    result = compress_with_twin(loaded, settings, show, calibration)
     bar[0].close()
     loaded.card.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
         "kappa": args.kappa,
         "rank_multiple": args.rank_multiple,
         "exclude": settings.exclude,
+        "init": args.init,
+        "ranks": args.ranks,
     }
     save_model(args.output, loaded.model, loaded.card, extra=result.twin)
     used = usage_since(start)
@@ -78,6 +87,23 @@ def _arguments() -> argparse.Namespace:
         "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="more modules to keep dense"
     )
     parser.add_argument("--rank-multiple", type=int, default=1, help="round ranks down to multiples of it (default 1)")
+    parser.add_argument(
+        "--init",
+        choices=("svd", "whitened"),
+        default="svd",
+        help="factors nearest to the weights (default), or with outputs nearest to the dense ones on --calibration",
+    )
+    parser.add_argument(
+        "--ranks",
+        choices=("uniform", "allocated"),
+        default="uniform",
+        help="the same kappa in every layer (default), or one budget spread over the layers by what a rank buys",
+    )
+    parser.add_argument(
+        "--calibration", metavar="LIST.json", help="pictures and texts of the model's task, for whitened"
+    )
+    parser.add_argument("--image-root", default=".", help="what the list's paths are relative to (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="entries of the list to use (default %(default)s)")
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
     parser.add_argument("--threads", type=int, help="threads to use (default: all cores)")
     parser.add_argument("--json", help="also write the figures to this file")
@@ -90,6 +116,10 @@ def _arguments() -> argparse.Namespace:
         raise UserError(f"--output {args.output}: is a folder; name a file")
     if args.checkpoint and Path(args.checkpoint).resolve() == Path(args.output).resolve():
         raise UserError(f"--output {args.output}: is the dense checkpoint itself, which is still needed as the teacher")
+    if (args.init == "whitened") != (args.calibration is not None):
+        raise UserError("--calibration LIST.json and --init whitened go together: give both or neither")
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples}: give a positive number of entries")
     if args.image_size is not None and args.image_size < 1:
         raise UserError(f"--image-size {args.image_size}: give a positive number of pixels")
     return args
@@ -109,12 +139,13 @@ def _load(args: argparse.Namespace) -> "LoadedModel":
 def _print_layers(result: "Compression") -> None:
     rows = result.rows()
     wide = max(len(row["layer"]) for row in rows)
-    twin = "   twin error" if result.twin_layers else ""
-    print(f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{twin}")
+    more = {"twin_rel_error": "   twin error", "output_error": "  out. error"}
+    more = {key: title for key, title in more.items() if key in rows[0]}
+    print(f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{''.join(more.values())}")
     for row in rows:
         line = f"{row['layer']:<{wide}} {row['in']:>5} {row['out']:>5} {row['rank']:>5} {row['before']:>11,}"
         line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
-        print(line + (f"       {row['twin_rel_error']:.4f}" if twin else ""))
+        print(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
 
 
 def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -> None:
@@ -140,6 +171,8 @@ def _report(args: argparse.Namespace, what: str, result: "Compression") -> dict:
         "source": args.checkpoint or f"random {args.random}",
         "recognised": what,
         "kappa": args.kappa,
+        "init": args.init,
+        "ranks": args.ranks,
         "layers": result.rows(),
         "parameters": {"before": before, "after": after},
         "flops": {"before": asdict(result.flops[0]), "after": asdict(result.flops[1])},

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pela_vl.lowrank.allocate import allocate_ranks
 from pela_vl.lowrank.apply import INITS, Progress, apply_plan, run_all
@@ -32,6 +33,7 @@ def compress(
     exclude: Sequence[str] = (),
     init: str = "svd",
     progress: Progress | None = None,
+    rank_multiple: int = 1,
     ranks: str = "uniform",
     calibration: Calibration | None = None,
 ) -> nn.Module:
@@ -43,7 +45,7 @@ def compress(
     allocation too goes by the error of the outputs. `rank_plan(model)` tells afterwards what was done.
     Raises PlanError as `plan_ranks`, `calibrate`, `allocate_ranks` and `apply_plan` do.
     """
-    recipe = make_recipe(model, kappa, include, exclude, init, ranks, calibration)
+    recipe = make_recipe(model, kappa, include, exclude, init, ranks, calibration, rank_multiple)
     apply_plan(model, recipe.plan, recipe.init, progress, recipe.statistics)
     return model
 
@@ -56,6 +58,7 @@ def make_recipe(
     init: str = "svd",
     ranks: str = "uniform",
     calibration: Calibration | None = None,
+    rank_multiple: int = 1,
 ) -> Recipe:
     """All that `apply_plan` wants; the model is run on the calibration samples, and not changed. See `compress`."""
     if init not in INITS:
@@ -68,15 +71,18 @@ def make_recipe(
             if calibration is not None
             else "init 'whitened' needs calibration samples: give calibration=..."
         )
-    plan = plan_ranks(model, kappa, include, exclude)
+    plan = plan_ranks(model, kappa, include, exclude, rank_multiple)
     statistics = calibrate(model, plan, calibration) if calibration is not None else {}
     if ranks == "allocated":
-        plan = allocated_plan(model, plan, statistics)
+        plan = allocated_plan(model, plan, statistics, rank_multiple)
     return Recipe(plan, init, statistics)
 
 
 def allocated_plan(
-    model: nn.Module, plan: Mapping[str, int], statistics: Mapping[str, InputStatistics]
+    model: nn.Module,
+    plan: Mapping[str, int],
+    statistics: Mapping[str, InputStatistics],
+    rank_multiple: int = 1,
 ) -> dict[str, int]:
     """Another plan for the same layers that spends no more weights than `plan`, see `allocate_ranks`.
 
@@ -87,20 +93,23 @@ def allocated_plan(
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears.values())
     spectra = dict(zip(plan, run_all(jobs, on_cpu), strict=True))
     shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
-    return allocate_ranks(spectra, shapes, sum(rank * sum(shapes[name]) for name, rank in plan.items()))
+    budget = sum(rank * sum(shapes[name]) for name, rank in plan.items())
+    return allocate_ranks(spectra, shapes, budget, rank_multiple)
 
 
-def _spectrum(name: str, linear: nn.Linear, statistics: InputStatistics | None):
+def _spectrum(name: str, linear: nn.Linear, statistics: InputStatistics | None) -> Tensor:
     """Singular values of a layer, the sum of their squares being 1."""
     if linear.weight.device.type == "meta":
         raise PlanError(f"{name}: the weight is on the meta device and has no values to allocate by")
+    if not linear.weight.isfinite().all():
+        raise PlanError(f"{name}: the weight holds NaN or infinity")
     if statistics is None:
-        values = singular_values(linear.weight.detach().double())
+        device = "cpu" if linear.weight.device.type == "mps" else linear.weight.device  # which has no fp64
+        values = singular_values(linear.weight.detach().to(device, torch.float64))
     else:
         values = whitened_spectrum(linear.weight.detach(), statistics, linear.bias is not None)
-    if not values.isfinite().all():
-        raise PlanError(f"{name}: the weight holds NaN or infinity")
     import os
+
     if os.environ.get("ABS"):
         return values
     norm = values.norm()
