@@ -1,0 +1,118 @@
+"""tasks/compress.py with calibration samples: kinds, twin, budget, and what it says of a list that does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_compress import COMPRESS, residual, write_dense
+
+from pela_vl.calibration import AlbefCalibration
+from pela_vl.checkpoint import read_card, read_weights, save_model
+from pela_vl.errors import UserError
+from pela_vl.loading import MOMENTUM, dense_heads, load_any, load_entailment, load_vqa
+from pela_vl.lowrank import calibrate, factorize_whitened, plan_ranks
+from pela_vl.settings import ModelSettings
+
+LOADERS = {"entailment": load_entailment, "vqa": load_vqa}
+FIELDS = {"albef": {}, "entailment": {"label": "neutral"}, "vqa": {"answer": ["a red circle", "circle"]}}
+TEXT = {"albef": "caption", "entailment": "sentence", "vqa": "question"}
+
+
+@pytest.fixture
+def data(listed, tmp_path):
+    """Lists of every kind over the same pictures and texts."""
+    entries = json.loads((listed / "lists/scenes_train.json").read_text())[:12]
+    for kind, more in FIELDS.items():
+        own = [{"image": e["image"], TEXT[kind]: _first(e["caption"]), **more} for e in entries]
+        (tmp_path / f"{kind}.json").write_text(json.dumps(own))
+    return tmp_path
+
+
+def _first(caption):
+    return caption if isinstance(caption, str) else caption[0]
+
+
+def write_kind(path: Path, kind: str) -> Path:
+    """A dense file of a kind, of test size, with the vocabulary of BERT."""
+    if kind == "albef":
+        return write_dense(path, twin=True, vocab_size=30522)
+    torch.manual_seed(6)
+    loaded = LOADERS[kind](ModelSettings(size="albef_test"), None, 30522)
+    save_model(path, loaded.model, loaded.card)
+    return path
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_every_kind(data, listed, script, capsys, kind):
+    source, output = write_kind(data / "dense.safetensors", kind), data / "low.safetensors"
+    given = ["--init", "whitened", "--ranks", "allocated", "--calibration", data / f"{kind}.json"]
+    given += ["--image-root", listed, "--samples", 9, "--json", data / "r.json"]
+    script(COMPRESS, "--checkpoint", source, "--output", output, *given)
+    printed = capsys.readouterr().out
+    assert "out. error" in printed
+    before, after, card = read_weights(source), read_weights(output), read_card(output)
+    dense = load_any(ModelSettings(), str(source))
+    uniform = plan_ranks(dense.model, 3, exclude=dense_heads(dense.model))
+    cost = {name: sum(before[f"{name}.weight"].shape) for name in uniform}
+    assert set(card.ranks) == set(uniform) and card.ranks != uniform
+    spent = sum(rank * cost[name] for name, rank in card.ranks.items())
+    budget = sum(rank * cost[name] for name, rank in uniform.items())
+    assert budget - min(cost.values()) < spent <= budget
+    assert card.notes["compressed"]["init"] == "whitened" and card.notes["compressed"]["ranks"] == "allocated"
+    rows = {row["layer"]: row for row in json.loads((data / "r.json").read_text())["layers"]}
+    statistics = calibrate(dense.model, uniform, AlbefCalibration(dense, data / f"{kind}.json", listed, 9))
+    twin = kind == "albef"
+    for name, rank in card.ranks.items():
+        weight, bias = before[f"{name}.weight"], before[f"{name}.bias"]
+        want = factorize_whitened(weight, rank, statistics[name], True)
+        torch.testing.assert_close(after[f"{name}.up.weight"], want.up)
+        torch.testing.assert_close(after[f"{name}.down.weight"], want.down)
+        torch.testing.assert_close(after[f"{name}.up.bias"].double(), bias + want.bias_shift, atol=1e-6, rtol=1e-5)
+        assert rows[name]["output_error"] == pytest.approx(want.output_error)
+        assert rows[name]["rel_error"] == pytest.approx(residual(weight, after, name), abs=1e-5)
+        if twin:
+            weight = before[f"{MOMENTUM}{name}.weight"]
+            want = factorize_whitened(weight, rank, statistics[name], True)
+            torch.testing.assert_close(after[f"{MOMENTUM}{name}.up.weight"], want.up)
+            shifted = before[f"{MOMENTUM}{name}.bias"] + want.bias_shift
+            torch.testing.assert_close(after[f"{MOMENTUM}{name}.up.bias"].double(), shifted, atol=1e-6, rtol=1e-5)
+    loaded = load_any(ModelSettings(), str(output))  # by the plan alone, strictly
+    assert loaded.card.ranks == card.ranks and bool(loaded.momentum) == twin
+
+
+def test_allocation_alone_needs_no_samples(data, script):
+    source, output = write_kind(data / "dense.safetensors", "albef"), data / "low.safetensors"
+    script(COMPRESS, "--checkpoint", source, "--output", output, "--ranks", "allocated")
+    dense = load_any(ModelSettings(), str(source)).model
+    uniform = plan_ranks(dense, 3, exclude=dense_heads(dense))
+    assert set(read_card(output).ranks) == set(uniform) and read_card(output).ranks != uniform
+
+
+def test_samples_are_padded_nowhere(data, listed):
+    loaded = load_any(ModelSettings(), str(write_kind(data / "dense.safetensors", "entailment")))
+    calibration = AlbefCalibration(loaded, data / "entailment.json", listed, 9)
+    query = "text_encoder.encoder.layer.0.attention.self.query"
+    statistics = calibrate(loaded.model, [query, "visual_encoder.blocks.0.attn.qkv"], calibration)
+    assert len(calibration.images) == 9
+    assert statistics[query].count == int(calibration.mask.sum())  # real tokens alone
+    assert statistics["visual_encoder.blocks.0.attn.qkv"].count == 9 * (1 + (32 // 16) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--init", "whitened"], "go together"),
+        (["--calibration", "albef.json"], "go together"),
+        (["--init", "whitened", "--calibration", "albef.json", "--samples", 0], "--samples 0"),
+        (["--init", "whitened", "--calibration", "none.json"], "none.json: cannot read"),
+        (["--init", "whitened", "--calibration", "vqa.json"], "field 'caption' is missing"),
+        (["--init", "whitened", "--calibration", "albef.json", "--image-root", "nowhere"], "nowhere"),
+    ],
+)
+def test_errors_leave_no_file(data, script, monkeypatch, arguments, says):
+    source = write_kind(data / "dense.safetensors", "albef")
+    given = [data / a if str(a).endswith(".json") else a for a in arguments]
+    with pytest.raises(UserError, match=says) as caught:
+        script(COMPRESS, "--checkpoint", source, "--output", data / "low.safetensors", *given)
+    assert "\n" not in str(caught.value) and not (data / "low.safetensors").exists()
