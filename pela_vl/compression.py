@@ -63,6 +63,19 @@ class Compression:
             rows.append(row)
         return rows
 
+    def table(self) -> str:
+        """The rows as lines of text, under a title."""
+        rows = self.rows()
+        wide = max(len(row["layer"]) for row in rows)
+        more = {"twin_rel_error": "   twin error", "output_error": "  out. error"}
+        more = {key: title for key, title in more.items() if key in rows[0]}
+        lines = [f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{''.join(more.values())}"]
+        for row in rows:
+            line = f"{row['layer']:<{wide}} {row['in']:>5} {row['out']:>5} {row['rank']:>5} {row['before']:>11,}"
+            line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
+            lines.append(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
+        return "\n".join(lines)
+
 
 def compress_with_twin(
     loaded: LoadedModel,

@@ -69,7 +69,7 @@ def main() -> None:
     }
     save_model(args.output, loaded.model, loaded.card, extra=result.twin)
     used = usage_since(start)
-    _print_layers(result)
+    print(result.table())
     _print_totals(result, loaded, used)
     print(f"written: {args.output} ({os.path.getsize(args.output) / 2**20:.0f} MiB)")
     if args.json:
@@ -134,18 +134,6 @@ def _load(args: argparse.Namespace) -> "LoadedModel":
     if args.checkpoint:
         return load_any(settings, args.checkpoint)
     return load_model(settings, None, mlm=None, vocab_size=Tokenizer.load("bert-base-uncased").vocab_size)
-
-
-def _print_layers(result: "Compression") -> None:
-    rows = result.rows()
-    wide = max(len(row["layer"]) for row in rows)
-    more = {"twin_rel_error": "   twin error", "output_error": "  out. error"}
-    more = {key: title for key, title in more.items() if key in rows[0]}
-    print(f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{''.join(more.values())}")
-    for row in rows:
-        line = f"{row['layer']:<{wide}} {row['in']:>5} {row['out']:>5} {row['rank']:>5} {row['before']:>11,}"
-        line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
-        print(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
 
 
 def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -> None:
