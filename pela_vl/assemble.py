@@ -1,4 +1,4 @@
-"""The only place that fixes the order: build -> load -> teacher -> compress -> momentum -> optimiser -> backend."""
+"""The only place that fixes the order: build -> load -> teacher -> restructure -> compress -> momentum -> optimiser -> backend."""
 
 import copy
 from collections.abc import Callable
@@ -100,6 +100,11 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
     torch.manual_seed(settings.train.seed)
     tokenizer, loaded = load_tokenizer_and_model(workload, settings, settings.init.checkpoint)
     teacher = _teacher(workload, settings, loaded) if method.NEEDS_TEACHER else None
+    changed = methods.restructure(method, loaded.model, settings)
+    if changed is not None:
+        loaded.card.numbers |= changed
+        loaded.card.ranks = rank_plan(loaded.model)
+        loaded.momentum = {}  # the twin no longer pairs with the model
     if settings.compress.kappa is not None:
         compress_loaded(loaded, settings.compress)
     model = loaded.model.to(ranks.device).train()
@@ -115,8 +120,13 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
         if state is not None:
             twin.load_state_dict(state)
     objective.companions.to(ranks.device)
+    built = method.build(model, teacher, settings.losses)
+    trained = list(model.named_parameters())
+    if built.trained is not None:
+        objective.module.add_module("method", built.trained.to(ranks.device))
+        trained += built.trained.named_parameters(prefix="method")
     optim = settings.optim
-    groups = parameter_groups(model.named_parameters(), optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
+    groups = parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
     optimizer = make_optimizer(groups, betas=tuple(optim.betas))
     autocast = make_autocast(settings.train.precision, ranks.device)
     common = (objective.module, optimizer, settings.train.accumulation, settings.train.clip, autocast)
@@ -124,7 +134,6 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
         backend = DeepSpeedBackend(*common, settings.train.batch_size, settings.deepspeed.stage, ranks)
     else:
         backend = LocalBackend(*common)
-    built = method.build(model, teacher, settings.losses)
     return Assembled(model, loaded.card, tokenizer, objective, built, backend, autocast)
 
 

@@ -33,18 +33,19 @@ class ModelCard:
 
 def save_model(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | dict[str, Tensor],
     card: ModelCard,
     dtype: torch.dtype | None = None,
     extra: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model whole or not at all; `dtype` (such as float16) stores floating-point weights in fewer bytes.
+    """Write a model, or its weights by name, whole or not at all; `dtype` (such as float16) stores floating-point weights in fewer bytes.
 
     extra: more tensors to store, under names of their own, such as a momentum twin's.
     """
+    weights = model.state_dict() if isinstance(model, nn.Module) else model
     state = {
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in (model.state_dict() | (extra or {})).items()
+        for name, tensor in (weights | (extra or {})).items()
     }
     with atomic_write(path) as stream:
         stream.write(save(state, metadata={"pela_vl": json.dumps({"format": FORMAT, "card": asdict(card)})}))

@@ -17,6 +17,7 @@ from pela_vl.lowrank import apply_plan
 from pela_vl.models.albef import Albef, build_albef
 from pela_vl.models.entailment import AlbefEntailment, build_entailment
 from pela_vl.models.sizes import ALBEF_SIZES
+from pela_vl.models.token_merging import reductions
 from pela_vl.models.vqa import AlbefVqa, build_vqa
 from pela_vl.settings import ModelSettings
 
@@ -186,6 +187,8 @@ def _new(settings: ModelSettings, kind: str, build: Callable[..., Model], vocab_
         numbers["vocab_size"] = vocab_size
     elif vocab_size is not None and vocab_size > numbers["vocab_size"]:
         raise UserError(f"the tokeniser has {vocab_size} entries, model.size {name} only {numbers['vocab_size']}")
+    if settings.token_merging is not None:
+        numbers["token_merging"] = settings.token_merging
     card = ModelCard(numbers, tokenizer=settings.tokenizer or "bert-base-uncased", kind=kind)
     model = _build(build, numbers, settings)
     if settings.init_std is not None:
@@ -196,9 +199,13 @@ def _new(settings: ModelSettings, kind: str, build: Callable[..., Model], vocab_
 
 
 def _build(build: Callable[..., Model], numbers: dict[str, Any], settings: ModelSettings) -> Model:
-    more = {} if settings.dropout is None else {"dropout": settings.dropout}
     if numbers["image_size"] % numbers["patch_size"]:
         raise UserError(f"image size {numbers['image_size']} is no multiple of the patch size {numbers['patch_size']}")
+    more = {} if settings.dropout is None else {"dropout": settings.dropout}
+    try:
+        reductions(numbers.get("token_merging", 0), numbers["vision_depth"])
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
     return build(**numbers, **more, drop_path=settings.drop_path)
 
 
@@ -214,6 +221,8 @@ def _fill(settings: ModelSettings, source: _Source, build: Callable[..., Model],
     if settings.tokenizer is not None:
         card.tokenizer = settings.tokenizer
     card.numbers["image_size"] = settings.image_size or card.numbers["image_size"]
+    if settings.token_merging is not None:
+        card.numbers["token_merging"] = settings.token_merging
     model = _build(build, card.numbers, settings)
     for state in (source.online, source.momentum):
         if _POSITIONS in state:

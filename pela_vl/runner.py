@@ -198,7 +198,7 @@ def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: A
         seed=cfg.seed,
         checkpoint_every=steps_per_epoch if cfg.checkpoint_every is None else cfg.checkpoint_every,
         evaluate_every=steps_per_epoch if cfg.evaluate_every is None else cfg.evaluate_every,
-        save_model=lambda name: save_model(folder / name, parts.model, parts.card),
+        save_model=lambda name: save_model(folder / name, parts.method.weights(parts.model), parts.card),
         evaluate=evaluator,
         on_batch=counter.update,
     )

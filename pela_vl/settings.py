@@ -10,7 +10,8 @@ class ModelSettings:
 
     overrides: numbers of `build_albef` to change, for a model built anew. image_size: pixels a side; a checkpoint's
     positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
-    init_std: of the weights of a model built anew; None is BERT's and ViT's 0.02, which is meant for a width of 768.
+    token_merging: image tokens to merge in every block of the ViT, or one number a block (ToMe; 0: none); None takes what the
+    checkpoint says. init_std: of the weights of a model built anew; None is BERT's and ViT's 0.02, which is meant for a width of 768.
     """
 
     size: str | None = None
@@ -19,6 +20,7 @@ class ModelSettings:
     dropout: float | None = None
     drop_path: float = 0.0
     init_std: float | None = None
+    token_merging: int | list[int] | None = None
     tokenizer: str | None = None
 
 

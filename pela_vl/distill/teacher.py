@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pela_vl.models.albef import Albef
 from pela_vl.models.outputs import TokenStates
 
 
@@ -24,9 +23,10 @@ class FrozenTeacher:
     It is deliberately not a Module: nothing can train it, move it into a checkpoint or put it in train mode.
     """
 
-    def __init__(self, model: Albef):
+    def __init__(self, model: nn.Module):
         self.model = model.requires_grad_(False).eval()
         self._last: tuple[Tensor, TeacherStates] | None = None
+        model.visual_encoder.set_token_merging(0)  # it sees every token, whatever the student makes of them
 
     @torch.no_grad()
     def states(self, images: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor | None) -> TeacherStates:

@@ -9,6 +9,7 @@ from pela_vl.distill.perturbation import weight_perturbation
 from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.errors import UserError
 from pela_vl.lowrank import low_rank_layers
+from pela_vl.methods import Method
 from pela_vl.models.outputs import StepOutput
 from pela_vl.settings import LossSettings
 
@@ -16,7 +17,7 @@ NEEDS_TEACHER = True
 NEEDS_HIDDEN = True
 
 
-class Pela:
+class Pela(Method):
     """FD reads the hidden states of the student's own forward; RWP reads its factors."""
 
     def __init__(
@@ -43,7 +44,7 @@ class Pela:
     def prepare(self, batch: Any) -> Streams | None:
         if not self.fd:
             return None
-        return self.teacher.features(batch.images, batch.ids, batch.mask, batch.masked_ids)
+        return self.teacher.features(batch.images, batch.ids, batch.mask, getattr(batch, "masked_ids", None))
 
     def terms(self, output: StepOutput, prepared: Streams | None, batch: Any) -> dict[str, Tensor]:
         terms = {}

@@ -86,6 +86,7 @@ def build_albef(
     drop_path: float = 0.0,
     mlm: bool = True,
     temp: float = 0.07,
+    token_merging: int | list[int] = 0,
 ) -> Albef:
     """An ALBEF of any size. Runs under `torch.device("meta")` too."""
     vit, bert = build_encoders(
@@ -103,5 +104,6 @@ def build_albef(
         max_positions,
         dropout,
         drop_path,
+        token_merging,
     )
     return Albef(vit, bert, joint_dim, mlm, temp)

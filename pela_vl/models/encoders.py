@@ -19,9 +19,18 @@ def build_encoders(
     max_positions: int = 512,
     dropout: float = 0.1,
     drop_path: float = 0.0,
+    token_merging: int | list[int] = 0,
 ) -> tuple[ImageEncoder, TextEncoder]:
     """A ViT, and a BERT whose layers from `fusion_layer` on attend to its tokens."""
-    vit = build_image_encoder(image_size, patch_size, vision_dim, vision_depth, vision_heads, drop_path=drop_path)
+    vit = build_image_encoder(
+        image_size,
+        patch_size,
+        vision_dim,
+        vision_depth,
+        vision_heads,
+        drop_path=drop_path,
+        token_merging=token_merging,
+    )
     bert = TextEncoder(
         vocab_size,
         text_dim,

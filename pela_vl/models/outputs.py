@@ -7,10 +7,14 @@ from torch import Tensor
 
 @dataclass
 class TokenStates:
-    """Output of an encoder: `tokens` [B, N or L, D] and the hidden states it passed through, the embedding output first."""
+    """Output of an encoder: `tokens` [B, N or L, D] and the hidden states it passed through, the embedding output first.
+
+    kept [B, K]: the places that the hidden states stand for, where an encoder saw only a part of the tokens.
+    """
 
     tokens: Tensor
     hidden: tuple[Tensor, ...] = ()
+    kept: Tensor | None = None
 
 
 @dataclass
@@ -20,8 +24,10 @@ class StepOutput:
     terms: named scalar losses, already weighted; the step's loss is their sum.
     hidden: per stream ("image", "text", "mlm") the hidden states, for feature distillation.
     metrics: named scalars to log, never part of the loss.
+    kept: of the image's `TokenStates`.
     """
 
     terms: dict[str, Tensor]
     hidden: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    kept: Tensor | None = None

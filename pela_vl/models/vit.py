@@ -1,6 +1,6 @@
-"""The image encoder: timm's ViT with its hidden states kept.
+"""The image encoder: timm's ViT with its hidden states kept; it can merge alike tokens and see a part of the patches.
 
-Shapes: B images, S pixels a side, N = 1 + (S / patch)^2 tokens, D width.
+Shapes: B images, S pixels a side, N = 1 + (S / patch)^2 tokens, M <= N tokens at the end, D width.
 """
 
 from functools import partial
@@ -11,36 +11,72 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pela_vl.models.outputs import TokenStates
+from pela_vl.models.token_merging import merging_block, reductions, unmerge_tokens
 
 
 class ImageEncoder(VisionTransformer):
-    """timm's VisionTransformer without head or pooling; parameter names are timm's, which are ALBEF's too."""
+    """timm's VisionTransformer without head or pooling; parameter names are timm's, which are ALBEF's too.
+
+    merging: tokens to merge in each block (models/token_merging.py), empty for none. keep_share: of the patches that are
+    seen in training, drawn anew for every image (the class token always stays); in evaluation all are.
+    """
 
     activation_checkpointing = False
+    merging: tuple[int, ...] = ()
+    keep_share = 1.0
     images_at_a_time = 0
     """In eval mode at most so many images go through the blocks together, 0 for all: see inference.py."""
 
     def forward(self, images: Tensor, keep_hidden: bool = False) -> TokenStates:
-        """images [B, 3, S, S] -> tokens [B, N, D] after the final norm; hidden: embeddings and every block's output."""
+        """images [B, 3, S, S] -> tokens [B, M, D] after the final norm; hidden: embeddings and every block's output.
+
+        Hidden states stand at the places of the patches seen: a merged token at every place that it is made of.
+        """
         if self.images_at_a_time and not self.training and not keep_hidden and images.shape[0] > self.images_at_a_time:
             return TokenStates(torch.cat([self(part).tokens for part in images.split(self.images_at_a_time)]))
-        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
-        hidden = [x]
-        for block in self.blocks:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        kept = None
+        if self.training and self.keep_share < 1.0:
+            kept = draw_kept(len(x), x.shape[1], self.keep_share, self.num_prefix_tokens, x.device)
+            x = unmerge_tokens(x, kept)
+        hidden, size, source = [x], None, None
+        for block, reduction in zip(self.blocks, self.merging or (0,) * len(self.blocks), strict=True):
+            arguments = (block, x, size, reduction, self.num_prefix_tokens)
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x, size, target = checkpoint(merging_block, *arguments, use_reentrant=False)
             else:
-                x = block(x)
+                x, size, target = merging_block(*arguments)
+            if target is not None:
+                source = target if source is None else target.gather(1, source)
             if keep_hidden:
-                hidden.append(x)
-        return TokenStates(self.norm(x), tuple(hidden) if keep_hidden else ())
+                hidden.append(x if source is None else unmerge_tokens(x, source))
+        return TokenStates(self.norm(x), tuple(hidden) if keep_hidden else (), kept)
+
+    def set_token_merging(self, schedule: int | list[int]) -> None:
+        """Merge so many tokens in every block, or in each as a list says; 0 for none. Raises ValueError (`reductions`)."""
+        numbers = reductions(schedule, len(self.blocks))
+        self.merging = tuple(numbers) if any(numbers) else ()
+
+
+def draw_kept(batch: int, count: int, share: float, prefix: int, device: torch.device) -> Tensor:
+    """Places [B, K] of the tokens that stay, in order: the prefix and `share` of the others (one at least), at random."""
+    patches = max(round((count - prefix) * share), 1)
+    chosen = torch.rand(batch, count - prefix, device=device).argsort(dim=1)[:, :patches].sort(dim=1).values
+    return torch.cat([torch.arange(prefix, device=device).expand(batch, -1), chosen + prefix], dim=1)
 
 
 def build_image_encoder(
-    image_size: int, patch_size: int, dim: int, depth: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0
+    image_size: int,
+    patch_size: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    token_merging: int | list[int] = 0,
 ) -> ImageEncoder:
     """ViT of ALBEF's kind: learnt positions with one for the class token, pre-norm blocks, LayerNorm eps 1e-6."""
-    return ImageEncoder(
+    encoder = ImageEncoder(
         img_size=image_size,
         patch_size=patch_size,
         embed_dim=dim,
@@ -52,3 +88,5 @@ def build_image_encoder(
         drop_path_rate=drop_path,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
+    encoder.set_token_merging(token_merging)
+    return encoder

@@ -1,0 +1,110 @@
+"""Token merging (ToMe, Bolya et al., ICLR 2023): alike tokens of an image become one between attention and MLP.
+
+Shapes: B images, N tokens before and M after a merge, D width, H heads, P tokens at the front that are kept as they are.
+A merge is written as one index tensor [B, N]: where each token goes, 0 .. M - 1, the order of the survivors unchanged.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
+    """Bipartite soft matching: which tokens go together. metric [B, N, D] -> target [B, N] in 0 .. N - reduction - 1.
+
+    Tokens at even places are matched with their most alike (cosine) token at an odd place; the `reduction` best of these
+    pairs become one token each (several tokens may join the same one). At most half of the unprotected tokens go, and the
+    first `protected` tokens neither go nor are joined.
+    """
+    batch, count, _ = metric.shape
+    reduction = max(min(reduction, (count - protected) // 2), 0)
+    place = torch.arange(count, device=metric.device)
+    even, odd = place[::2], place[1::2]
+    metric = F.normalize(metric.float(), dim=-1)
+    likeness = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)  # [B, even, odd]
+    likeness = likeness.masked_fill((even < protected)[:, None] | (odd < protected), float("-inf"))
+    best, partner = likeness.max(dim=2)
+    leaving = best.argsort(dim=1, descending=True, stable=True)[:, :reduction]  # of the even tokens
+    joined = odd[partner.gather(1, leaving)]
+    leaving = even[leaving]
+    stays = torch.ones(batch, count, dtype=torch.int64, device=metric.device).scatter(1, leaving, 0)
+    target = stays.cumsum(1) - 1
+    return target.scatter(1, leaving, target.gather(1, joined))
+
+
+def merge_tokens(x: Tensor, size: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """x [B, N, D], size [B, N] -> the `count` merged tokens [B, M, D], their mean weighted by size, and sizes [B, M]."""
+    merged_size = size.new_zeros(len(x), count).scatter_add(1, target, size)
+    weighted = x * size[..., None].to(x.dtype)
+    total = x.new_zeros(len(x), count, x.shape[2]).scatter_add(1, target[..., None].expand_as(x), weighted)
+    return total / merged_size[..., None].to(x.dtype), merged_size
+
+
+def unmerge_tokens(x: Tensor, source: Tensor) -> Tensor:
+    """x [B, M, D], source [B, N] (the token that each original one is part of now) -> [B, N, D]."""
+    return x.gather(1, source[..., None].expand(-1, -1, x.shape[2]))
+
+
+def proportional_attention(attention: nn.Module, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """timm's `Attention` where a token counts as often as tokens were merged into it: log(size) is added to its scores.
+
+    x [B, N, D], size [B, N] or None (all ones) -> output [B, N, D], and the keys' mean over the heads [B, N, D / H].
+    """
+    gate = getattr(attention, "gate", None)
+    mixed = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = mixed.unbind(0)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    bias = None if size is None else size.log().to(query.dtype)[:, None, None, :]
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    out = attention.norm(out.transpose(1, 2).flatten(2))
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return attention.proj_drop(attention.proj(out)), key.mean(1)
+
+
+def merging_block(
+    block: nn.Module, x: Tensor, size: Tensor | None, reduction: int, protected: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """timm's ViT `Block` with a merge of up to `reduction` tokens between its halves.
+
+    x [B, N, D], size [B, N] or None (nothing was merged yet) -> tokens [B, M, D], sizes, and the plan [B, N], None where
+    nothing was merged. Without merges, before and now, it is the block itself.
+    """
+    reduction = max(min(reduction, (x.shape[1] - protected) // 2), 0)
+    if size is None and not reduction:
+        return block(x), None, None
+    attended, metric = proportional_attention(block.attn, block.norm1(x), size)
+    x, target = x + block.drop_path1(block.ls1(attended)), None
+    if reduction:
+        # which tokens are alike is a choice, not a function to be differentiated
+        target = merge_plan(metric.detach(), reduction, protected)
+        size = torch.ones(x.shape[:2], device=x.device) if size is None else size
+        x, size = merge_tokens(x, size, target, x.shape[1] - reduction)
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), size, target
+
+
+def reductions(schedule: int | list[int], depth: int) -> list[int]:
+    """How many tokens to merge in each of `depth` blocks: the same in all, or one number a block.
+
+    Raises ValueError for a list of another length and a negative number.
+    """
+    numbers = [schedule] * depth if isinstance(schedule, int) else list(schedule)
+    if len(numbers) != depth or min(numbers) < 0:
+        raise ValueError(f"token_merging wants one number >= 0, or {depth} of them (one a block), not {schedule}")
+    return numbers
+
+
+class MergingBlocks(nn.Sequential):
+    """Stands in for the `blocks` of any timm VisionTransformer, whose names it keeps."""
+
+    def __init__(self, blocks: nn.Sequential, schedule: int | list[int], protected: int):
+        super().__init__(*blocks)
+        self.reductions, self.protected = reductions(schedule, len(blocks)), protected
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, M, D]"""
+        size = None
+        for block, reduction in zip(self, self.reductions, strict=True):
+            x, size, _ = merging_block(block, x, size, reduction, self.protected)
+        return x
