@@ -38,7 +38,8 @@ def save_model(
     dtype: torch.dtype | None = None,
     extra: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model, or its weights by name, whole or not at all; `dtype` (such as float16) stores floating-point weights in fewer bytes.
+    """Write a model, or its weights by name, whole or not at all;
+    `dtype` (such as float16) stores floating-point weights in fewer bytes.
 
     extra: more tensors to store, under names of their own, such as a momentum twin's.
     """

@@ -24,10 +24,13 @@ from pela_vl.models.entailment import AlbefEntailment, build_entailment
 from pela_vl.models.momentum import MomentumTwin
 from pela_vl.models.sizes import ALBEF_SIZES
 from pela_vl.models.vqa import AlbefVqa, build_vqa
+from pela_vl.settings import ModelSettings, Settings, StudentSettings
 
 TOLERANCE = 0.05
 """Largest relative difference to a printed FLOP figure that counts as met."""
 BATCH, PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 32, 384, 30, 6
+MERGED_384 = 72
+"""Tokens that ToMe merges in each block of ALBEF's ViT: the paper does not say; this fits its printed FLOPs."""
 LABELS = {
     "full": "dense",
     "lora": "LoRA",
@@ -63,7 +66,8 @@ class Subject:
     exclude: patterns that PELA keeps dense. forward: the paper's counted pass. twin: likewise for the momentum twin, None
     where there is none; without: parts that have no twin. sample: what answering for one sample takes. own_step: the
     pass as this code makes it, where that differs from `forward`. printed: method -> (million parameters, FLOPs in
-    `unit`); a method left out is not in the table, and an empty dict means that the paper prints nothing.
+    `unit`); a method left out is not in the table, and an empty dict means that the paper prints nothing. settings: what
+    the methods are counted with.
     """
 
     table: str
@@ -78,6 +82,7 @@ class Subject:
     without: tuple[str, ...] = ()
     own_step: Callable[[Any], Any] | None = None
     printed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -154,14 +159,15 @@ def count(subject: Subject, method: str) -> Cost:
 def restructurer(method: str, subject: Subject) -> Callable[[nn.Module], Any] | None:
     """What turns the dense model into that of `method`, in place; None where this code cannot.
 
-    Beside `full` and `pela`, a module of pela_vl/methods is counted once it offers `restructure(model)`, which must work
-    on the meta device.
+    Beside `full` and `pela`, a module of pela_vl/methods is counted once it offers `restructure(model, settings)`, which
+    must work on the meta device.
     """
     if method == "full":
         return lambda model: None
     if method == "pela":
         return lambda model: compress(model, subject.kappa, exclude=subject.exclude, init="empty")
-    return getattr(methods.load(method), "restructure", None) if method in present_methods() else None
+    change = getattr(methods.load(method), "restructure", None) if method in present_methods() else None
+    return None if change is None else lambda model: change(model, subject.settings)
 
 
 def present_methods() -> set[str]:
@@ -245,19 +251,26 @@ def _entail(batch: int, model: AlbefEntailment) -> None:
 
 
 _ALBEF = ALBEF_SIZES["albef_base"] | {"image_size": PIXELS}
+_SETTINGS = Settings(model=ModelSettings(token_merging=MERGED_384))
 _ENCODERS = {name: value for name, value in _ALBEF.items() if name != "joint_dim"}
 
 
-def _vision(name: str, timm_name: str, kappa: float, *exclude: str) -> Subject:
+def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list[int], merge: int = 0) -> Subject:
+    """blocks: that a student of fewer layers keeps of each stage; merge: tokens a block. Both fit the printed figures."""
     classify, dense = partial(_classify, 1), ("head", "patch_embed", *exclude)
     build = partial(timm.create_model, timm_name)
-    return Subject("1", name, build, kappa, dense, "GFLOPs", classify, classify, printed=_printed(name))
+    settings = Settings(model=ModelSettings(token_merging=merge), student=StudentSettings(blocks=blocks))
+    return Subject(
+        "1", name, build, kappa, dense, "GFLOPs", classify, classify, printed=_printed(name), settings=settings
+    )
 
 
 def _task(name: str, build: Callable, exclude: tuple[str, ...], run: Callable[[int, Any], None]) -> Subject:
     """A model of Table 5, whose twin makes the same pass."""
     step, build = partial(run, BATCH), partial(build, **_ENCODERS)
-    return Subject("5", name, build, 3, exclude, "TFLOPs", step, partial(run, 1), step, printed=_printed(name))
+    return Subject(
+        "5", name, build, 3, exclude, "TFLOPs", step, partial(run, 1), step, printed=_printed(name), settings=_SETTINGS
+    )
 
 
 def _printed(name: str) -> dict[str, tuple[float, float]]:
@@ -265,9 +278,9 @@ def _printed(name: str) -> dict[str, tuple[float, float]]:
 
 
 SUBJECTS = (
-    _vision("DeiT-Base", "deit_base_patch16_224", 2),
-    _vision("Swin-Base", "swin_base_patch4_window7_224", 1.5, "*.downsample", "*.attn.proj"),
-    _vision("DeiT-III-Large", "deit3_large_patch16_224", 2),
+    _vision("DeiT-Base", "deit_base_patch16_224", 2, blocks=[6], merge=16),
+    _vision("Swin-Base", "swin_base_patch4_window7_224", 1.5, "*.downsample", "*.attn.proj", blocks=[1, 1, 13, 1]),
+    _vision("DeiT-III-Large", "deit3_large_patch16_224", 2, blocks=[12]),
     Subject(
         "4",
         "ALBEF retrieval",
@@ -281,6 +294,7 @@ SUBJECTS = (
         without=("itm_head", "temp"),
         own_step=partial(_match, BATCH, 3, True),
         printed=_printed("ALBEF retrieval"),
+        settings=_SETTINGS,
     ),
     _task("ALBEF VQA", build_vqa, AlbefVqa.HEADS, _answer),
     # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.

@@ -11,7 +11,8 @@ class ModelSettings:
     overrides: numbers of `build_albef` to change, for a model built anew. image_size: pixels a side; a checkpoint's
     positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
     token_merging: image tokens to merge in every block of the ViT, or one number a block (ToMe; 0: none); None takes what the
-    checkpoint says. init_std: of the weights of a model built anew; None is BERT's and ViT's 0.02, which is meant for a width of 768.
+    checkpoint says. init_std: of the weights of a model built anew;
+    None is BERT's and ViT's 0.02, which is meant for a width of 768.
     """
 
     size: str | None = None
@@ -78,6 +79,7 @@ class LossSettings:
     soft_targets: who gives them. "twin" is ALBEF's momentum twin, as published; "teacher" the method's frozen dense teacher:
     no twin in memory, its update and its three passes saved, since the teacher's pass is the one that FD reads anyway.
     alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch).
+    hidden, attention (tinybert), align (maskalign): weights of the terms that these methods add.
     fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
     """
 
@@ -86,6 +88,9 @@ class LossSettings:
     mlm: float = 0.0
     fd: float = 0.0
     rwp: float = 0.0
+    hidden: float = 1.0
+    attention: float = 1.0
+    align: float = 1.0
     fd_form: Literal["paper", "released"] = "paper"
     rwp_form: Literal["paper", "released"] = "paper"
     rwp_epsilon: float = 0.001
@@ -95,6 +100,31 @@ class LossSettings:
     alpha_ramp_steps: int | None = None
     momentum: float = 0.995
     queue_size: int = 65536
+
+
+@dataclass
+class LoraSettings:
+    """Of `method: lora`. rank: 16 is the paper's by its parameter counts; updates are scaled by alpha / rank."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+
+
+@dataclass
+class StudentSettings:
+    """Of methods whose student has fewer layers (tinybert, maskalign): how many it keeps.
+
+    None: two thirds of the ViT's blocks, a third of the text-only and of the fusion layers (of ALBEF base 8, 2 and 2, the
+    paper's 230 M), or all where init.teacher is set. blocks: of a timm model, one number a stage. keep: share of the patches
+    that maskalign's student sees.
+    """
+
+    vision_depth: int | None = None
+    text_depth: int | None = None
+    fusion_depth: int | None = None
+    blocks: list[int] = field(default_factory=list)
+    keep: float = 0.3
 
 
 @dataclass
@@ -210,6 +240,8 @@ class Settings:
     compress: CompressSettings = field(default_factory=CompressSettings)
     data: DataSettings = field(default_factory=DataSettings)
     losses: LossSettings = field(default_factory=LossSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)

@@ -184,7 +184,7 @@ def test_a_method_is_counted_once_the_code_has_it(monkeypatch, tmp_path):
     importlib.invalidate_caches()
     try:
         assert [row.note for row in table_rows()] == ["", "in this code, not counted"]
-        headless = "from torch import nn\n\ndef restructure(model):\n    model.head = nn.Identity()\n"
+        headless = "from torch import nn\n\ndef restructure(model, settings):\n    model.head = nn.Identity()\n"
         (tmp_path / "invented.py").write_text(headless)
         del sys.modules["pela_vl.methods.invented"]
         seen = []

@@ -54,6 +54,11 @@ class FrozenTeacher:
         hidden = {"image": states.image.hidden, "text": states.text.hidden}
         return hidden if states.mlm is None else hidden | {"mlm": states.mlm.hidden}
 
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The ViT's hidden states alone, [B, N, D] each."""
+        return self.model.visual_encoder(images, keep_hidden=True).hidden
+
     def linear_weights(self) -> dict[str, Tensor]:
         """Weight [out, in] of every Linear, by module name."""
         return {name: m.weight for name, m in self.model.named_modules() if isinstance(m, nn.Linear)}

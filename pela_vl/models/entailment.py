@@ -36,8 +36,11 @@ class AlbefEntailment(nn.Module):
 
     def classify(self, ids: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
         """Class logits [B, 3] of sentences ids, mask [B, L] with their images' keys and values (batch B or 1)."""
-        text = self.text_encoder.encode(ids, mask).tokens
-        return self.cls_head(self.text_encoder.fuse_first(text, mask, image))
+        return self.judge(self.text_encoder.encode(ids, mask).tokens, mask, image)
+
+    def judge(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+        """Class logits [B, 3] of encoded sentences [B, L, D]."""
+        return self.cls_head(self.text_encoder.fuse_first(tokens, mask, image))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pela_vl.models.bert import KeyValue, TextEncoder, select_images
 from pela_vl.models.encoders import build_encoders
 from pela_vl.models.heads import MaskedLanguageHead
+from pela_vl.models.outputs import TokenStates
 from pela_vl.models.vit import ImageEncoder
 
 
@@ -93,10 +94,23 @@ class AlbefVqa(nn.Module):
 
         owner int64 [B]: the picture that each question is about; None: a picture a question.
         """
-        image = self.text_encoder.image_keys_values(self.visual_encoder(images).tokens)
+        return self.question_hidden(images, ids, mask, owner)[0]
+
+    def question_hidden(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        owner: Tensor | None = None,
+        keep_hidden: bool = False,
+    ) -> tuple[Tensor, TokenStates, TokenStates]:
+        """The same, and what the ViT and the text-only layers made of images and questions."""
+        image = self.visual_encoder(images, keep_hidden)
+        text = self.text_encoder.encode(ids, mask, keep_hidden)
+        context = self.text_encoder.image_keys_values(image.tokens)
         if owner is not None:
-            image = select_images(image, owner)
-        return self.text_encoder.fuse(self.text_encoder.encode(ids, mask).tokens, mask, image).tokens
+            context = select_images(context, owner)
+        return self.text_encoder.fuse(text.tokens, mask, context).tokens, image, text
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""

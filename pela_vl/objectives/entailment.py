@@ -32,22 +32,27 @@ class ClassTargets:
 class EntailmentStep(nn.Module):
     """The trainable half: (1 - alpha) * CE + alpha * CE to the twin's softmax, mean over the batch (term "ce")."""
 
-    def __init__(self, model: AlbefEntailment):
+    def __init__(self, model: AlbefEntailment, keep_hidden: bool = False):
+        """keep_hidden: return the hidden states of both encoders."""
         super().__init__()
         self.model = model
+        self.keep_hidden = keep_hidden
 
     def forward(self, batch: EntailmentBatch, targets: ClassTargets) -> StepOutput:
-        logits = self.model(batch.images, batch.ids, batch.mask)
+        image = self.model.visual_encoder(batch.images, self.keep_hidden)
+        text = self.model.text_encoder.encode(batch.ids, batch.mask, self.keep_hidden)
+        logits = self.model.judge(text.tokens, batch.mask, self.model.text_encoder.image_keys_values(image.tokens))
         loss = distilled_cross_entropy(logits, batch.targets, targets.logits, targets.alpha).mean()
         accuracy = (logits.detach().argmax(1) == batch.targets).float().mean()
-        return StepOutput({"ce": loss}, metrics={"accuracy": accuracy})
+        hidden = {"image": image.hidden, "text": text.hidden} if self.keep_hidden else {}
+        return StepOutput({"ce": loss}, hidden, {"accuracy": accuracy}, image.kept)
 
 
 class EntailmentObjective:
     """The step above with its momentum twin."""
 
-    def __init__(self, model: AlbefEntailment, momentum: float = 0.995):
-        self.module = EntailmentStep(model)
+    def __init__(self, model: AlbefEntailment, momentum: float = 0.995, keep_hidden: bool = False):
+        self.module = EntailmentStep(model, keep_hidden)
         self.companions = nn.ModuleDict({"twin": MomentumTwin(model)})
         self.momentum = momentum
 

@@ -60,7 +60,7 @@ class VisionLanguageStep(nn.Module):
         text = model.text_encoder.encode(batch.ids, batch.mask, keep_hidden=keep)
         similarity_i2t = similarity(model.image_feature(image.tokens), targets.text_candidates, model.temp)
         similarity_t2i = similarity(model.text_feature(text.tokens), targets.image_candidates, model.temp)
-        output = StepOutput({}, {"image": image.hidden, "text": text.hidden} if keep else {})
+        output = StepOutput({}, {"image": image.hidden, "text": text.hidden} if keep else {}, kept=image.kept)
         output.metrics["temp"] = model.temp.detach().clone()  # read after the update
         if "itc" in self.weights:
             itc = soft_cross_entropy(similarity_i2t, targets.image_to_text)

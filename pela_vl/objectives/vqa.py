@@ -37,8 +37,10 @@ class TokenTargets:
     logits: Tensor | None
 
 
-def answer_logits(model: AlbefVqa, batch: VqaBatch) -> tuple[Tensor, Tensor]:
+def answer_logits(model: AlbefVqa, batch: VqaBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Logits [M, V] and labels [M] of all answers' tokens; a question and its keys and values are computed once.
+
+    states [B, L, D]: the fused questions, where they are known already.
 
     Raises ValueError if the counts do not add up to the number of answers.
     """
@@ -46,7 +48,8 @@ def answer_logits(model: AlbefVqa, batch: VqaBatch) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"the counts add up to {int(batch.counts.sum())}, but there are {len(batch.answer_ids)} answers"
         )
-    states = model.encode_question(batch.images, batch.ids, batch.mask)
+    if states is None:
+        states = model.encode_question(batch.images, batch.ids, batch.mask)
     question = torch.arange(len(states), device=states.device).repeat_interleave(batch.counts)
     keys_values = select_images(model.text_decoder.question_keys_values(states), question)
     return model.text_decoder.next_token_logits(batch.answer_ids, batch.answer_mask, keys_values, batch.mask[question])
@@ -55,23 +58,29 @@ def answer_logits(model: AlbefVqa, batch: VqaBatch) -> tuple[Tensor, Tensor]:
 class VqaStep(nn.Module):
     """The trainable half: the weighted answers' loss (term "answer")."""
 
-    def __init__(self, model: AlbefVqa):
+    def __init__(self, model: AlbefVqa, keep_hidden: bool = False):
+        """keep_hidden: return the hidden states of both encoders."""
         super().__init__()
         self.model = model
+        self.keep_hidden = keep_hidden
 
     def forward(self, batch: VqaBatch, targets: TokenTargets) -> StepOutput:
-        logits, labels = answer_logits(self.model, batch)
+        states, image, text = self.model.question_hidden(
+            batch.images, batch.ids, batch.mask, keep_hidden=self.keep_hidden
+        )
+        logits, labels = answer_logits(self.model, batch, states)
         tokens = distilled_cross_entropy(logits, labels, targets.logits, targets.alpha)
         loss = weighted_answer_loss(tokens, batch.answer_mask, batch.weights, len(batch.images))
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return StepOutput({"answer": loss}, metrics={"token_accuracy": accuracy})
+        hidden = {"image": image.hidden, "text": text.hidden} if self.keep_hidden else {}
+        return StepOutput({"answer": loss}, hidden, {"token_accuracy": accuracy}, image.kept)
 
 
 class VqaObjective:
     """The step above with its momentum twin."""
 
-    def __init__(self, model: AlbefVqa, momentum: float = 0.995):
-        self.module = VqaStep(model)
+    def __init__(self, model: AlbefVqa, momentum: float = 0.995, keep_hidden: bool = False):
+        self.module = VqaStep(model, keep_hidden)
         self.companions = nn.ModuleDict({"twin": MomentumTwin(model)})
         self.momentum = momentum
 

@@ -34,9 +34,7 @@ class Entailment:
         return load_entailment(settings.model, checkpoint, vocab_size)
 
     def objective(self, settings: Settings, model: nn.Module, keep_hidden: bool) -> EntailmentObjective:
-        if keep_hidden:
-            raise UserError("method: distillation belongs to pre-training; fine-tune for entailment with `full`")
-        return EntailmentObjective(model, settings.losses.momentum)
+        return EntailmentObjective(model, settings.losses.momentum, keep_hidden)
 
     def training_data(self, settings: Settings) -> EntailmentPairs:
         data = settings.data

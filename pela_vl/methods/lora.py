@@ -1,0 +1,75 @@
+"""LoRA (Hu et al., ICLR 2022) by peft on a dense model: base frozen, adapters beside its Linears and the heads trained.
+
+A checkpoint holds the merged weights and is an ordinary dense one; the resume state keeps base and adapters apart.
+"""
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from pela_vl.distill.teacher import FrozenTeacher
+from pela_vl.errors import UserError
+from pela_vl.lowrank import low_rank_layers
+from pela_vl.methods import Method
+from pela_vl.settings import LossSettings, Settings
+
+NEEDS_TEACHER = False
+NEEDS_HIDDEN = False
+_ADAPTER = "default"
+
+
+class Lora(Method):
+    """Nothing beside the task's losses; what is saved is merged."""
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return merged_weights(model)
+
+
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the dense model that computes the same: W + scale * B A under W's own name. The model stays as it is."""
+    deltas = {
+        f"{name}.weight": layer.get_delta_weight(_ADAPTER)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    state = {}
+    for name, value in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        own = name.replace(".base_layer.", ".")
+        state[own] = value + deltas[own].detach().to(value.dtype) if own in deltas else value
+    return state
+
+
+def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """Put adapters of rank `lora.rank` beside every Linear outside the heads, and freeze all but these and the heads.
+
+    Raises UserError for a model that is, or is to be made, low rank, and if there is no Linear.
+    """
+    if low_rank_layers(model) or settings.compress.kappa is not None:
+        raise UserError("method: lora adapts a dense model; leave compress.kappa out and start from a dense checkpoint")
+    heads = getattr(type(model), "HEADS", ("head",))
+    is_head = tuple(head + "." for head in heads)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not f"{name}.".startswith(is_head)
+    ]
+    if not targets:
+        raise UserError("method: lora finds no Linear outside the heads")
+    options = settings.lora
+    config = LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
+    )
+    inject_adapter_in_model(config, model, _ADAPTER)
+    for name, parameter in model.named_parameters():
+        # the temperature belongs to the contrastive heads
+        parameter.requires_grad_(".lora_" in name or name.startswith(is_head) or name == "temp")
+    return {}
+
+
+def build(model: nn.Module, teacher: FrozenTeacher | None, losses: LossSettings) -> Lora:
+    """Nothing to build from: the adapters are in the model."""
+    return Lora()
