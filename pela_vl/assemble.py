@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -151,7 +151,8 @@ def _soften_by_teacher(objective: Any, teacher: FrozenTeacher | None, settings: 
 def _teacher(workload: Workload, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
     """The frozen dense model, made before compression."""
     if settings.init.teacher is not None:
-        model = workload.load(settings, settings.init.teacher, None).model
+        whole = replace(settings, model=replace(settings.model, size=None, token_merging=0))
+        model = workload.load(whole, settings.init.teacher, None).model
     elif loaded.card.ranks:
         raise UserError(
             f"init.checkpoint {settings.init.checkpoint} is low rank already; name the dense model it came from as init.teacher"

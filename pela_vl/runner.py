@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def train(workload: Workload, settings: Settings, resume: bool) -> tuple[Positio
     position, backend = _train(workload, settings, resume, ranks)
     best = Path(settings.output) / "best.safetensors"
     chosen = best if best.exists() else best.with_name("last.safetensors")
-    metrics = _test(workload, settings, str(chosen), ranks) if workload.tests(settings) else {}
+    # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
+    own = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
+    metrics = _test(workload, own, str(chosen), ranks) if workload.tests(settings) else {}
     stop(backend.destroy)
     return position, metrics
 

@@ -51,11 +51,11 @@ def test_parameters_to_the_unit(costs, name):
 
 def test_operations_within_five_percent_of_every_printed_row(rows):
     compared = [row for row in rows if row.cost is not None and row.printed is not None]
-    assert len(compared) == 10
+    assert len(compared) == 25
     for row in compared:
         assert row.flops == pytest.approx(row.printed[1], rel=TOLERANCE), (row.subject.name, row.method)
         assert row.met
-        if row.subject.table == "1":
+        if row.subject.table == "1" and row.method in ("full", "pela"):
             assert row.flops == pytest.approx(row.printed[1], rel=0.01), row.subject.name
 
 
@@ -200,7 +200,7 @@ def test_script_prints_and_writes(monkeypatch, capsys, tmp_path, rows):
     monkeypatch.setattr(sys, "argv", ["efficiency.py", "--json", str(files[0]), "--markdown", str(files[1])])
     runpy.run_path(str(ROOT / "tasks" / "efficiency.py"))["main"]()
     out = capsys.readouterr().out
-    for text in ("419,120,131", "173,458,435", "209,560,835", "41.4 %", "10 of 10", "peak memory"):
+    for text in ("419,120,131", "173,458,435", "209,560,835", "41.4 %", "25 of 25", "peak memory"):
         assert text in out
     assert out.count("not in this code yet") == sum(row.cost is None for row in rows)
     written = json.loads(files[0].read_text())
