@@ -1,9 +1,10 @@
 """Methods: what is trained and which terms are added to the task's own losses. One module each, chosen by name.
 
 A module offers `NEEDS_TEACHER`, `NEEDS_HIDDEN` and `build(model, teacher, losses) -> Method`. It may offer
-`restructure(model, settings) -> dict`: called on the loaded model before anything else is made of it (and after the
+`restructure(model, settings) -> dict | None`: called on the loaded model before anything else is made of it (and after the
 teacher is copied from it), it changes the model in place (also on the meta device, where only its cost is counted) and
-returns what that changed in the numbers that the model is built from, so that a checkpoint says how to build it again.
+returns what that changed in the numbers that the model is built from, so that a checkpoint says how to build it again (None
+where neither parameters nor numbers changed).
 """
 
 from importlib import import_module
@@ -47,6 +48,6 @@ def load(name: str) -> Any:
 
 
 def restructure(method: Any, model: nn.Module, settings: Settings) -> dict[str, Any] | None:
-    """Let a method's module change the model; None where it has no such hook."""
+    """Let a method's module change the model; None where it has no such hook or changed nothing."""
     change = getattr(method, "restructure", None)
     return None if change is None else change(model, settings)

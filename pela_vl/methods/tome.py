@@ -4,8 +4,6 @@ Merging is an option of the model (`model.token_merging`, models/token_merging.p
 one only makes sure that it is on. Nothing is trained for it: it also works on a finished checkpoint.
 """
 
-from typing import Any
-
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -20,15 +18,17 @@ NEEDS_TEACHER = False
 NEEDS_HIDDEN = False
 
 
-def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
+def restructure(model: nn.Module, settings: Settings) -> None:
     """Switch merging on by `model.token_merging`, in an ALBEF's image encoder or in any timm ViT.
+
+    The weights stay as they are, and what an ALBEF is built from says the schedule already.
 
     Raises UserError where there is no schedule, neither in the settings nor in the checkpoint, or the model has no ViT.
     """
     schedule = settings.model.token_merging
     if isinstance(model, VisionTransformer):
         model.blocks = MergingBlocks(model.blocks, schedule or 0, model.num_prefix_tokens)
-        return {}
+        return
     encoder = getattr(model, "visual_encoder", None)
     if not isinstance(encoder, ImageEncoder):
         raise UserError(f"method: tome merges the tokens of a ViT, which {type(model).__name__} has not")
@@ -36,7 +36,6 @@ def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
         encoder.set_token_merging(schedule)
     if not encoder.merging:
         raise UserError("method: tome wants model.token_merging: how many tokens to merge in every block, or a list")
-    return {"token_merging": list(encoder.merging)}
 
 
 def build(model: nn.Module, teacher: FrozenTeacher | None, losses: LossSettings) -> Method:

@@ -35,11 +35,7 @@ class Vqa:
         return load_vqa(settings.model, checkpoint, vocab_size)
 
     def objective(self, settings: Settings, model: nn.Module, keep_hidden: bool) -> VqaObjective:
-        if keep_hidden:
-            raise UserError(
-                "method: distillation belongs to pre-training; fine-tune for question answering with `full`"
-            )
-        return VqaObjective(model, settings.losses.momentum)
+        return VqaObjective(model, settings.losses.momentum, keep_hidden)
 
     def training_data(self, settings: Settings) -> VqaQuestions:
         data = settings.data

@@ -1,6 +1,7 @@
 """Each method: what it makes of a model, the terms it adds against literal restatements, runs from settings on two tasks."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -23,9 +24,12 @@ from pela_vl.methods import lora, maskalign, tinybert, tome
 from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import StepOutput
 from pela_vl.settings import LossSettings, ModelSettings, Settings, StudentSettings
+from pela_vl.workloads.base import ModelSide
 from pela_vl.workloads.entailment import Entailment
+from pela_vl.workloads.grounding import Grounding
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
+from pela_vl.workloads.vqa import Vqa
 
 DEPTHS = StudentSettings(vision_depth=2, text_depth=1, fusion_depth=1)
 
@@ -288,8 +292,17 @@ def test_tome_wants_a_schedule_and_a_vit():
     with pytest.raises(UserError, match="which Linear has not"):
         tome.restructure(nn.Linear(2, 2), Settings())
     model = tiny_albef()
-    assert tome.restructure(model, Settings(model=ModelSettings(token_merging=1))) == {"token_merging": [1, 1]}
-    assert tome.restructure(tiny_albef(token_merging=[0, 2]), Settings()) == {"token_merging": [0, 2]}
+    tome.restructure(model, Settings(model=ModelSettings(token_merging=1)))
+    assert model.visual_encoder.merging == (1, 1)
+    model = tiny_albef(token_merging=[0, 2])
+    tome.restructure(model, Settings())
+    assert model.visual_encoder.merging == (0, 2)
+
+
+def test_grounding_refuses_merged_tokens():
+    side = ModelSide(tiny_albef(token_merging=1), None, nullcontext, None)
+    with pytest.raises(UserError, match="no place in the picture"):
+        Grounding().evaluation_data(Settings(), side, "list.json")
 
 
 def test_a_teacher_sees_every_token():
@@ -304,7 +317,7 @@ def test_a_teacher_sees_every_token():
 
 
 @pytest.fixture(scope="session")
-def listed(scenes):
+def listed(scenes, vqa_listed):
     if not (scenes / "lists").exists():
         write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
     if not (scenes / "entailment").exists():
@@ -317,14 +330,15 @@ def listed(scenes):
     return scenes
 
 
-WORKLOADS = {"pretraining": Pretraining, "retrieval": Retrieval, "entailment": Entailment}
+WORKLOADS = {"pretraining": Pretraining, "retrieval": Retrieval, "entailment": Entailment, "vqa": Vqa}
 
 
 def settings_of(task, listed, output, method):
     made = Settings(output=str(output), method=method)
     made.model.size, made.model.tokenizer, made.model.dropout = "albef_test", "scenes", 0.1
-    data, entailment = made.data, task == "entailment"
-    lists = listed / ("entailment/snli_ve" if entailment else "lists/scenes")
+    data = made.data
+    lists = listed / {"entailment": "entailment/snli_ve", "vqa": "vqa/vqa"}.get(task, "lists/scenes")
+    made.vqa.answer_list, made.vqa.k_test = str(listed / "vqa/answer_list.json"), 8
     data.train, data.image_root, data.workers = [f"{lists}_train.json"], str(listed), 0
     data.val, data.test = None, f"{lists}_test.json"
     data.min_scale, data.hflip, data.augment = 1.0, 0.0, False
@@ -341,10 +355,10 @@ def settings_of(task, listed, output, method):
 
 
 TERMS = {"tinybert": {"hidden", "attention"}, "maskalign": {"align"}, "pela": {"fd", "rwp"}}
-QUICK = (("pretraining", "maskalign"), ("retrieval", "lora"), ("entailment", "tinybert"), ("entailment", "tome"))
+QUICK = (("pretraining", "maskalign"), ("retrieval", "lora"), ("entailment", "tinybert"), ("vqa", "tinybert"))
 RUNS = [
     pytest.param(task, method, marks=() if (task, method) in QUICK else pytest.mark.slow)
-    for task, more in (("pretraining", ()), ("retrieval", ()), ("entailment", ("pela",)))
+    for task, more in (("pretraining", ()), ("retrieval", ()), ("entailment", ("pela",)), ("vqa", ("pela",)))
     for method in ("lora", "svd", "tinybert", "maskalign", "tome", *more)
 ]
 

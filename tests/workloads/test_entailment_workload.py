@@ -82,7 +82,7 @@ def test_scores_are_those_of_each_pair_alone_low_rank_too(settings):
     ("change", "match"),
     [
         (lambda s: setattr(s.losses, "mlm", 1.0), "belongs to pre-training"),
-        (lambda s: setattr(s, "method", "pela"), "fine-tune for entailment with `full`|wants|needs the dense"),
+        (lambda s: setattr(s, "method", "pela"), "set compress.kappa"),
         (lambda s: setattr(s.data, "test", "absent.json"), "absent.json"),
     ],
 )
