@@ -28,7 +28,7 @@ def groups_by_hand(metric: torch.Tensor, reduction: int, protected: int) -> list
     reduction = min(reduction, (count - protected) // 2)
     edges = []
     for a in range(0, count, 2):
-        if a < protected:
+        if a < protected or reduction <= 0:
             continue
         likeness = {
             b: float(torch.cosine_similarity(metric[a], metric[b], 0)) for b in range(1, count, 2) if b >= protected
@@ -114,7 +114,7 @@ def test_a_block_with_layer_scale_by_hand():
     x = torch.randn(1, 9, 24, dtype=torch.float64)
     size = torch.tensor([[1, 2, 1, 4, 1, 1, 3, 1, 1]], dtype=torch.float64)
     out, new_size, _ = merging_block(block, x, size, 3, 1)
-    query, key, value = block.attn.qkv(block.norm1(x))[0].reshape(9, 3, heads, 12).unbind(1)
+    query, key, value = block.attn.qkv(block.norm1(x))[0].detach().reshape(9, 3, heads, 12).unbind(1)
     mixed = torch.zeros(9, heads, 12, dtype=torch.float64)
     for h in range(heads):
         for i in range(9):
