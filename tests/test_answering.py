@@ -83,7 +83,7 @@ def test_each_picture_of_a_block_is_encoded_once(parts, monkeypatch):
     seen = []
     encoder = answerer.model.visual_encoder
     forward = encoder.forward
-    monkeypatch.setattr(encoder, "forward", lambda images: seen.append(len(images)) or forward(images))
+    monkeypatch.setattr(encoder, "forward", lambda images, *more: seen.append(len(images)) or forward(images, *more))
     answer_questions(answerer, data, ONE)
     # four questions a picture, six a block: a block holds one picture whole
     assert seen == [1] * 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import ONE
+from tiny_runs import ONE, finish, start_ranks
 
 from pela_vl import config, runner
 from pela_vl.data.snli_ve import SPLITS, read_snli_ve, write_lists
@@ -100,3 +100,18 @@ def test_zero_shot_refuses_what_was_trained_on_the_data(settings):
         runner.evaluate(Entailment(), settings, zero_shot=True)
     settings.data.train = ["another.json"]
     assert runner.evaluate(Entailment(), settings, zero_shot=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_evaluate_as_one(settings, tmp_path):
+    """The same files, to the byte: no pair twice, none lost, though the pictures do not divide by the ranks."""
+    runner.train(Entailment(), settings, resume=False)
+    settings.init.checkpoint, settings.model.size = settings.output + "/best.safetensors", None
+    for world in (1, 2):
+        settings.output = str(tmp_path / f"ranks{world}")
+        file = tmp_path / f"{world}.yaml"
+        config.dump_yaml(settings, file)
+        finish(start_ranks(["tasks/entailment.py", "--config", str(file), "--evaluate"], world))
+    for name in ("evaluation.json", "evaluation_val.json", "entailment_test.json", "confusion_test.png"):
+        assert (tmp_path / "ranks1" / name).read_bytes() == (tmp_path / "ranks2" / name).read_bytes()
