@@ -106,6 +106,7 @@ def test_printed_figures_are_the_papers():
     assert costs == [row[:2] for key, row in paper["table4_flickr30k"].items() if key != "columns"]
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
     devices = set()
 
