@@ -98,7 +98,7 @@ def decoder() -> Iterator[Line]:
 
 def step(low_rank: bool, mlm: bool) -> Iterator[Line]:
     """One training step's losses and gradients; the hard negatives are the hardest, not drawn."""
-    what = ("pre-training step" if mlm else "retrieval step") + (", low rank" if low_rank else ", dense")
+    what = ("pre-training step" if mlm else "ITC + ITM step") + (", low rank" if low_rank else ", dense")
     model = albef_base(256, low_rank, mlm=True)
     weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0 if mlm else 0.0}
     objective = VisionLanguageObjective(model, weights, MOMENTUM, QUEUE)
