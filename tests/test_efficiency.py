@@ -20,6 +20,7 @@ from pela_vl.lowrank import plan_ranks
 from pela_vl.models.sizes import ALBEF_SIZES
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(600)  # the fixture's 27 models are counted in the first test
 PARAMETERS = {  # dense, PELA: to the unit
     "DeiT-Base": (86567656, 44081896),
     "Swin-Base": (87768224, 62164128),
