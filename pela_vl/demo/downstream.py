@@ -95,18 +95,23 @@ TASKS = (
 )
 
 
-def downstream_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
-    """The commands: for each task its lists, then one fine-tuning a model."""
-    lists = scenes / "tasks"
+def list_stages(scenes: Path) -> list[Stage]:
+    """The commands that make each task's lists, as a user makes them of the public downloads."""
     stages = []
     for task in TASKS:
-        arguments = [part.format(scenes=scenes, lists=lists / task.name) for part in task.arguments]
-        stages.append(make_stage(f"make the lists of {task.title}", task.builder, arguments, [lists / task.name]))
+        lists = _lists(scenes, task)
+        arguments = [part.format(scenes=scenes, lists=lists) for part in task.arguments]
+        stages.append(make_stage(f"make the lists of {task.title}", task.builder, arguments, [lists]))
+    return stages
+
+
+def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
+    """The commands that fine-tune every model for each task."""
+    stages = []
+    for task in TASKS:
         for model, checkpoint in checkpoints.items():
-            folder = task_folder(root, task, model)
-            changes = [
-                f"{key}={value.format(scenes=scenes, lists=lists / task.name)}" for key, value in task.data.items()
-            ]
+            folder, lists = task_folder(root, task, model), _lists(scenes, task)
+            changes = [f"{key}={value.format(scenes=scenes, lists=lists)}" for key, value in task.data.items()]
             changes += [f"init.checkpoint={checkpoint}", f"output={folder}"]
             if steps:
                 changes += [f"train.steps={steps}", f"optim.warmup_steps={steps // 20}"]
@@ -114,6 +119,10 @@ def downstream_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path,
             title = f"{task.title}, fine-tune and evaluate: {model}"
             stages.append(make_stage(title, task.script, arguments, [folder], True))
     return stages
+
+
+def _lists(scenes: Path, task: Downstream) -> Path:
+    return scenes / "tasks" / task.name
 
 
 def task_folder(root: Path, task: Downstream, model: str) -> Path:

@@ -17,7 +17,7 @@ from PIL import Image
 from pela_vl import config
 from pela_vl.checkpoint import read_weights
 from pela_vl.data.images import resolve_image
-from pela_vl.demo.downstream import downstream_results, downstream_stages
+from pela_vl.demo.downstream import downstream_results, list_stages, tuning_stages
 from pela_vl.demo.stages import Stage, make_stage, set_arguments
 from pela_vl.distributed import start
 from pela_vl.files import atomic_json
@@ -86,6 +86,7 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
             [*karpathy, "--output", lists, "--name", "scenes"],
             [lists],
         ),
+        *list_stages(scenes),
     ]
 
     def evaluate(model: str) -> Stage:
@@ -138,7 +139,7 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
         *(tune(model) for model in (TEACHER, TRUNCATED, PELA)),
     ]
     if sizes.all_tasks:
-        steps += downstream_stages(paths.checkpoints, paths.root, scenes, sizes.task_steps)
+        steps += tuning_stages(paths.checkpoints, paths.root, scenes, sizes.task_steps)
     return steps
 
 

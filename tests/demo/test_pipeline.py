@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_command_is_a_script_and_configuration_of_the_repository():
-    commands = [stage.command for stage in stages(Paths(Path("r"), Path("s"), Path("t")), Sizes())]
+    paths = Paths(Path("r"), Path("s"), Path("t"))
+    commands = [stage.command for stage in stages(paths, Sizes(all_tasks=True))]
     for command in commands:
         assert (ROOT / command[0]).is_file()
         if "--config" in command:
             assert (ROOT / command[command.index("--config") + 1]).is_file()
-    assert len(commands) == 10
+    assert len(commands) == 22 and len(stages(paths, Sizes())) == 13
 
 
 @pytest.mark.slow
@@ -44,4 +45,4 @@ def test_the_whole_demo_at_a_small_size(tmp_path):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<svg" in page and "data:image/png;base64," in page
     again = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stderr.count("done before") == 10
+    assert again.returncode == 0 and again.stderr.count("done before") == 13
