@@ -1,6 +1,6 @@
 """Measure what users wait for against the published way, print one table and write it as JSON.
 
-    python benchmarks/run.py            everything, about ten minutes on two cores
+    python benchmarks/run.py            everything: half an hour on two cores, most of it bf16 where that is emulated
     python benchmarks/run.py --quick    fewer repetitions and smaller slices, under three minutes
     python benchmarks/run.py --only rerank inference
 
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.table import machine, render
 
     torch.set_num_threads(threads)
+    about = machine()  # before a subject sets threads of its own
     rows, failed, started = [], [], time.perf_counter()
     for name in args.only:
         start = time.perf_counter()
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
             failed.append(name)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    about = machine() | {"quick": args.quick, "minutes": round((time.perf_counter() - started) / 60, 1)}
+    about |= {"quick": args.quick, "minutes": round((time.perf_counter() - started) / 60, 1)}
     print(render(rows, about))
     path = Path(args.json)
     path.parent.mkdir(parents=True, exist_ok=True)

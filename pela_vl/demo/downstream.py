@@ -99,10 +99,19 @@ def list_stages(scenes: Path) -> list[Stage]:
     """The commands that make each task's lists, as a user makes them of the public downloads."""
     stages = []
     for task in TASKS:
-        lists = _lists(scenes, task)
-        arguments = [part.format(scenes=scenes, lists=lists) for part in task.arguments]
-        stages.append(make_stage(f"make the lists of {task.title}", task.builder, arguments, [lists]))
+        arguments, lists = task_arguments(scenes, task), [task_lists(scenes, task)]
+        stages.append(make_stage(f"make the lists of {task.title}", task.builder, arguments, lists))
     return stages
+
+
+def task_arguments(scenes: Path, task: Downstream) -> list[str]:
+    """Of the script that makes a task's lists from a folder of scenes."""
+    return [part.format(scenes=scenes, lists=task_lists(scenes, task)) for part in task.arguments]
+
+
+def task_changes(scenes: Path, task: Downstream) -> list[str]:
+    """What its configuration says of these lists."""
+    return [f"{key}={value.format(scenes=scenes, lists=task_lists(scenes, task))}" for key, value in task.data.items()]
 
 
 def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
@@ -110,8 +119,7 @@ def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, ste
     stages = []
     for task in TASKS:
         for model, checkpoint in checkpoints.items():
-            folder, lists = task_folder(root, task, model), _lists(scenes, task)
-            changes = [f"{key}={value.format(scenes=scenes, lists=lists)}" for key, value in task.data.items()]
+            folder, changes = task_folder(root, task, model), task_changes(scenes, task)
             changes += [f"init.checkpoint={checkpoint}", f"output={folder}"]
             if steps:
                 changes += [f"train.steps={steps}", f"optim.warmup_steps={steps // 20}"]
@@ -121,7 +129,8 @@ def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, ste
     return stages
 
 
-def _lists(scenes: Path, task: Downstream) -> Path:
+def task_lists(scenes: Path, task: Downstream) -> Path:
+    """Where a task's lists are."""
     return scenes / "tasks" / task.name
 
 

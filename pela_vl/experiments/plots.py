@@ -1,0 +1,148 @@
+"""The grids' pictures, drawn by matplotlib without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pela_vl.errors import UserError
+from pela_vl.experiments.results import Found
+from pela_vl.experiments.scales import Scale
+from pela_vl.experiments.variants import WAYS, pela_from
+from pela_vl.files import atomic_write
+from pela_vl.logging import read_log
+
+_OURS, _PAPER = "#1b5e8c", "#c2571a"
+_COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
+
+
+def draw(found: Found, scale: Scale, folder: Path) -> Path:
+    """<table>.png of what is there. Raises UserError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('plots want matplotlib: pip install -c constraints.txt -e ".[viz]"') from None
+    figure = Figure(dpi=130, layout="constrained")
+    {"differences": differences, "compressions": compressions, "recovery": recovery}[found.table.plot](
+        figure, found, scale
+    )
+    path = folder / f"{found.table.name}.png"
+    with atomic_write(path) as stream:
+        figure.savefig(stream, format="png")
+    return path
+
+
+def differences(figure, found: Found, scale: Scale) -> None:
+    """A panel a column: each row's distance to the dense model in points, ours with its seeds' spread, the paper's hollow."""
+    columns, lines = found.table.columns, found.lines
+    wide = min(len(columns), 4)
+    high = -(-len(columns) // wide)
+    figure.set_size_inches(2.9 * wide + 1.2, (0.34 * len(lines) + 0.9) * high + 0.4)
+    panels = figure.subplots(high, wide, squeeze=False, sharey=True).flatten()
+    for place, (panel, column) in enumerate(zip(panels, columns, strict=False)):
+        reference = lines[0].cells[place]
+        for height, line in enumerate(lines):
+            cell = line.cells[place]
+            if cell.paper is not None and reference.paper is not None:
+                panel.plot(cell.paper - reference.paper, height + 0.16, "o", mfc="none", mec=_PAPER, ms=5)
+            if cell.mean is not None and reference.mean is not None:
+                shift = cell.mean - reference.mean
+                panel.errorbar(shift, height - 0.16, xerr=cell.spread or 0, fmt="o", color=_OURS, ms=5, lw=1.2)
+        panel.axvline(0, color="#999999", lw=0.8)
+        panel.set_title(column.head, fontsize=9)
+        panel.set_yticks(range(len(lines)), [line.row.label for line in lines], fontsize=8)
+        panel.tick_params(axis="x", labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    for panel in panels[len(columns) :]:
+        panel.set_visible(False)
+    figure.supxlabel(
+        "points against the dense model: filled here (bar: deviation over seeds), hollow the paper", fontsize=8
+    )
+
+
+def compressions(figure, found: Found, scale: Scale) -> None:
+    """Each measure over kappa, the dense model's level dashed; a panel before and one after fine-tuning."""
+    figure.set_size_inches(8.6, 3.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    kappas = [line.row.variant.kappa for line in found.lines[1:]]
+    half = len(found.table.columns) // 2
+    titles = ("after PELA's pre-training", "after fine-tuning")
+    for place, column in enumerate(found.table.columns):
+        panel, colour = panels[place // half], _COLOURS[place % half]
+        cells = [line.cells[place] for line in found.lines]
+        known = [(kappa, cell) for kappa, cell in zip(kappas, cells[1:], strict=True) if cell.mean is not None]
+        if known:
+            across, heights = [kappa for kappa, _ in known], [cell.mean for _, cell in known]
+            spreads = [cell.spread or 0 for _, cell in known]
+            label = column.head.split(" ", 1)[1]
+            panel.errorbar(across, heights, spreads, color=colour, marker="o", ms=4, lw=1.4, capsize=2, label=label)
+        if cells[0].mean is not None:
+            panel.axhline(cells[0].mean, color=colour, lw=0.9, ls="--")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_xscale("log")
+        panel.set_xticks(kappas, [f"{kappa:g}" for kappa in kappas], fontsize=8)
+        panel.minorticks_off()
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("kappa (dashed: the dense model)", fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=8, frameon=False, loc="lower left")
+    panels[0].set_ylabel("recall, %", fontsize=8)
+
+
+def recovery(figure, found: Found, scale: Scale) -> None:
+    """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
+    figure.set_size_inches(6.4, 3.8)
+    panel = figure.subplots()
+    for (way, curve), colour in zip(recoveries(scale, found.seeds).items(), _COLOURS, strict=False):
+        if curve:
+            panel.plot(list(curve), list(curve.values()), color=colour, marker="o", ms=3.5, lw=1.4, label=way)
+    panel.set_xlabel("steps of PELA's pre-training", fontsize=8)
+    panel.set_ylabel("validation recall by ITC alone, mean of six, %", fontsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    if panel.lines:
+        panel.legend(fontsize=8, frameon=False)
+
+
+def recoveries(scale: Scale, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """By way of making the factors: the validation mean after each number of steps, averaged over the seeds there are."""
+    found: dict[str, dict[int, float]] = {}
+    for way in WAYS:
+        points: dict[int, list[float]] = {}
+        for seed in seeds:
+            checkpoint, _ = scale.pretrained(pela_from(way), seed)
+            log = checkpoint.parent / "log.jsonl"
+            for line in read_log(log) if log.exists() else ():
+                if line.get("event") == "evaluation":
+                    points.setdefault(line["step"] + 1, []).append(line["mean"])
+        found[way] = {step: sum(values) / len(values) for step, values in sorted(points.items())}
+    return found
+
+
+def steps_saved(curves: dict[str, dict[int, float]]) -> list[str]:
+    """For each way but the plain one: after how many steps it is where the plain factors end, by linear interpolation."""
+    plain = curves.get("plain", {})
+    if not plain:
+        return []
+    last, goal = max(plain), plain[max(plain)]
+    told = []
+    for way, curve in curves.items():
+        if way == "plain" or not curve:
+            continue
+        reached = _crossing(curve, goal)
+        if reached is None:
+            text = f"ends at {curve[max(curve)]:.1f} and does not get there"
+        else:
+            text = f"is there after {reached:.0f} steps ({1 - reached / last:.0%} fewer)"
+        told.append(f"- plain factors reach a validation mean of {goal:.1f} in {last} steps; {way}: {text}")
+    return told
+
+
+def _crossing(curve: dict[int, float], goal: float) -> float | None:
+    before = None
+    for step, value in curve.items():
+        if value >= goal:
+            if before is None or before[1] >= value:
+                return float(step)
+            share = (goal - before[1]) / (value - before[1])
+            return before[0] + share * (step - before[0])
+        before = (step, value)
+    return None

@@ -1,0 +1,23 @@
+"""A grid's results as files and as text for the terminal."""
+
+from collections.abc import Sequence
+
+from pela_vl.experiments.plots import draw, recoveries, steps_saved
+from pela_vl.experiments.results import as_markdown, collect, write
+from pela_vl.experiments.runs import Grid
+from pela_vl.experiments.scales import Scale
+from pela_vl.experiments.tables import Table
+from pela_vl.progress import clock
+
+
+def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
+    """Write a table's CSV, Markdown and picture into the grid's folder; returns the Markdown and where all is."""
+    found = collect(table, scale, seeds, grid)
+    text = as_markdown(found)
+    if table.plot == "recovery":
+        text = "\n".join([text, *steps_saved(recoveries(scale, seeds))])
+    threads = "/".join(map(str, found.threads)) or "no"
+    text += f"\n\nSeeds {', '.join(map(str, seeds))}; its runs took {clock(found.seconds)} in sum, on {threads} thread(s) each."
+    paths = write(found, text, scale.root)
+    paths.append(draw(found, scale, scale.root))
+    return f"{text}\n\nwritten: {', '.join(map(str, paths))}"

@@ -1,0 +1,180 @@
+"""What a grid's runs found: means and spreads beside the paper's figures, as CSV, Markdown and records for plots."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from pela_vl.checkpoint import read_card
+from pela_vl.compression import build_meta, sample_flops
+from pela_vl.cost import count_parameters
+from pela_vl.experiments.runs import Grid
+from pela_vl.experiments.scales import Scale
+from pela_vl.experiments.tables import Column, Table, TableRow
+from pela_vl.files import atomic_write
+from pela_vl.lowrank import apply_plan
+
+
+@dataclass(frozen=True)
+class Cell:
+    """values: of each seed that is there. paper: the printed figure, None if there is none."""
+
+    values: tuple[float, ...]
+    paper: float | None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None with fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def show(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with its results: cells as the table's columns; parameters and GFLOPs a sample, None before there is a model."""
+
+    row: TableRow
+    cells: tuple[Cell, ...]
+    parameters: int | None
+    gflops: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table with its results. seconds: spent on its runs, summed, also on those it shares; threads: that each had."""
+
+    table: Table
+    lines: tuple[Line, ...]
+    seeds: tuple[int, ...]
+    seconds: float
+    threads: tuple[int, ...]
+
+
+def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Found:
+    """Read what is done; what is not leaves its cells without that seed."""
+    lines, runs = [], {}
+    for row in table.rows:
+        cells = []
+        for column in table.columns:
+            own = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
+            runs |= own
+            paper = row.paper.get(column.paper) if column.paper else None
+            values = (_value(scale, column, run, grid) for run in own.values())
+            cells.append(Cell(tuple(value for value in values if value is not None), paper))
+        lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds)))
+    records = [grid.record(run) for run in grid.needed(runs.values())]
+    threads = {record["threads"] for record in records if "threads" in record}
+    seconds = sum(record.get("seconds", 0.0) for record in records)
+    return Found(table, tuple(lines), tuple(seeds), seconds, tuple(sorted(threads)))
+
+
+def _value(scale: Scale, column: Column, run, grid: Grid) -> float | None:
+    if column.metric is None or not grid.done(run):
+        return None
+    file = scale.root / run.name / scale.tasks[column.task].records[column.split]
+    return json.loads(file.read_text(encoding="utf-8"))["metrics"].get(column.metric)
+
+
+def _cost(scale: Scale, row: TableRow, seeds: Sequence[int]) -> tuple[int | None, float | None]:
+    """Of the model as it is deployed, before a task adds its own head: parameters and GFLOPs a sample."""
+    path, _ = scale.pretrained(row.variant, seeds[0])
+    if not path.exists():
+        return None, None
+    card = read_card(path)
+    if card is None:
+        return None, None  # a published file: tasks/efficiency.py counts those
+    numbers = dict(card.numbers)
+    merged = [change for change in row.variant.tune if change.startswith("model.token_merging=")]
+    if merged:
+        numbers["token_merging"] = int(merged[0].split("=")[1].format(**scale.numbers))
+    model = build_meta(card.kind, numbers, False)
+    ranks = {name: rank for name, rank in card.ranks.items() if not name.startswith("mlm_head.")}
+    if ranks:
+        apply_plan(model, ranks, init="empty")
+    return count_parameters(model), sample_flops(card.kind, numbers, card.ranks).layers / 1e9
+
+
+def as_csv(found: Found) -> str:
+    """One line a row, column and seed; the mean's own lines have seed "mean"."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["row", "parameters", "gflops", "column", "mean", "spread", "seeds", "values", "paper"])
+    for line in found.lines:
+        for column, cell in zip(found.table.columns, line.cells, strict=True):
+            numbers = ["" if value is None else f"{value:.4f}" for value in (cell.mean, cell.spread)]
+            values = " ".join(f"{value:.4f}" for value in cell.values)
+            cost = ["" if value is None else value for value in (line.parameters, line.gflops)]
+            paper = "" if cell.paper is None else cell.paper
+            writer.writerow([line.row.label, *cost, column.head, *numbers, len(cell.values), values, paper])
+    return stream.getvalue()
+
+
+def as_markdown(found: Found) -> str:
+    """The table in percent, the paper's figures in columns of their own, and how often the orders of rows agree."""
+    columns = found.table.columns
+    printed = [any(line.cells[place].paper is not None for line in found.lines) for place in range(len(columns))]
+    heads = ["", "parameters", "GFLOPs"]
+    for column, known in zip(columns, printed, strict=True):
+        heads += [column.head, "paper"] if known else [column.head]
+    rows = []
+    for line in found.lines:
+        cells = [line.row.label]
+        cells += ["-" if line.parameters is None else f"{line.parameters:,}"]
+        cells += ["-" if line.gflops is None else f"{line.gflops:.3g}"]
+        for cell, known in zip(line.cells, printed, strict=True):
+            cells.append(cell.show())
+            if known:
+                cells.append("-" if cell.paper is None else f"{cell.paper:.1f}")
+        rows.append(cells)
+    lines = [" | ".join(["", *cells, ""]).strip() for cells in [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]]
+    return "\n".join([f"**{found.table.title}**", "", *lines, "", *orders(found)])
+
+
+def orders(found: Found) -> list[str]:
+    """A sentence a column that has figures of the paper: how many pairs of rows are in its order, and which are not.
+
+    A pair that the spread of seeds does not separate (difference below the larger of the two) counts for neither.
+    """
+    told = []
+    for place, column in enumerate(found.table.columns):
+        known = [(line.row.label, line.cells[place]) for line in found.lines]
+        known = [(label, cell) for label, cell in known if cell.paper is not None and cell.mean is not None]
+        agree, against, open_ = 0, [], 0
+        for (first, one), (second, two) in combinations(known, 2):
+            ours, theirs = one.mean - two.mean, one.paper - two.paper
+            noise = max(one.spread or 0.0, two.spread or 0.0)
+            if abs(ours) <= noise or not theirs:
+                open_ += 1
+            elif (ours > 0) == (theirs > 0):
+                agree += 1
+            else:
+                against.append(f"{first} {'above' if ours > 0 else 'below'} {second}")
+        if not known[1:]:
+            continue
+        total = agree + len(against) + open_
+        text = f"{column.head}: {agree} of {total} pairs of rows as in the paper"
+        text += f", {open_} not separated by the seeds" if open_ else ""
+        told.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
+    return told
+
+
+def write(found: Found, text: str, folder: Path) -> list[Path]:
+    """<table>.csv and, with `text`, <table>.md; returns their paths."""
+    paths = []
+    for suffix, content in ((".csv", as_csv(found)), (".md", text + "\n")):
+        paths.append(folder / (found.table.name + suffix))
+        with atomic_write(paths[-1], "w") as stream:
+            stream.write(content)
+    return paths

@@ -1,0 +1,196 @@
+"""A grid's runs: commands that need one another's results, each done once, several at a time if wanted."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pela_vl.errors import UserError
+from pela_vl.files import atomic_json
+from pela_vl.progress import Progress, clock
+
+_MARK, _LOCK, _LOG = "run.json", "run.lock", "run.log"
+_LARGE = 2**28
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command. name: its folder below the grid's, and what others call it. command: a script and its arguments.
+
+    makes: files that it must have written to count as done. needs: runs whose results it reads. resumable: the command goes
+    on from what an interrupted one left. threads: how the command is told of them, as the format of an argument, if at all.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    makes: tuple[Path, ...]
+    needs: tuple["Run", ...] = ()
+    resumable: bool = False
+    threads: tuple[str, ...] = ()
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """These and all they need, each once and after what it needs."""
+    ordered: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if run.name in ordered:
+            return
+        for needed in run.needs:
+            add(needed)
+        ordered[run.name] = run
+
+    for run in runs:
+        add(run)
+    return list(ordered.values())
+
+
+def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
+    """Of each run: what it does, what those before it did, and the files that all start from. runs: as `in_order` gives.
+
+    A file above 256 MiB is known by its size and time of change instead of its content.
+    """
+    start, found = hashlib.sha256(), {}
+    for path in inputs:
+        status = path.stat()
+        large = status.st_size > _LARGE
+        start.update(f"{status.st_size} {status.st_mtime_ns}".encode() if large else path.read_bytes())
+    for run in runs:
+        own = start.copy()
+        own.update(json.dumps([run.command, [found[needed.name] for needed in run.needs]]).encode())
+        found[run.name] = own.hexdigest()
+    return found
+
+
+class Grid:
+    """Runs in a folder: which are done, and the doing of the rest."""
+
+    def __init__(self, runs: Iterable[Run], folder: Path, inputs: Sequence[Path]) -> None:
+        """Raises UserError if one of the files is missing."""
+        for path in inputs:
+            if not path.is_file():
+                raise UserError(f"{path} is missing; name the dense pre-trained checkpoint by --teacher")
+        self.runs, self.folder = in_order(runs), folder
+        self.prints = fingerprints(self.runs, inputs)
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """What is known of a run as it is now: `done`, `seconds`, `threads`; empty if never begun, or with other arguments."""
+        try:
+            record = json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if record.get("fingerprint") == self.prints[run.name] else {}
+
+    def done(self, run: Run) -> bool:
+        """Whether it and all it needs are done."""
+        files = all(path.exists() for path in run.makes)
+        return bool(self.record(run).get("done")) and files and all(self.done(needed) for needed in run.needs)
+
+    def needed(self, runs: Iterable[Run]) -> list[Run]:
+        """These and all they need, in order."""
+        return in_order(runs)
+
+    def seconds(self, run: Run) -> float:
+        """Spent on it so far, over all calls."""
+        return self.record(run).get("seconds", 0.0)
+
+    def execute(self, jobs: int = 1, threads: int | None = None) -> None:
+        """Do what is not done, `jobs` runs at a time with `threads` each (None: the cores shared evenly).
+
+        Raises UserError naming the run that failed, once those beside it have ended; what was done stays done.
+        """
+        threads = threads or max((os.cpu_count() or 1) // jobs, 1)
+        waiting = [run for run in self.runs if not self.done(run)]
+        finished = {run.name for run in self.runs} - {run.name for run in waiting}
+        failed: list[Run] = []
+        running: dict[Any, Run] = {}
+        bar = Progress(len(self.runs), "runs", initial=len(finished), unit="run")
+        with ThreadPoolExecutor(jobs) as pool, bar:
+            while running or (waiting and not failed):
+                for run in list(waiting):
+                    if not failed and len(running) < jobs and all(need.name in finished for need in run.needs):
+                        waiting.remove(run)
+                        bar.say(f"{run.name}: started")
+                        running[pool.submit(self._execute, run, threads)] = run
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    run = running.pop(future)
+                    if future.result():
+                        failed.append(run)
+                        continue
+                    finished.add(run.name)
+                    bar.update(1, f"{run.name} ({clock(self.seconds(run))})")
+        if failed:
+            log = self.folder / failed[0].name / _LOG
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise UserError(f"{failed[0].name} failed: {lines[-1] if lines else 'no output'} (all of it: {log})")
+
+    def _execute(self, run: Run, threads: int) -> int:
+        """Run the command to its end with its output in a file; returns its exit code."""
+        folder = self.folder / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / _LOCK) as lock:
+            record = self.record(run)
+            if not (record and run.resumable):
+                _empty(folder, run.makes)
+                record = {}
+            state = {"fingerprint": self.prints[run.name], "done": False, "threads": threads}
+            state["seconds"] = record.get("seconds", 0.0)
+            state["command"] = list(run.command)
+            atomic_json(folder / _MARK, state)
+            extra = [part.format(threads=threads) for part in run.threads]
+            launched = [*run.command, *extra]
+            if launched[0].endswith(".py"):
+                launched = [sys.executable, *launched]
+            started, before = time.monotonic(), state["seconds"]
+            try:
+                with open(folder / _LOG, "ab") as log:
+                    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+                    # the child keeps the lock if we die, so that nobody starts a second one beside it
+                    code = subprocess.run(launched, stdout=log, stderr=log, env=environment, pass_fds=[lock]).returncode
+            finally:
+                state["seconds"] = before + time.monotonic() - started
+                atomic_json(folder / _MARK, state)
+            if not code:
+                missing = [str(path) for path in run.makes if not path.exists()]
+                if missing:
+                    with open(folder / _LOG, "a", encoding="utf-8") as log:
+                        log.write(f"ended without writing {', '.join(missing)}\n")
+                    return 1
+                atomic_json(folder / _MARK, state | {"done": True})
+            return code
+
+
+@contextmanager
+def _locked(path: Path):
+    """Hold a file's lock; yields its descriptor. Raises UserError if another process holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent} is being run by another process; wait for it or end it") from None
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path, makes: Sequence[Path]) -> None:
+    """Take away what an earlier run left."""
+    for path in [*makes, *folder.iterdir()]:
+        if path.name == _LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""At which size a grid is run: scenes on a CPU in an hour or two, or the paper's data sets on GPUs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pela_vl.demo.downstream import TASKS as DEMO_TASKS
+from pela_vl.demo.downstream import task_arguments, task_changes
+from pela_vl.demo.stages import set_arguments
+from pela_vl.experiments.runs import Run
+from pela_vl.experiments.variants import Variant
+
+_ONE_RECORD = {"test": "evaluation.json"}
+_TWO_RECORDS = {"val": "evaluation_val.json", "test": "evaluation.json"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task. changes: of its configuration. records: evaluation files by split. needs: what makes its data.
+
+    evaluate: only evaluate, without fine-tuning; that before any pre-training, or after it.
+    """
+
+    script: str
+    config: str
+    changes: tuple[str, ...] = ()
+    records: Mapping[str, str] = field(default_factory=lambda: _ONE_RECORD)
+    needs: tuple[Run, ...] = ()
+    evaluate: bool = False
+    before_pretraining: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """root: folder of everything. launcher: what training scripts are started with; empty for plain Python.
+
+    pretrain: configuration of the intermediate pre-training and its changes. calibration: list and picture folder of what
+    whitened factors are made for. numbers: what variants name in braces. threads: how a training script is told of them.
+    """
+
+    name: str
+    root: Path
+    teacher: Path
+    tasks: Mapping[str, Task]
+    pretrain: Task
+    calibration: tuple[str, str]
+    numbers: Mapping[str, float | int]
+    launcher: tuple[str, ...] = ()
+    threads: tuple[str, ...] = ()
+
+    def compressed(self, variant: Variant) -> Run:
+        """The run that cuts the dense model, the same for all variants with these factors."""
+        output = self.root / "compressed" / _factors(variant) / "model.safetensors"
+        arguments = ["--checkpoint", str(self.teacher), "--output", str(output), "--kappa", f"{variant.kappa:g}"]
+        arguments += ["--ranks", variant.ranks]
+        needs: tuple[Run, ...] = ()
+        if variant.init == "whitened":
+            file, pictures = self.calibration
+            arguments += ["--init", "whitened", "--calibration", file, "--image-root", pictures]
+            needs = self.pretrain.needs
+        return Run(f"compressed/{_factors(variant)}", ("tasks/compress.py", *arguments), (output,), needs)
+
+    def start(self, variant: Variant) -> tuple[Path, tuple[Run, ...]]:
+        """The checkpoint before any training, and what makes it."""
+        if variant.kappa is None:
+            return self.teacher, ()
+        run = self.compressed(variant)
+        return run.makes[0], (run,)
+
+    def pretrained(self, variant: Variant, seed: int) -> tuple[Path, tuple[Run, ...]]:
+        """The checkpoint that fine-tuning starts from, and what makes it."""
+        checkpoint, needs = self.start(variant)
+        if variant.pretrain is None:
+            return checkpoint, needs
+        name = f"pretrain/{variant.name}/seed{seed}"
+        changes = [f"init.checkpoint={checkpoint}", f"init.teacher={self.teacher}", "compress.kappa=null"]
+        run = self._train(name, self.pretrain, [*changes, *variant.pretrain], seed, needs, "last.safetensors")
+        return run.makes[0], (run,)
+
+    def run(self, task: str, variant: Variant, seed: int) -> Run:
+        """The run whose records are a variant's results in a task."""
+        chosen = self.tasks[task]
+        if chosen.before_pretraining:
+            variant, seed = replace(variant, name=f"from_{_factors(variant)}", pretrain=None), 0
+        checkpoint, needs = self.pretrained(variant, seed)
+        changes = [f"init.checkpoint={checkpoint}"]
+        if not chosen.evaluate:
+            changes += [change.format(**self.numbers) for change in variant.tune]
+        elif variant.pretrain is None:
+            seed = 0  # nothing is drawn
+        name = f"{task}/{variant.name}/seed{seed}"
+        return self._train(name, chosen, changes, seed, needs, *chosen.records.values())
+
+    def _train(self, name: str, task: Task, changes, seed: int, needs, *makes: str) -> Run:
+        folder = self.root / name
+        settings = [*task.changes, *changes, f"train.seed={seed}", f"output={folder}"]
+        how = "--evaluate" if task.evaluate else "--resume"
+        command = (*self.launcher, task.script, "--config", task.config, how, *set_arguments(settings))
+        files = tuple(folder / file for file in makes)
+        return Run(name, command, files, (*task.needs, *needs), not task.evaluate, self.threads)
+
+
+def _factors(variant: Variant) -> str:
+    if variant.kappa is None:
+        return "dense"
+    ways = [word for word, usual in ((variant.init, "svd"), (variant.ranks, "uniform")) if word != usual]
+    return "_".join([f"kappa_{variant.kappa:g}", *ways])
+
+
+_STEPS = {"pretrain": 200, "retrieval": 80, "entailment": 150, "grounding": 40, "vqa": 120}
+
+
+def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
+    """Scenes on a CPU: the demo's configurations, shorter and with smaller batches, on a corpus of its own.
+
+    quick: next to no steps and pictures, to see that everything runs; its figures mean nothing.
+    """
+    scenes = root / "data" / "scenes"
+    lists = scenes / "lists"
+    sizes = (100, 20, 20) if quick else (4000, 250, 250)
+    counts = [
+        part for name, size in zip(("--train", "--val", "--test"), sizes, strict=True) for part in (name, str(size))
+    ]
+    render = Run(
+        "data/render",
+        ("data_prep/build_scenes.py", "--output", str(scenes), *counts),
+        (scenes / "dataset_scenes.json",),
+        resumable=True,
+    )
+    karpathy = ["--karpathy", str(scenes / "dataset_scenes.json"), "--image-root", str(scenes)]
+    make_lists = Run(
+        "data/retrieval",
+        ("data_prep/build_retrieval.py", *karpathy, "--output", str(lists), "--name", "scenes"),
+        (lists,),
+        (render,),
+    )
+    small = ("train.batch_size=32", f"data.image_root={scenes}")
+
+    def steps(task: str) -> tuple[str, ...]:
+        count = 4 if quick else _STEPS[task]
+        return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
+
+    pictures = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
+    retrieval = Task(
+        "tasks/retrieval.py",
+        "configs/demo/retrieval.yaml",
+        (*small, *pictures, *steps("retrieval")),
+        needs=(make_lists,),
+    )
+    tasks = {
+        "retrieval": retrieval,
+        "zero_shot": replace(retrieval, evaluate=True),
+        "start": replace(retrieval, evaluate=True, before_pretraining=True),
+    }
+    for task in DEMO_TASKS:
+        made = Run(
+            f"data/{task.name}",
+            (task.builder, *task_arguments(scenes, task)),
+            (scenes / "tasks" / task.name,),
+            (render,),
+        )
+        changes = (*task_changes(scenes, task), "train.batch_size=32", *steps(task.name))
+        tasks[task.name] = Task(task.script, task.config, changes, task.splits, (made,))
+    pretraining = (
+        *small,
+        f"data.train=[{lists}/scenes_pretrain.json]",
+        f"data.val={lists}/scenes_val.json",
+        *steps("pretrain"),
+        f"train.evaluate_every={2 if quick else 25}",
+    )
+    return Scale(
+        "quick" if quick else "demo",
+        root,
+        teacher,
+        tasks,
+        Task("tasks/pretrain.py", "configs/demo/pretrain.yaml", pretraining, needs=(make_lists,)),
+        (f"{lists}/scenes_train.json", str(scenes)),
+        # rank and merging in the proportion to the width and the tokens that the paper's have
+        {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14},
+        threads=("--set", "train.threads={threads}"),
+    )
+
+
+def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
+    """The paper's data sets and numbers, on `gpus` GPUs."""
+    retrieval = Task("tasks/retrieval.py", "configs/flickr.yaml")
+    coco = Task("tasks/retrieval.py", "configs/coco.yaml")
+    return Scale(
+        "full",
+        root,
+        teacher,
+        {
+            "flickr": retrieval,
+            "retrieval": coco,  # Table 7 and Figure 4
+            "zero_shot": replace(retrieval, evaluate=True),
+            "start": replace(retrieval, evaluate=True, before_pretraining=True),
+            "entailment": Task("tasks/entailment.py", "configs/snli_ve.yaml", records=_TWO_RECORDS),
+            "grounding": Task("tasks/grounding.py", "configs/refcoco_plus.yaml", records=_TWO_RECORDS),
+            "vqa": Task("tasks/vqa.py", "configs/vqa.yaml"),
+        },
+        Task("tasks/pretrain.py", "configs/pretrain.yaml"),
+        ("data/flickr/flickr_train.json", "data/flickr/images"),
+        {"lora_rank": 16, "lora_lr": 1e-4, "merged": 72},
+        ("deepspeed", "--num_gpus", str(gpus)),
+    )

@@ -1,0 +1,146 @@
+"""Table 8: memory and time of a training step, the dense model against the low-rank one, each in a process of its own.
+
+DeiT-Base with random weights, random pictures of 224 px, cross-entropy, AdamW: neither weights nor pictures change what a
+step takes. As in the paper the low-rank model is the plain one, with neither teacher nor RWP.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from pela_vl.compression import usage_since
+from pela_vl.distributed import choose_device
+from pela_vl.experiments.paper import TABLE8
+from pela_vl.files import atomic_write
+from pela_vl.lowrank import compress
+from pela_vl.memory import keep_freed_memory
+
+MODEL, PIXELS, KAPPA = "deit_base_patch16_224", 224, 2.0
+ROWS = {"dense": None, "low rank": KAPPA}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """gib: peak memory, of the device's tensors on a GPU, of the whole process on a CPU. ms_per_image: median of the steps.
+
+    start_gib: what a process on a CPU holds before it builds the model (the imported libraries).
+    """
+
+    row: str
+    parameters: int
+    batch: int
+    gib: float
+    start_gib: float
+    ms_per_image: float
+    device: str
+    threads: int
+
+
+def commands(batch: int, steps: int, threads: int | None) -> list[str]:
+    """One a row."""
+    return [shlex.join(["python", *arguments]) for arguments in _arguments(batch, steps, threads)]
+
+
+def _arguments(batch: int, steps: int, threads: int | None) -> list[list[str]]:
+    common = ["--batch", str(batch), "--steps", str(steps), *(["--threads", str(threads)] if threads else [])]
+    return [["-m", "pela_vl.experiments.step_cost", "--row", row, *common] for row in ROWS]
+
+
+def measure_all(batch: int, steps: int, threads: int | None) -> list[StepCost]:
+    """Each row of ROWS, one after the other."""
+    found = []
+    for arguments in _arguments(batch, steps, threads):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
+        found.append(StepCost(**json.loads(done.stdout.splitlines()[-1])))
+    return found
+
+
+def measure(row: str, batch: int, steps: int) -> StepCost:
+    """In this process; `steps` are timed after two to warm up."""
+    import timm
+
+    start = usage_since(time.perf_counter()).peak_mib / 1024
+    keep_freed_memory()
+    device = choose_device("auto")
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL)
+    if ROWS[row] is not None:
+        compress(model, ROWS[row], exclude=("head", "patch_embed"), init="empty")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    images = torch.randn(batch, 3, PIXELS, PIXELS, device=device)
+    labels = torch.randint(1000, (batch,), device=device)
+    times = []
+    for _ in range(steps + 2):
+        began = _now(device)
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(_now(device) - began)
+    if device.type == "cuda":
+        gib, start = torch.cuda.max_memory_allocated(device) / 2**30, 0.0
+    else:
+        gib = usage_since(0.0).peak_mib / 1024
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    per_image = 1000 * statistics.median(times[2:]) / batch
+    return StepCost(row, parameters, batch, gib, start, per_image, device.type, torch.get_num_threads())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def table(costs: list[StepCost], folder: Path) -> str:
+    """As Markdown beside the paper's Table 8, with ratios to the dense row; also written as table8.md and table8.csv."""
+    first, printed = costs[0], TABLE8["dense"]
+    lines = ["| | parameters | peak GiB | ratio | paper | ms/image | ratio | paper |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for cost in costs:
+        paper = TABLE8[cost.row]
+        memory = f"{cost.gib:.2f} | {cost.gib / first.gib:.2f} | {paper['GiB'] / printed['GiB']:.2f}"
+        latency = f"{cost.ms_per_image:.1f} | {cost.ms_per_image / first.ms_per_image:.2f}"
+        lines.append(
+            f"| {cost.row} | {cost.parameters:,} | {memory} | {latency} | {paper['ms/image'] / printed['ms/image']:.2f} |"
+        )
+    what = (
+        f"**Table 8: a training step of DeiT-Base, batch {first.batch}, on {first.device}, {first.threads} thread(s)**"
+    )
+    note = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
+    text = "\n".join([what, "", *lines, "", note])
+    rows = [",".join(asdict(first)), *(",".join(map(str, asdict(cost).values())) for cost in costs)]
+    for name, content in (("table8.md", text), ("table8.csv", "\n".join(rows))):
+        with atomic_write(folder / name, "w") as stream:
+            stream.write(content + "\n")
+    return text
+
+
+def main() -> None:
+    """Print one row's cost as a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=list(ROWS), required=True)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(json.dumps(asdict(measure(args.row, args.batch, args.steps))))
+
+
+if __name__ == "__main__":
+    main()

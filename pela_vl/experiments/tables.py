@@ -1,0 +1,183 @@
+"""The tables and the figure: rows, columns, and the paper's figures beside them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pela_vl.experiments import paper
+from pela_vl.experiments.runs import Run, in_order
+from pela_vl.experiments.scales import Scale
+from pela_vl.experiments.variants import (
+    DENSE,
+    FD_ONLY,
+    KAPPAS,
+    LORA,
+    MASKALIGN,
+    PELA,
+    RWP_ONLY,
+    TASK_ONLY,
+    TINYBERT,
+    TOME,
+    TRUNCATED,
+    WAYS,
+    Variant,
+    pela_at,
+    pela_from,
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """head: as shown. task: a key of the scale's. metric: of that split's record; None where no file can say it (a server
+    does). paper: the paper's name of the column, None if it has none."""
+
+    head: str
+    task: str
+    split: str = "test"
+    metric: str | None = None
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A labelled variant; paper: the paper's figures by its columns' names."""
+
+    label: str
+    variant: Variant
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """name: of its files. plot: how it is drawn (a key of plots.PLOTS)."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[TableRow, ...]
+    plot: str = "differences"
+
+
+_METHODS = {"dense": DENSE, "LoRA": LORA, "TinyBERT": TINYBERT, "MaskAlign": MASKALIGN, "ToMe": TOME, "PELA": PELA}
+_RECALLS = ("TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10")
+
+
+def _recalls(task: str, heads: tuple[str, ...] = _RECALLS, prefix: str = "", known: bool = True) -> list[Column]:
+    return [
+        Column(prefix + head, task, "test", head.lower().replace("@", ""), head if known else None) for head in heads
+    ]
+
+
+def _mean(task: str, head: str = "mean") -> Column:
+    return Column(head, task, "test", "mean")
+
+
+def _compared(printed: Mapping[str, Mapping[str, float]]) -> list[TableRow]:
+    """The paper's methods, and plain truncation after the dense model."""
+    rows = [TableRow(label, variant, printed.get(label, {})) for label, variant in _METHODS.items() if label in printed]
+    return [rows[0], TableRow("SVD only", TRUNCATED), *rows[1:]]
+
+
+def table4(scale: Scale) -> list[Table]:
+    found = []
+    sets = {"flickr": ("Flickr30K", paper.FLICKR), "retrieval": ("COCO", paper.COCO)}
+    if "flickr" not in scale.tasks:
+        sets = {"retrieval": ("scenes, beside the paper's Flickr30K", paper.FLICKR)}
+    for task, (title, printed) in sets.items():
+        name = "table4" if len(sets) == 1 else f"table4_{title.lower()}"
+        columns = (*_recalls(task), _mean(task))
+        found.append(Table(name, f"Table 4: retrieval after fine-tuning, {title}", columns, tuple(_compared(printed))))
+    return found
+
+
+def table5(scale: Scale) -> list[Table]:
+    columns = [
+        Column("VE val", "entailment", "val", "accuracy", "VE val"),
+        Column("VE test", "entailment", "test", "accuracy", "VE test"),
+    ]
+    if scale.name == "full":
+        columns += [Column("VQA test-dev", "vqa", paper="VQA test-dev"), Column("VQA std", "vqa", paper="VQA test-std")]
+    else:
+        columns += [Column("VQA", "vqa", "test", "mean", "VQA test-dev")]
+    return [Table("table5", "Table 5: visual entailment and VQA", tuple(columns), tuple(_compared(paper.TABLE5)))]
+
+
+def table6(scale: Scale) -> list[Table]:
+    columns = (
+        Column("val", "grounding", "val", "val", "val"),
+        Column("testA", "grounding", "test", "testA", "testA"),
+        Column("testB", "grounding", "test", "testB", "testB"),
+    )
+    return [Table("table6", "Table 6: weakly supervised grounding", columns, tuple(_compared(paper.TABLE6)))]
+
+
+def table7(scale: Scale) -> list[Table]:
+    columns = (
+        *_recalls("retrieval", ("TR@1", "IR@1")),
+        Column("VE val", "entailment", "val", "accuracy", "VE val"),
+        Column("VE test", "entailment", "test", "accuracy", "VE test"),
+        Column("VG testA", "grounding", "test", "testA", "VG testA"),
+        Column("VG testB", "grounding", "test", "testB", "VG testB"),
+    )
+    variants = {
+        "dense": DENSE,
+        "SVD only": TRUNCATED,
+        "pre-trained, neither": TASK_ONLY,
+        "FD": FD_ONLY,
+        "RWP": RWP_ONLY,
+        "FD + RWP": PELA,
+    }
+    rows = [TableRow(label, variant, paper.TABLE7.get(label, {})) for label, variant in variants.items()]
+    title = "Table 7: FD and RWP; each low-rank row but SVD only is pre-trained with equal steps"
+    return [Table("table7", title, columns, tuple(rows))]
+
+
+def figure4(scale: Scale) -> list[Table]:
+    columns = (
+        *_recalls("zero_shot", ("TR@1", "IR@1"), "pre-trained ", False),
+        _mean("zero_shot", "pre-trained mean"),
+        *_recalls("retrieval", ("TR@1", "IR@1"), "tuned ", False),
+        _mean("retrieval", "tuned mean"),
+    )
+    rows = [TableRow("dense", DENSE), *(TableRow(f"kappa {kappa:g}", pela_at(kappa)) for kappa in KAPPAS)]
+    return [Table("figure4", "Figure 4: PELA at several compressions", columns, tuple(rows), "compressions")]
+
+
+def beyond_svd(scale: Scale) -> list[Table]:
+    columns = (
+        *_recalls("start", ("TR@1", "IR@1"), "cut ", False),
+        _mean("start", "cut mean"),
+        *_recalls("zero_shot", ("TR@1", "IR@1"), "pre-trained ", False),
+        _mean("zero_shot", "pre-trained mean"),
+    )
+    rows = [TableRow("dense", DENSE), *(TableRow(way, pela_from(way)) for way in WAYS)]
+    title = "Beyond plain SVD: retrieval without fine-tuning, after the cut and after PELA's pre-training"
+    return [Table("beyond_svd", title, columns, tuple(rows), "recovery")]
+
+
+TABLES: dict[str, Callable[[Scale], list[Table]]] = {
+    "table4": table4,
+    "table5": table5,
+    "table6": table6,
+    "table7": table7,
+    "figure4": figure4,
+    "beyond_svd": beyond_svd,
+}
+"""What can be asked for by name, beside table8, which is no grid of trainings."""
+
+
+def table_runs(table: Table, scale: Scale, seed: int) -> list[Run]:
+    """Every run that a table reads, of one seed."""
+    tasks = dict.fromkeys(column.task for column in table.columns)
+    return [scale.run(task, row.variant, seed) for row in table.rows for task in tasks]
+
+
+def trained_variants(tables: Sequence[Table], scale: Scale, seeds: Sequence[int]) -> dict[str, Variant]:
+    """By the name of every run of these tables, those they need included, the variant that it trains or evaluates."""
+    found = {}
+    for table in tables:
+        for row in table.rows:
+            for seed in seeds:
+                for task in dict.fromkeys(column.task for column in table.columns):
+                    for run in in_order([scale.run(task, row.variant, seed)]):
+                        found[run.name] = row.variant
+    return found

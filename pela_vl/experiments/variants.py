@@ -1,0 +1,52 @@
+"""The models that are compared: how each comes from the dense one, whatever the scale."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: for folders. kappa: of the cut, None for none; init, ranks: of its factors.
+
+    pretrain: changes of the intermediate pre-training's configuration, None if there is none. tune: those of fine-tuning;
+    a name in braces is a number of the scale's.
+    """
+
+    name: str
+    kappa: float | None = None
+    init: str = "svd"
+    ranks: str = "uniform"
+    pretrain: tuple[str, ...] | None = None
+    tune: tuple[str, ...] = ()
+
+
+DENSE = Variant("dense")
+TRUNCATED = Variant("truncated", 3)
+LORA = Variant("lora", tune=("method=lora", "lora.rank={lora_rank}", "lora.alpha={lora_rank}", "optim.lr={lora_lr}"))
+TINYBERT = Variant("tinybert", pretrain=("method=tinybert",))
+MASKALIGN = Variant("maskalign", pretrain=("method=maskalign",))
+TOME = Variant("tome", tune=("method=tome", "model.token_merging={merged}"))
+PELA = Variant("pela", 3, pretrain=("method=pela",))
+TASK_ONLY = Variant("pretrained_without_fd_rwp", 3, pretrain=("method=svd",))
+FD_ONLY = Variant("fd", 3, pretrain=("method=pela", "losses.rwp=0"))
+RWP_ONLY = Variant("rwp", 3, pretrain=("method=pela", "losses.fd=0"))
+KAPPAS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
+WAYS = {
+    "plain": ("svd", "uniform"),
+    "allocated": ("svd", "allocated"),
+    "whitened": ("whitened", "uniform"),
+    "whitened, allocated": ("whitened", "allocated"),
+}
+"""Factors at equal parameters: how they are made and how the ranks are spread."""
+
+
+def pela_at(kappa: float) -> Variant:
+    """PELA at another compression; at 3 the same one, so that its runs are shared."""
+    return PELA if kappa == PELA.kappa else Variant(f"pela_kappa_{kappa:g}", kappa, pretrain=PELA.pretrain)
+
+
+def pela_from(way: str) -> Variant:
+    """PELA from other factors (a key of WAYS); from plain ones the same one."""
+    init, ranks = WAYS[way]
+    if way == "plain":
+        return PELA
+    return Variant(f"pela_{way.replace(', ', '_')}", 3, init, ranks, PELA.pretrain)

@@ -1,0 +1,108 @@
+"""The paper's experiments: run a grid, and set what it finds beside the paper's figures.
+
+python tasks/reproduce.py table4                          scenes on a CPU; also table5, table6, table7, figure4, table8
+python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
+python tasks/reproduce.py beyond_svd                      whitened and allocated factors before and after pre-training
+python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
+
+A grid may be interrupted and run again: what is done is skipped, and tables share the runs that they have in common. Results
+are in runs/reproduce/SCALE: TABLE.csv, TABLE.md, TABLE.png, and every run's folder with its log.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from pela_vl.errors import UserError, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENES_TEACHER = "pela_vl/assets/scenes_teacher.safetensors"
+TEACHERS = {"demo": SCENES_TEACHER, "quick": SCENES_TEACHER, "full": "ALBEF_4M.pth"}
+NAMES = ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd")
+
+
+def main() -> None:
+    args = _arguments()
+    os.chdir(ROOT)
+    root, teacher = Path(args.output) / args.scale, Path(args.teacher or TEACHERS[args.scale])
+    from pela_vl.experiments.scales import demo_scale, full_scale
+
+    if args.scale == "full":
+        scale = full_scale(root, teacher, args.gpus)
+    else:
+        scale = demo_scale(root, teacher, quick=args.scale == "quick")
+    if "table8" in args.what:
+        _table8(args, root)
+    names = [name for name in args.what if name != "table8"]
+    if names:
+        _grids(args, names, scale)
+
+
+def _grids(args: argparse.Namespace, names: list[str], scale) -> None:
+    from pela_vl.experiments.runs import Grid
+    from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
+
+    tables = [table for name in names for table in TABLES[name](scale)]
+    runs = [run for seed in args.seeds for table in tables for run in table_runs(table, scale, seed)]
+    grid = Grid(runs, scale.root, [] if args.dry_run else [scale.teacher])
+    if args.dry_run:
+        from pela_vl.experiments.plan import launch_plan
+
+        variants = trained_variants(tables, scale, args.seeds)
+        print("\n".join(launch_plan(grid, variants, args.gpu_tflops, args.utilisation)))
+        return
+    if not args.show:
+        grid.execute(args.jobs, args.threads)
+    from pela_vl.experiments.report import report
+
+    for table in tables:
+        print(f"\n{report(table, scale, args.seeds, grid)}", flush=True)
+
+
+def _table8(args: argparse.Namespace, root: Path) -> None:
+    from pela_vl.experiments.step_cost import commands, measure_all, table
+
+    batch = args.batch or (64 if args.scale == "full" else 16)
+    if args.dry_run:
+        print("\n".join(commands(batch, args.steps, args.threads)))
+        return
+    print(f"\n{table(measure_all(batch, args.steps, args.threads), root)}", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=NAMES, help="which of the paper's tables and figures")
+    parser.add_argument(
+        "--scale",
+        choices=list(TEACHERS),
+        default="demo",
+        help="scenes (demo), with next to no steps (quick), or the paper's data (full)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="of training (default: 0 1 2 in the demo, else 0)")
+    parser.add_argument(
+        "--teacher", help="the dense pre-trained checkpoint (default: the shipped one, or ALBEF_4M.pth)"
+    )
+    parser.add_argument("--output", default="runs/reproduce", help="folder (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="of a run on a CPU (default: the cores shared by the jobs)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, at full scale with GPU hours")
+    parser.add_argument("--show", action="store_true", help="run nothing; make the tables of what is done")
+    parser.add_argument("--gpus", type=int, default=4, help="of the launched runs, full scale (default %(default)s)")
+    parser.add_argument(
+        "--gpu-tflops", type=float, default=312, help="peak of one GPU (default %(default)s, an A100's)"
+    )
+    parser.add_argument("--utilisation", type=float, default=0.3, help="share of it reached (default %(default)s)")
+    parser.add_argument("--batch", type=int, help="table8: images a step (default 16 in the demo, 64 in full)")
+    parser.add_argument("--steps", type=int, default=5, help="table8: steps that are timed (default %(default)s)")
+    args = parser.parse_args()
+    args.seeds = list(dict.fromkeys(args.seeds or ([0, 1, 2] if args.scale == "demo" else [0])))
+    for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a positive number")
+    if args.scale == "full" and args.jobs > 1:
+        raise UserError("--jobs is for the demo: at full scale one run takes all GPUs")
+    return args
+
+
+if __name__ == "__main__":
+    run_main(main)

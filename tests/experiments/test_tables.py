@@ -1,0 +1,107 @@
+"""The paper's tables as grids: every command is one that a user can type, rows and figures are the paper's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pela_vl import config, methods
+from pela_vl.experiments import paper
+from pela_vl.experiments.runs import in_order
+from pela_vl.experiments.scales import demo_scale, full_scale
+from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
+from pela_vl.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = {
+    "demo": demo_scale(Path("r"), Path("teacher.safetensors")),
+    "full": full_scale(Path("r"), Path("ALBEF_4M.pth"), 4),
+}
+
+
+def commands(name, scale):
+    runs = [run for table in TABLES[name](scale) for seed in (0, 1) for run in table_runs(table, scale, seed)]
+    return in_order(runs)
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_every_command_is_a_script_with_settings_that_load(scale, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = {run.name: run for name in TABLES for run in commands(name, scale)}
+    folders = set()
+    for run in runs.values():
+        script = next(word for word in run.command if word.endswith(".py"))
+        assert (ROOT / script).is_file()
+        if "--config" not in run.command or "/seed1" in run.name:
+            continue
+        changes = [value for flag, value in zip(run.command, run.command[1:], strict=False) if flag == "--set"]
+        settings = config.load(Settings, run.command[run.command.index("--config") + 1], changes)
+        methods.load(settings.method)
+        assert settings.output not in folders, "two runs in one folder"
+        folders.add(settings.output)
+        assert all(path.parent == Path(settings.output) for path in run.makes)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_a_training_starts_from_is_made_by_a_run_before_it(name):
+    for scale in SCALES.values():
+        made = {str(scale.teacher)}
+        for run in commands(name, scale):
+            for word in run.command:
+                if word.startswith(("init.checkpoint=", "init.teacher=")):
+                    assert word.split("=", 1)[1] in made
+            made |= {str(path) for path in run.makes}
+
+
+def test_seeds_differ_where_something_is_trained_and_only_there():
+    scale = SCALES["demo"]
+    for table in TABLES["table4"](scale):
+        first, second = ({run.name for run in table_runs(table, scale, seed)} for seed in (0, 1))
+        assert not first & second
+    start = TABLES["beyond_svd"](scale)[0].rows[0]
+    assert scale.run("start", start.variant, 0) == scale.run("start", start.variant, 1)
+
+
+def test_tables_share_the_runs_they_have_in_common():
+    scale = SCALES["demo"]
+    pretrained = [
+        {run.name for run in commands(name, scale) if run.name.startswith("pretrain/pela/")} for name in TABLES
+    ]
+    assert all(names == {"pretrain/pela/seed0", "pretrain/pela/seed1"} for names in pretrained)
+
+
+def test_ablations_and_compressions_differ_in_what_they_say():
+    scale = SCALES["demo"]
+    texts = {run.name: " ".join(run.command) for run in commands("table7", scale)}
+    assert "losses.rwp=0" in texts["pretrain/fd/seed0"] and "losses.fd=0" in texts["pretrain/rwp/seed0"]
+    kappas = [
+        run.command[run.command.index("--kappa") + 1] for run in commands("figure4", scale) if "--kappa" in run.command
+    ]
+    assert sorted(map(float, kappas)) == [1.5, 2, 3, 4, 6, 10]
+
+
+def test_variants_are_known_by_their_runs():
+    scale = SCALES["full"]
+    found = trained_variants(TABLES["figure4"](scale), scale, [0])
+    assert found["pretrain/pela_kappa_10/seed0"].kappa == 10
+    assert found["retrieval/dense/seed0"].kappa is None
+
+
+def test_figures_are_the_papers():
+    folder = ROOT.parent / "shared" / "reference"
+    if not (folder / "paper_numbers.json").exists():
+        pytest.skip("needs ../shared/reference/paper_numbers.json")
+    known = json.loads((folder / "paper_numbers.json").read_text())
+    pairs = [
+        (paper.FLICKR, known["table4_flickr30k"], 2),
+        (paper.COCO, known["table4_coco"], 2),
+        (paper.TABLE5, known["table5"], 2),
+        (paper.TABLE6, known["table6_refcoco_plus"], 0),
+        (paper.TABLE7, known["table7_albef"], 0),
+    ]
+    recalls = known["table4_flickr30k"]["columns"]
+    names = {"SVD only": "svd_only", "FD": "fd", "RWP": "rwp", "FD + RWP": "fd+rwp"}
+    for ours, theirs, skip in pairs:
+        for row, figures in ours.items():
+            printed = dict(zip(theirs.get("columns", recalls), theirs[names.get(row, row)], strict=True))
+            assert figures == {head: value for head, value in list(printed.items())[skip:] if value is not None}
