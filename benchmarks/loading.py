@@ -47,8 +47,15 @@ CAPTION = "a photograph of two people on a bench to the left of a small red boat
 
 def measure(quick: bool, photographs: Path | None = None) -> list[Row]:
     """Rows of the table; see benchmarks/table.py."""
-    workers = len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)
+    workers, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    torch.set_num_threads(1)  # the processes beside it are as many as the cores
+    try:
+        return _measure(workers, quick, photographs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(workers: int, quick: bool, photographs: Path | None) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         files = _pictures(root / "loose", 384 if quick else 1280, photographs)
