@@ -73,7 +73,9 @@ class Scale:
         if variant.pretrain is None:
             return checkpoint, needs
         name = f"pretrain/{variant.name}/seed{seed}"
-        changes = [f"init.checkpoint={checkpoint}", f"init.teacher={self.teacher}", "compress.kappa=null"]
+        changes = [f"init.checkpoint={checkpoint}", "compress.kappa=null"]
+        if variant.kappa is not None:  # a student of fewer layers is cut from its teacher, which init.checkpoint is
+            changes.append(f"init.teacher={self.teacher}")
         run = self._train(name, self.pretrain, [*changes, *variant.pretrain], seed, needs, "last.safetensors")
         return run.makes[0], (run,)
 
@@ -107,7 +109,7 @@ def _factors(variant: Variant) -> str:
     return "_".join([f"kappa_{variant.kappa:g}", *ways])
 
 
-_STEPS = {"pretrain": 200, "retrieval": 80, "entailment": 150, "grounding": 40, "vqa": 120}
+_STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, "vqa": 200}
 
 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
@@ -166,7 +168,7 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         f"data.train=[{lists}/scenes_pretrain.json]",
         f"data.val={lists}/scenes_val.json",
         *steps("pretrain"),
-        f"train.evaluate_every={2 if quick else 25}",
+        f"train.evaluate_every={2 if quick else 20}",
     )
     return Scale(
         "quick" if quick else "demo",
