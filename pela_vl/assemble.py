@@ -8,16 +8,27 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from pela_vl import methods
 from pela_vl.backends import Backend, DeepSpeedBackend, LocalBackend
+from pela_vl.calibration import TrainingCalibration
 from pela_vl.checkpoint import ModelCard
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.distributed import Ranks
+from pela_vl.distributed import Ranks, broadcast_from_main, gather_objects
 from pela_vl.errors import UserError
 from pela_vl.loading import LoadedModel, dense_heads, twin_state
-from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan, make_recipe, rank_plan
+from pela_vl.lowrank import (
+    Calibration,
+    LayerReport,
+    PlanError,
+    Recipe,
+    apply_plan,
+    low_rank_layers,
+    make_recipe,
+    rank_plan,
+)
 from pela_vl.objectives.base import Objective
 from pela_vl.optim import make_optimizer, parameter_groups
 from pela_vl.settings import CompressSettings, Settings
@@ -72,30 +83,46 @@ def compress_loaded(
     """Replace the Linears of a loaded dense model by factors, in place; returns the layers' reports, and what was applied.
 
     settings.exclude None: the heads of the model's kind stay dense, as published. calibration: samples that the factors, and
-    allocated ranks, are made for.
+    allocated ranks, are made for; given for `settings.init` "whitened" alone. Where there are several ranks, each runs them,
+    and all then take the main rank's plan and factors.
     Raises UserError if the model is low rank already or a pattern does not fit.
     """
     if loaded.card.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
-        init = "svd" if calibration is None else "whitened"
         recipe = make_recipe(
-            loaded.model, settings.kappa, None, exclude, init, settings.ranks, calibration, settings.rank_multiple
+            loaded.model,
+            settings.kappa,
+            None,
+            exclude,
+            settings.init,
+            settings.ranks,
+            calibration,
+            settings.rank_multiple,
         )
-        reports = apply_plan(loaded.model, recipe.plan, init, progress, recipe.statistics)
+        if calibration is not None:
+            # sums over samples may round differently on another machine, and ranks of a layer could tip over by that
+            recipe = replace(recipe, plan=gather_objects(recipe.plan)[0])
+        reports = apply_plan(loaded.model, recipe.plan, settings.init, progress, recipe.statistics)
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
+    if calibration is not None:
+        for layer in low_rank_layers(loaded.model).values():
+            for parameter in layer.parameters():
+                broadcast_from_main(parameter.data)
     loaded.card.ranks = rank_plan(loaded.model)
     loaded.momentum = {}  # the dense twin no longer pairs with the factors
     return reports, recipe
 
 
-def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
+def assemble(workload: Workload, settings: Settings, ranks: Ranks, data: Dataset | None = None) -> Assembled:
     """Build a run's model side in the order of this module's title.
 
+    data: the training set, which `compress.init: whitened` takes samples of; None: read if it is wanted.
     Raises UserError where settings and checkpoint disagree.
     """
+    check_compression(settings.compress)
     method = methods.load(settings.method)
     torch.manual_seed(settings.train.seed)
     tokenizer, loaded = load_tokenizer_and_model(workload, settings, settings.init.checkpoint)
@@ -106,7 +133,13 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
         loaded.card.ranks = rank_plan(loaded.model)
         loaded.momentum = {}  # the twin no longer pairs with the model
     if settings.compress.kappa is not None:
-        compress_loaded(loaded, settings.compress)
+        calibration = None
+        if settings.compress.init == "whitened":
+            loaded.model.to(ranks.device)  # the samples run there
+            data = workload.training_data(settings) if data is None else data
+            collate = workload.collate(settings, tokenizer)
+            calibration = TrainingCalibration(loaded, data, collate, settings.compress.samples, ranks.is_main)
+        compress_loaded(loaded, settings.compress, calibration=calibration)
     model = loaded.model.to(ranks.device).train()
     model.set_activation_checkpointing(settings.train.activation_checkpointing)
     if teacher is not None:
@@ -135,6 +168,14 @@ def assemble(workload: Workload, settings: Settings, ranks: Ranks) -> Assembled:
     else:
         backend = LocalBackend(*common)
     return Assembled(model, loaded.card, tokenizer, objective, built, backend, autocast)
+
+
+def check_compression(settings: CompressSettings) -> None:
+    """Raises UserError for whitening of nothing, or by nothing."""
+    if settings.init == "whitened" and settings.kappa is None:
+        raise UserError("compress.init: whitened makes factors of a dense model; set compress.kappa, or leave init out")
+    if settings.samples < 1:
+        raise UserError(f"compress.samples: give a positive number of training samples, not {settings.samples}")
 
 
 def _soften_by_teacher(objective: Any, teacher: FrozenTeacher | None, settings: Settings) -> None:

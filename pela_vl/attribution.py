@@ -1,6 +1,7 @@
 """Where a model looks: Grad-CAM heat maps of ITM or ITC scores, for any number of heads and any grid.
 
 What comes before the chosen layer runs without gradients, and gradients are taken with respect to the attention map alone.
+Where the image encoder merges tokens, their heat goes back to the patches that they are made of (`hand_back`).
 Shapes: B pairs, I images, L text tokens, N image tokens, h x w the grid of patches, D width.
 """
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pela_vl.errors import UserError
-from pela_vl.evaluation.gradcam import gradcam, mean_over_tokens, patch_grid
+from pela_vl.evaluation.gradcam import gradcam, hand_back, mean_over_tokens, patch_grid
 from pela_vl.models.albef import Albef
 from pela_vl.models.attention_maps import Trace, tokens_before_block, trace_class_token, trace_matching
 from pela_vl.models.bert import KeyValue, select_images
+from pela_vl.models.token_merging import Merged
 
 Autocast = Callable[[], Any]
 THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
@@ -23,11 +25,12 @@ THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
 
 @dataclass
 class Images:
-    """Pictures made ready for heat maps. states [I, N, D] is what the chosen ViT block reads, for ITC; keys_values are
-    those of every fusion layer, for ITM. The other one is absent."""
+    """Pictures made ready for heat maps. states of I pictures is what the chosen ViT block reads, for ITC; keys_values are
+    those of every fusion layer, for ITM. The other one is absent. source [I, N], for ITM: of the image's `TokenStates`."""
 
-    states: Tensor | None
+    states: Merged | None
     keys_values: list[KeyValue] | None
+    source: Tensor | None = None
 
 
 def choose_layer(model: Albef, score: str, layer: int | None) -> int:
@@ -54,7 +57,8 @@ def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocas
     with autocast():
         if score == "itc":
             return Images(tokens_before_block(model.visual_encoder, images, layer), None)
-        return Images(None, model.text_encoder.image_keys_values(model.visual_encoder(images).tokens))
+        image = model.visual_encoder(images)
+        return Images(None, model.text_encoder.image_keys_values(image.tokens), image.source)
 
 
 def heat_maps(
@@ -65,15 +69,16 @@ def heat_maps(
         maps, _ = token_heat_maps(model, images, index, ids, mask, layer, autocast)
         return mean_over_tokens(maps, mask)
     encoder = model.visual_encoder
+    state = images.states.select(index)
     with torch.no_grad(), autocast():
-        trace = trace_class_token(encoder, images.states[index], layer)
+        trace = trace_class_token(encoder, state, layer)
         text = model.text_feature(model.text_encoder.encode(ids, mask).tokens)
 
     def similarity(tokens: Tensor) -> Tensor:
         return (model.image_feature(tokens).float() * text.float()).sum(1) / model.temp.detach()
 
     cam, _ = _gradcam(trace, similarity, autocast)
-    return patch_grid(cam, encoder.patch_embed.grid_size)
+    return patch_grid(hand_back(cam, state.source, state.size), encoder.patch_embed.grid_size)
 
 
 def token_heat_maps(
@@ -84,7 +89,8 @@ def token_heat_maps(
         tokens = model.text_encoder.encode(ids, mask).tokens
         trace = trace_matching(model, tokens, mask, select_images(images.keys_values, index), layer)
     cam, logits = _gradcam(trace, lambda logits: logits[:, 1].float(), autocast)
-    maps = patch_grid(cam, model.visual_encoder.patch_embed.grid_size)
+    source = None if images.source is None else images.source[index]
+    maps = patch_grid(hand_back(cam, source), model.visual_encoder.patch_embed.grid_size)
     return maps * mask[:, :, None, None], logits
 
 

@@ -156,6 +156,15 @@ def count(subject: Subject, method: str) -> Cost:
     return Cost(online + count_parameters(twin), flops + beside, online, sample, own)
 
 
+def peft_parameters(row: Row) -> int:
+    """What a LoRA row, of a model with a twin, would count if peft kept a copy of every trained head beside the original."""
+    with torch.device("meta"):
+        dense = row.subject.build()
+        twin = MomentumTwin(dense, row.subject.without).model
+    copies = methods.load("lora").peft_copies
+    return row.cost.parameters + copies(dense) + copies(twin)
+
+
 def restructurer(method: str, subject: Subject) -> Callable[[nn.Module], Any] | None:
     """What turns the dense model into that of `method`, in place; None where this code cannot.
 

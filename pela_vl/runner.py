@@ -132,7 +132,7 @@ def _train(workload: Workload, settings: Settings, resume: bool, ranks: Ranks) -
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
     workload.check(settings)
     data = workload.training_data(settings)
-    parts = assemble(workload, settings, ranks)
+    parts = assemble(workload, settings, ranks, data)
     notes = parts.card.notes
     notes["trained_on"] = list(dict.fromkeys([*notes.get("trained_on", []), *settings.data.train]))
     side = ModelSide(parts.model, parts.tokenizer, parts.autocast, ranks)

@@ -39,13 +39,15 @@ class CompressSettings:
     """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
     model, as published (a list replaces them). rank_multiple: ranks are rounded down to multiples of it, 1 for the
     paper's; 16 or 64 suit vector and matrix units. ranks: "allocated" spreads kappa's budget by what a rank buys in a layer.
-
-    Factors made for real inputs need samples: make those by tasks/compress.py and start from its file."""
+    init: "svd" keeps the weights as near as a rank allows, "whitened" the outputs on `samples` of the training data, and
+    allocated ranks go by these then (docs/beyond_svd.md)."""
 
     kappa: float | None = None
     exclude: list[str] | None = None
     rank_multiple: int = 1
     ranks: Literal["uniform", "allocated"] = "uniform"
+    init: Literal["svd", "whitened"] = "svd"
+    samples: int = 256
 
 
 @dataclass

@@ -45,7 +45,7 @@ def main() -> None:
         print(f"  {note}")
     if loaded.card.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
-    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple, ranks=args.ranks)
+    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple, ranks=args.ranks, init=args.init)
     settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
     bar: list[Progress] = []
 

@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     from pela_vl.compression import usage_since
-    from pela_vl.efficiency import CONDITIONS, LABELS, listed, table_rows
+    from pela_vl.efficiency import CONDITIONS, LABELS, listed, peft_parameters, table_rows
     from pela_vl.files import atomic_json, atomic_write
     from pela_vl.progress import Progress
 
@@ -38,6 +38,10 @@ def main() -> None:
         tables.append((f"Table {table}: {condition}", counted_table(own, LABELS)))
     tables.append((HIDDEN, hidden_table(rows, LABELS)))
     notes = closing_notes(rows, LABELS)
+    copied = {row.subject.name: peft_parameters(row) for row in rows if row.method == "lora"}
+    notes += [
+        f"{name}: LoRA with peft's copies of the heads has {count:,} parameters" for name, count in copied.items()
+    ]
     print("Parameters, and operations (2 x multiply-adds) of Linear and Conv layers, as the paper counts them.")
     for title, cells in tables:
         print(f"\n{title}\n{aligned(cells)}")

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertLMHeadModel
 
 from pela_vl import efficiency, methods
 from pela_vl.compression import sample_flops
 from pela_vl.efficiency import LABELS, SUBJECTS, TOLERANCE, Cost, Row, count, listed, table_rows
 from pela_vl.errors import UserError
 from pela_vl.lowrank import plan_ranks
+from pela_vl.methods.lora import peft_copies
+from pela_vl.models.heads import MaskedLanguageHead
 from pela_vl.models.sizes import ALBEF_SIZES
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +62,39 @@ def test_operations_within_five_percent_of_every_printed_row(rows):
         assert row.met
         if row.subject.table == "1" and row.method in ("full", "pela"):
             assert row.flops == pytest.approx(row.printed[1], rel=0.01), row.subject.name
+
+
+def test_one_rank_with_copied_heads_gives_both_printed_counts_of_lora(rows, costs):
+    """Of all ranks, heads trained in place, copied in the online model, or copied in its twin too."""
+    names = ("ALBEF retrieval", "ALBEF VQA")
+    dense, at16 = ([costs[name, method].parameters for name in names] for method in ("full", "lora"))
+    copied = [efficiency.peft_parameters(row) for row in rows if row.method == "lora"]
+    # by hand: two projections of 768 to 256 and, online alone, matching; the vocabulary head with a matrix of its own
+    projections, matching = 2 * (768 * 256 + 256), 768 * 2 + 2
+    head = 768 * 768 + 768 + 2 * 768 + 30522 + 30522 * 768
+    online, both = (projections + matching, head), (2 * projections + matching, 2 * head)
+    assert [a - b for a, b in zip(copied, at16, strict=True)] == list(both)
+    printed = [efficiency.PRINTED[name][1][0] for name in names]
+    found = []
+    for rank in range(1, 129):
+        for place, copies in (("none", (0, 0)), ("online", online), ("both", both)):
+            counts = [d + rank * (a - d) // 16 + c for d, a, c in zip(dense, at16, copies, strict=True)]
+            if [round(count / 1e6) for count in counts] == printed:
+                found.append((rank, place))
+    assert found == [(16, "both")]
+
+
+def test_copies_are_what_peft_adds():
+    """On transformers' BERT with its head: with `modules_to_save` and without."""
+    numbers = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    counts = []
+    for more in ({}, {"modules_to_save": ["cls"]}):
+        model = BertLMHeadModel(BertConfig(vocab_size=50, is_decoder=True, **numbers))
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], **more))
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    own = nn.Module()
+    own.head = MaskedLanguageHead(12, 50)
+    assert peft_copies(own) == counts[1] - counts[0] > 50 * 12
 
 
 def test_what_a_user_deploys(costs):

@@ -34,10 +34,10 @@ def split_heads(x, heads):
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def published_itm_map(model, image, ids, mask, block_num):
-    """Softmax of every attention written out, the gradient of the one map by an ordinary backward. One pair at a time."""
+def itm_attention(model, image, ids, mask, block_num):
+    """The map [1, H, L, N] of a fusion layer over image tokens [1, N, D], with its gradient: softmax of every attention
+    written out, the gradient of the one map by an ordinary backward. One pair at a time."""
     bert, kept = model.text_encoder, None
-    image = model.visual_encoder(image).tokens.detach()
     x = bert.embeddings(ids)
     for i, layer in enumerate(bert.encoder.layer):
         for attention, context in ((layer.attention, x), (layer.crossattention, image)):
@@ -57,6 +57,12 @@ def published_itm_map(model, image, ids, mask, block_num):
             x = attention.output((probabilities @ v).transpose(1, 2).reshape(x.shape), x)
         x = layer.output(layer.intermediate(x), x)
     model.itm_head(x[:, 0])[:, 1].sum().backward()
+    return kept
+
+
+def published_itm_map(model, image, ids, mask, block_num):
+    kept = itm_attention(model, model.visual_encoder(image).tokens.detach(), ids, mask, block_num)
+    heads = kept.shape[1]
     grid = model.visual_encoder.patch_embed.grid_size
     mask = mask.view(mask.size(0), 1, -1, 1, 1)
     cams = kept.detach()[:, :, :, 1:].reshape(1, heads, -1, *grid) * mask

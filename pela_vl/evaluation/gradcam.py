@@ -1,6 +1,7 @@
 """Grad-CAM on attention maps, as ALBEF's weakly supervised grounding does it: tensors in, tensors out.
 
-Shapes: B pairs, H heads, L text tokens, N = 1 + h * w image tokens (class token first), h x w the grid of patches.
+Shapes: B pairs, H heads, L text tokens, N = 1 + h * w image tokens (class token first), h x w the grid of patches, M <= N the
+tokens that are left where the image encoder merges alike ones.
 """
 
 import torch
@@ -11,6 +12,23 @@ from torch import Tensor
 def gradcam(attention: Tensor, gradient: Tensor) -> Tensor:
     """Attention times its gradient where that is positive, mean over the heads: [B, H, ...] twice -> [B, ...]."""
     return (attention * gradient.clamp(min=0)).mean(1)
+
+
+def hand_back(maps: Tensor, source: Tensor | None, size: Tensor | None = None) -> Tensor:
+    """Maps [B, ..., M] over merged tokens -> [B, ..., N]: every original place gets what it would have as a token of its own.
+
+    source [B, N]: the merged token that each place is part of; None: nothing was merged. size [B, M] is given where the
+    attention was proportional, that is counted a token as often as places were merged into it: then a token's attention is
+    the sum of its places', and each gets an equal share. Without, attention took it for one token, whatever its size: it
+    has the attention that each of its places alone would have next to tokens of other kinds, and each gets all of it.
+    Gradients of the score are the same for every place of a token, as the token's value is: so the product of attention and
+    gradient may be handed back in place of both.
+    """
+    if source is None:
+        return maps
+    between = (1,) * (maps.dim() - 2)
+    maps = maps if size is None else maps / size.view(len(size), *between, -1)
+    return maps.gather(-1, source.view(len(source), *between, -1).expand(*maps.shape[:-1], -1))
 
 
 def patch_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

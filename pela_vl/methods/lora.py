@@ -13,6 +13,7 @@ from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods import Method
+from pela_vl.models.heads import MaskedLanguageHead
 from pela_vl.settings import LossSettings, Settings
 
 NEEDS_TEACHER = False
@@ -43,6 +44,22 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def peft_copies(model: nn.Module) -> int:
+    """Parameters that peft would add if the heads were its `modules_to_save`: a copy of each, trained, beside the original.
+
+    A copy of a vocabulary head is no longer tied to the word embedding, and has a matrix of its own.
+    """
+    parts = dict(model.named_modules())
+    heads = [parts[name] for name in _heads(model) if name in parts]
+    tied = [part for head in heads for part in head.modules() if isinstance(part, MaskedLanguageHead)]
+    matrices = sum(part.bias.numel() * part.transform.dense.in_features for part in tied)
+    return matrices + sum(parameter.numel() for head in heads for parameter in head.parameters())
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    return getattr(type(model), "HEADS", ("head",))
+
+
 def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """Put adapters of rank `lora.rank` beside every Linear outside the heads, and freeze all but these and the heads.
 
@@ -50,8 +67,7 @@ def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """
     if low_rank_layers(model) or settings.compress.kappa is not None:
         raise UserError("method: lora adapts a dense model; leave compress.kappa out and start from a dense checkpoint")
-    heads = getattr(type(model), "HEADS", ("head",))
-    is_head = tuple(head + "." for head in heads)
+    is_head = tuple(head + "." for head in _heads(model))
     targets = [
         name
         for name, module in model.named_modules()

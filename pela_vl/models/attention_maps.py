@@ -3,7 +3,7 @@
 A trace is a pair: the map, and the function that goes on from such a map to the model's output. Whoever wants gradients with
 respect to the map makes it a leaf in between. The functions here give what the ordinary forward gives.
 
-Shapes: B pairs, H heads, L text tokens, N image tokens (class token first), D width.
+Shapes: B pairs, H heads, L text tokens, N image tokens (class token first; where the ViT merges, those that are left), D width.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pela_vl.models.albef import Albef
 from pela_vl.models.bert import Attention, KeyValue
+from pela_vl.models.token_merging import Merged, after_attention, size_bias
 from pela_vl.models.vit import ImageEncoder
 
 Trace = tuple[Tensor, Callable[[Tensor], Tensor]]
@@ -60,39 +61,41 @@ def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: list[KeyVa
     return attention_map(chosen.crossattention, x, keys), finish
 
 
-def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Tensor:
-    """What block `block` of the ViT reads: [B, N, D] of images [B, 3, S, S].
+def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Merged:
+    """What block `block` of the ViT reads of images [B, 3, S, S].
 
     Raises ValueError for a block that the ViT does not have.
     """
     if not 0 <= block < len(encoder.blocks):
         raise ValueError(f"the image encoder has no block {block}; those are 0 to {len(encoder.blocks) - 1}")
-    x = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(images))))
-    for before in encoder.blocks[:block]:
-        x = before(x)
-    return x
+    state = Merged(encoder.embed(images))
+    for number in range(block):
+        state = encoder.run_block(number, state)
+    return state
 
 
-def trace_class_token(encoder: ImageEncoder, x: Tensor, block: int) -> Trace:
+def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace:
     """The class token's attention [B, H, N] in block `block`, and from there to the final tokens [B, N, D].
 
-    x [B, N, D]: what `tokens_before_block` gives. The other tokens' rows need no map: they are attended the ordinary way.
+    state: what `tokens_before_block` gives. The other tokens' rows need no map: they are attended the ordinary way.
     """
-    chosen = encoder.blocks[block]
+    chosen, x = encoder.blocks[block], state.x
     attention = chosen.attn
     qkv = attention.qkv(chosen.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, keys, values = qkv.unbind(0)
+    bias = size_bias(state.size, query.dtype)
     scores = query[:, :, :1] @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
     row = scores[:, :, 0].float().softmax(-1).to(scores.dtype)
 
     def finish(probabilities: Tensor) -> Tensor:
         own = probabilities[:, :, None] @ values
-        others = F.scaled_dot_product_attention(query[:, :, 1:], keys, values)
+        others = F.scaled_dot_product_attention(query[:, :, 1:], keys, values, attn_mask=bias)
         mixed = torch.cat([own, others], dim=2).transpose(1, 2).flatten(2)
-        y = x + attention.proj(mixed)
-        y = y + chosen.mlp(chosen.norm2(y))
-        for after in encoder.blocks[block + 1 :]:
-            y = after(y)
-        return encoder.norm(y)
+        y, reduction = x + attention.proj(mixed), encoder.reduction(block)
+        after = state.then(*after_attention(chosen, y, keys.mean(1), state.size, reduction, encoder.num_prefix_tokens))
+        for number in range(block + 1, len(encoder.blocks)):
+            after = encoder.run_block(number, after)
+        return encoder.norm(after.x)
 
     return row, finish

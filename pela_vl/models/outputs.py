@@ -9,12 +9,14 @@ from torch import Tensor
 class TokenStates:
     """Output of an encoder: `tokens` [B, N or L, D] and the hidden states it passed through, the embedding output first.
 
-    kept [B, K]: the places that the hidden states stand for, where an encoder saw only a part of the tokens.
+    kept [B, K]: the places that the hidden states stand for, where an encoder saw only a part of the tokens. source [B, N]:
+    which of `tokens` each place is part of, where some were merged.
     """
 
     tokens: Tensor
     hidden: tuple[Tensor, ...] = ()
     kept: Tensor | None = None
+    source: Tensor | None = None
 
 
 @dataclass

@@ -4,9 +4,38 @@ Shapes: B images, N tokens before and M after a merge, D width, H heads, P token
 A merge is written as one index tensor [B, N]: where each token goes, 0 .. M - 1, the order of the survivors unchanged.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Tokens on their way through the blocks.
+
+    x [B, M, D]. size [B, M]: of how many original tokens each is the mean. source [B, N]: the token, 0 .. M - 1, that each
+    original one is part of. Both are None where nothing was merged so far.
+    """
+
+    x: Tensor
+    size: Tensor | None = None
+    source: Tensor | None = None
+
+    def select(self, index: Tensor) -> "Merged":
+        """The images `index`."""
+        return Merged(*(None if part is None else part[index] for part in (self.x, self.size, self.source)))
+
+    def then(self, x: Tensor, size: Tensor | None, target: Tensor | None) -> "Merged":
+        """After one more block, given what `merging_block` returns."""
+        if target is None:
+            return Merged(x, size, self.source)
+        return Merged(x, size, target if self.source is None else target.gather(1, self.source))
+
+    def spread(self) -> Tensor:
+        """x at all original places [B, N, D]: a merged token at each of its own."""
+        return self.x if self.source is None else unmerge_tokens(self.x, self.source)
 
 
 def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
@@ -17,7 +46,7 @@ def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
     first `protected` tokens neither go nor are joined.
     """
     batch, count, _ = metric.shape
-    reduction = max(min(reduction, (count - protected) // 2), 0)
+    reduction = _possible(reduction, count, protected)
     place = torch.arange(count, device=metric.device)
     even, odd = place[::2], place[1::2]
     metric = F.normalize(metric.float(), dim=-1)
@@ -54,13 +83,18 @@ def proportional_attention(attention: nn.Module, x: Tensor, size: Tensor | None)
     mixed = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, key, value = mixed.unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    bias = None if size is None else size.log().to(query.dtype)[:, None, None, :]
+    bias = size_bias(size, query.dtype)
     dropout = attention.attn_drop.p if attention.training else 0.0
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     out = attention.norm(out.transpose(1, 2).flatten(2))
     if gate is not None:
         out = out * gate(x).sigmoid()
     return attention.proj_drop(attention.proj(out)), key.mean(1)
+
+
+def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What proportional attention adds to its scores: [B, 1, 1, N] of sizes [B, N]."""
+    return None if size is None else size.log().to(dtype)[:, None, None, :]
 
 
 def merging_block(
@@ -71,17 +105,27 @@ def merging_block(
     x [B, N, D], size [B, N] or None (nothing was merged yet) -> tokens [B, M, D], sizes, and the plan [B, N], None where
     nothing was merged. Without merges, before and now, it is the block itself.
     """
-    reduction = max(min(reduction, (x.shape[1] - protected) // 2), 0)
-    if size is None and not reduction:
+    if size is None and not _possible(reduction, x.shape[1], protected):
         return block(x), None, None
     attended, metric = proportional_attention(block.attn, block.norm1(x), size)
-    x, target = x + block.drop_path1(block.ls1(attended)), None
+    return after_attention(block, x + block.drop_path1(block.ls1(attended)), metric, size, reduction, protected)
+
+
+def after_attention(
+    block: nn.Module, x: Tensor, metric: Tensor, size: Tensor | None, reduction: int, protected: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The second half of `merging_block`: x [B, N, D] are tokens after attention, metric [B, N, D / H] is matched."""
+    reduction, target = _possible(reduction, x.shape[1], protected), None
     if reduction:
         # which tokens are alike is a choice, not a function to be differentiated
         target = merge_plan(metric.detach(), reduction, protected)
         size = torch.ones(x.shape[:2], device=x.device) if size is None else size
         x, size = merge_tokens(x, size, target, x.shape[1] - reduction)
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), size, target
+
+
+def _possible(reduction: int, count: int, protected: int) -> int:
+    return max(min(reduction, (count - protected) // 2), 0)
 
 
 def reductions(schedule: int | list[int], depth: int) -> list[int]:

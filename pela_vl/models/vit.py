@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pela_vl.models.outputs import TokenStates
-from pela_vl.models.token_merging import merging_block, reductions, unmerge_tokens
+from pela_vl.models.token_merging import Merged, merging_block, reductions, unmerge_tokens
 
 
 class ImageEncoder(VisionTransformer):
@@ -33,24 +33,34 @@ class ImageEncoder(VisionTransformer):
         Hidden states stand at the places of the patches seen: a merged token at every place that it is made of.
         """
         if self.images_at_a_time and not self.training and not keep_hidden and images.shape[0] > self.images_at_a_time:
-            return TokenStates(torch.cat([self(part).tokens for part in images.split(self.images_at_a_time)]))
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        kept = None
+            parts = [self(part) for part in images.split(self.images_at_a_time)]
+            source = torch.cat([part.source for part in parts]) if parts[0].source is not None else None
+            return TokenStates(torch.cat([part.tokens for part in parts]), source=source)
+        x, kept = self.embed(images), None
         if self.training and self.keep_share < 1.0:
             kept = draw_kept(len(x), x.shape[1], self.keep_share, self.num_prefix_tokens, x.device)
             x = unmerge_tokens(x, kept)
-        hidden, size, source = [x], None, None
-        for block, reduction in zip(self.blocks, self.merging or (0,) * len(self.blocks), strict=True):
-            arguments = (block, x, size, reduction, self.num_prefix_tokens)
-            if self.activation_checkpointing and self.training:
-                x, size, target = checkpoint(merging_block, *arguments, use_reentrant=False)
-            else:
-                x, size, target = merging_block(*arguments)
-            if target is not None:
-                source = target if source is None else target.gather(1, source)
+        hidden, state = [x], Merged(x)
+        for number in range(len(self.blocks)):
+            state = self.run_block(number, state)
             if keep_hidden:
-                hidden.append(x if source is None else unmerge_tokens(x, source))
-        return TokenStates(self.norm(x), tuple(hidden) if keep_hidden else (), kept)
+                hidden.append(state.spread())
+        return TokenStates(self.norm(state.x), tuple(hidden) if keep_hidden else (), kept, state.source)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block reads: [B, N, D] of images [B, 3, S, S]."""
+        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
+
+    def run_block(self, number: int, state: Merged) -> Merged:
+        """Block `number` on the tokens that it is given, with its merge."""
+        arguments = (self.blocks[number], state.x, state.size, self.reduction(number), self.num_prefix_tokens)
+        if self.activation_checkpointing and self.training:
+            return state.then(*checkpoint(merging_block, *arguments, use_reentrant=False))
+        return state.then(*merging_block(*arguments))
+
+    def reduction(self, number: int) -> int:
+        """How many tokens block `number` is to merge."""
+        return self.merging[number] if self.merging else 0
 
     def set_token_merging(self, schedule: int | list[int]) -> None:
         """Merge so many tokens in every block, or in each as a list says; 0 for none. Raises ValueError (`reductions`)."""

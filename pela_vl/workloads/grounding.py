@@ -50,8 +50,6 @@ class Grounding(Retrieval):
         return {split: file for split, file in files.items() if file}
 
     def evaluation_data(self, settings: Settings, side: ModelSide, file: str) -> GroundingEval:
-        if side.model.visual_encoder.merging:
-            raise UserError("model.token_merging: merged tokens have no place in the picture to point at; set it to 0")
         data = settings.data
         transform = eval_transform(side.image_size)
         return GroundingEval([file], _boxes_file(settings), data.image_root, transform, data.max_words, data.cache_mb)

@@ -1,21 +1,18 @@
 """Each method: what it makes of a model, the terms it adds against literal restatements, runs from settings on two tasks."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from method_runs import WORKLOADS, settings_of
 from tiny_albef import HEADS, randomise, tiny_albef, tiny_batch, twin_of
 from torch import nn
 
 from pela_vl import methods, runner
 from pela_vl.checkpoint import read_card
 from pela_vl.cost import count_parameters
-from pela_vl.data.karpathy import read_karpathy, write_lists
-from pela_vl.data.snli_ve import SPLITS, read_snli_ve
-from pela_vl.data.snli_ve import write_lists as write_entailment_lists
 from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.errors import UserError
 from pela_vl.loading import load_any
@@ -24,12 +21,8 @@ from pela_vl.methods import lora, maskalign, tinybert, tome
 from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import StepOutput
 from pela_vl.settings import LossSettings, ModelSettings, Settings, StudentSettings
-from pela_vl.workloads.base import ModelSide
-from pela_vl.workloads.entailment import Entailment
-from pela_vl.workloads.grounding import Grounding
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
-from pela_vl.workloads.vqa import Vqa
 
 DEPTHS = StudentSettings(vision_depth=2, text_depth=1, fusion_depth=1)
 
@@ -299,12 +292,6 @@ def test_tome_wants_a_schedule_and_a_vit():
     assert model.visual_encoder.merging == (0, 2)
 
 
-def test_grounding_refuses_merged_tokens():
-    side = ModelSide(tiny_albef(token_merging=1), None, nullcontext, None)
-    with pytest.raises(UserError, match="no place in the picture"):
-        Grounding().evaluation_data(Settings(), side, "list.json")
-
-
 def test_a_teacher_sees_every_token():
     teacher, plain, batch = tiny_albef(token_merging=2), tiny_albef(), tiny_batch(2)
     features = FrozenTeacher(teacher).features(batch.images, batch.ids, batch.mask, None)
@@ -314,44 +301,6 @@ def test_a_teacher_sees_every_token():
 
 
 # --- runs
-
-
-@pytest.fixture(scope="session")
-def listed(scenes, vqa_listed):
-    if not (scenes / "lists").exists():
-        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
-    if not (scenes / "entailment").exists():
-        picture = {"train": "train", "dev": "val", "test": "test"}
-        splits = {
-            split: read_snli_ve(scenes / f"snli_ve_{split}.jsonl", scenes, f"images/{picture[split]}/{{id}}.jpg")
-            for split in SPLITS
-        }
-        write_entailment_lists(splits, scenes, scenes / "entailment", "snli_ve")
-    return scenes
-
-
-WORKLOADS = {"pretraining": Pretraining, "retrieval": Retrieval, "entailment": Entailment, "vqa": Vqa}
-
-
-def settings_of(task, listed, output, method):
-    made = Settings(output=str(output), method=method)
-    made.model.size, made.model.tokenizer, made.model.dropout = "albef_test", "scenes", 0.1
-    data = made.data
-    lists = listed / {"entailment": "entailment/snli_ve", "vqa": "vqa/vqa"}.get(task, "lists/scenes")
-    made.vqa.answer_list, made.vqa.k_test = str(listed / "vqa/answer_list.json"), 8
-    data.train, data.image_root, data.workers = [f"{lists}_train.json"], str(listed), 0
-    data.val, data.test = None, f"{lists}_test.json"
-    data.min_scale, data.hflip, data.augment = 1.0, 0.0, False
-    made.losses.queue_size, made.evaluate.k_test, made.losses.alpha_ramp_steps = 8, 3, 2
-    made.losses.mlm = 1.0 if task == "pretraining" else 0.0
-    made.train.steps, made.train.batch_size, made.train.threads, made.train.checkpoint_every = 3, 4, 1, 1
-    if method in ("svd", "pela"):
-        made.compress.kappa, made.losses.fd, made.losses.rwp = 3.0, 0.1, 0.1
-    if method == "tome":
-        made.model.token_merging = 1
-    if method in ("tinybert", "maskalign"):
-        made.student = StudentSettings(vision_depth=1, text_depth=1, fusion_depth=1, keep=0.5)
-    return made
 
 
 TERMS = {"tinybert": {"hidden", "attention"}, "maskalign": {"align"}, "pela": {"fd", "rwp"}}
@@ -366,9 +315,9 @@ RUNS = [
 @pytest.mark.parametrize(("task", "method"), RUNS)
 def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(listed, tmp_path, monkeypatch, task, method):
     workload = WORKLOADS[task]()
-    settings = settings_of(task, listed, tmp_path / "whole", method)
+    settings = settings_of(task, method, listed, tmp_path / "whole")
     _, metrics = runner.train(workload, settings, resume=False)
-    killed = settings_of(task, listed, tmp_path / "killed", method)
+    killed = settings_of(task, method, listed, tmp_path / "killed")
     save, calls = runner.save_model, []
 
     def dying(*arguments):
@@ -396,19 +345,19 @@ def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(listed
         assert load_any(ModelSettings(token_merging=0), str(files[0])).model.visual_encoder.merging == ()
     assert bool(low_rank_layers(loaded.model)) == (method in ("svd", "pela"))
     if metrics:
-        again = settings_of(task, listed, tmp_path / "again", "full")
+        again = settings_of(task, "full", listed, tmp_path / "again")
         again.init.checkpoint, again.model.size = str(files[0]), None
         assert runner.evaluate(workload, again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
 
 
 def test_pela_and_token_merging_combine(listed, tmp_path):
-    settings = settings_of("pretraining", listed, tmp_path / "run", "pela")
+    settings = settings_of("pretraining", "pela", listed, tmp_path / "run")
     settings.model.token_merging = [2, 0]
     runner.train(Pretraining(), settings, resume=False)
     loaded = load_any(ModelSettings(), str(tmp_path / "run/last.safetensors"))
     assert loaded.model.visual_encoder.merging == (2, 0) and low_rank_layers(loaded.model)
     # and the small model starts the next stage as it is
-    settings = settings_of("retrieval", listed, tmp_path / "next", "full")
+    settings = settings_of("retrieval", "full", listed, tmp_path / "next")
     settings.init.checkpoint, settings.model.size = str(tmp_path / "run/last.safetensors"), None
     runner.train(Retrieval(), settings, resume=False)
     assert read_card(tmp_path / "next/last.safetensors").numbers["token_merging"] == [2, 0]

@@ -9,6 +9,7 @@ from pela_vl.models.attention_maps import tokens_before_block, trace_class_token
 SHAPES = [
     {},
     {"vision_heads": 3, "text_heads": 4, "image_size": 48, "patch_size": 8, "text_depth": 6, "vision_depth": 3},
+    {"image_size": 48, "patch_size": 8, "vision_depth": 4, "token_merging": [0, 5, 0, 3]},
 ]
 
 

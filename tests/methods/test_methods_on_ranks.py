@@ -1,0 +1,77 @@
+"""Every method on two ranks under the deepspeed launcher, and what it leaves on one."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+from method_runs import METHODS, WORKLOADS, settings_of
+from method_worker import whitened_factors
+from tiny_runs import ONE, PATIENCE, ROOT, environment, free_port
+
+from pela_vl import runner
+from pela_vl.loading import load_any
+from pela_vl.lowrank import low_rank_layers
+from pela_vl.settings import ModelSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TERMS = {"tinybert": {"hidden", "attention"}, "maskalign": {"align"}, "pela": {"fd", "rwp"}}
+OTHERS = cycle(("pretraining", "vqa", "entailment", "grounding"))
+# each in retrieval and in one more task, at ZeRO 1 and 2
+JOBS = [
+    {"method": method, "task": task, "stage": 1 + (number + place) % 2, "name": f"{task}_{method}"}
+    for number, method in enumerate(METHODS)
+    for place, task in enumerate(("retrieval", next(OTHERS)))
+]
+
+
+@pytest.fixture(scope="module")
+def trained(listed, tmp_path_factory) -> Path:
+    """The folder of one launch that runs all, one after the other in the same processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "jobs.json").write_text(json.dumps([job | {"listed": str(listed)} for job in JOBS]))
+    launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
+    assert launcher, "the deepspeed launcher is not installed beside this Python"
+    command = [launcher, "--num_gpus", "2", "--master_port", str(free_port())]
+    command += [str(ROOT / "tests/method_worker.py"), str(folder / "jobs.json")]
+    env = environment()
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=5 * PATIENCE)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job["name"])
+def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(listed, trained, tmp_path, job):
+    run, method, task = trained / job["name"], job["method"], job["task"]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "event" not in line]
+    assert len(steps) == 3 and all(math.isfinite(line["loss"]) for line in steps)
+    assert all(isinstance(line["grad_norm"], float) and line["grad_norm"] > 0 for line in steps)
+    assert all(set(line["terms"]) >= TERMS.get(method, set()) for line in steps)
+    model = load_any(ModelSettings(), str(run / "last.safetensors")).model
+    assert bool(low_rank_layers(model)) == (method in ("svd", "pela"))
+    assert bool(model.visual_encoder.merging) == (method == "tome")
+    metrics = json.loads((trained / "metrics.json").read_text())[job["name"]]
+    again = settings_of(task, "full", listed, tmp_path / "again")
+    again.init.checkpoint, again.model.size = str(run / "last.safetensors"), None
+    if task == "pretraining":  # which evaluates nothing itself
+        again.losses.mlm = 0.0
+        assert 0 <= runner.evaluate(WORKLOADS["retrieval"](), again)["test"]["mean"] <= 100
+    else:
+        assert runner.evaluate(WORKLOADS[task](), again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
+
+
+def test_whitened_factors_are_the_main_ranks(listed, trained, tmp_path):
+    main, other = (torch.load(trained / f"factors.{rank}.pt") for rank in range(2))
+    assert main["plan"] == other["plan"] and main["weights"].keys() == other["weights"].keys()
+    assert all(torch.equal(value, other["weights"][name]) for name, value in main["weights"].items())
+    alone = whitened_factors(listed, tmp_path, ONE)
+    assert alone["plan"] == main["plan"]
+    for name, value in alone["weights"].items():
+        torch.testing.assert_close(main["weights"][name], value)
