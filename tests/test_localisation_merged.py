@@ -58,7 +58,7 @@ def vision_by_hand(vit, image, kept_block=None):
             kept = probabilities, sets
         x = x + block.attn.proj((probabilities @ v).transpose(0, 1).reshape(x.shape))
         if SCHEDULE[number]:
-            x, sets = merge_by_hand(x, sets, k.mean(0), SCHEDULE[number])
+            x, sets = merge_by_hand(x, sets, k.mean(0).detach(), SCHEDULE[number])
         x = x + block.mlp(block.norm2(x))
     return vit.norm(x), sets, kept
 
@@ -101,18 +101,19 @@ def test_heat_and_boxes_by_hand(scenes, lists, score, layer, low_rank):
     found = localise(model, data, tokenizer(), GroundingSettings(score=score, layer=layer), ONE, nullcontext)
     layer, decided = choose_layer(model, score, layer), 0
     prepared = prepare_images(model, torch.stack([data[0], data[1]]), score, layer, nullcontext)
-    for k, expression in enumerate(data.expressions[:20]):
+    for k, expression in enumerate(data.expressions[:12]):
         ids, mask = tokenizer().encode([expression.text], 40)
         by_hand = BY_HAND[score](model, data[expression.image][None], ids, mask, layer)
         if expression.image < 2:
             ours = heat_maps(model, prepared, torch.tensor([expression.image]), ids, mask, layer, nullcontext)[0]
             torch.testing.assert_close(ours, by_hand, rtol=1e-3, atol=1e-5 * float(by_hand.max()))
-            assert len(set(ours.flatten().tolist())) < 16  # some patches are one token
+            if (score, layer) != ("itc", 0):  # which is before any merge
+                assert len(set(ours.flatten().tolist())) < 16  # some patches are one token
         best = published_box(by_hand, data.pictures[expression.image])
         if best is not None:
             decided += 1
             assert found.chosen[k] == best
-    assert decided > 10
+    assert decided > 6
 
 
 def two_kinds(schedule):

@@ -47,7 +47,10 @@ def compressed(script, folder, file, root, *more):
     return read_weights(output), read_card(output).ranks
 
 
-@pytest.mark.parametrize("task", WORKLOADS)
+TASKS = [pytest.param(task, marks=() if task in ("retrieval", "vqa") else pytest.mark.slow) for task in WORKLOADS]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_factors_are_those_of_the_compress_task(lists, script, tmp_path, task):
     ranks = "allocated" if task == "retrieval" else "uniform"
     settings = whitened(task, lists, tmp_path, ranks=ranks)
