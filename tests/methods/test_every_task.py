@@ -12,9 +12,29 @@ from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
 
 
-@pytest.mark.parametrize("task", FINE_TUNING)
-@pytest.mark.parametrize("method", METHODS)
-def test_two_steps_an_evaluation_and_the_checkpoint_again(listed, tmp_path, task, method):
+# quick: every method once, every task at least once, merged tokens where they need places
+QUICK = {
+    ("full", "vqa"),
+    ("lora", "entailment"),
+    ("maskalign", "grounding"),
+    ("pela", "grounding"),
+    ("svd", "retrieval"),
+    ("tinybert", "retrieval"),
+    ("tome", "grounding"),
+}
+RUNS = [
+    pytest.param(method, task, marks=() if (method, task) in QUICK else pytest.mark.slow)
+    for method in METHODS
+    for task in FINE_TUNING
+]
+
+
+def test_the_quick_ones_are_of_every_method_and_task():
+    assert [{pair[i] for pair in QUICK} for i in (0, 1)] == [set(METHODS), set(FINE_TUNING)]
+
+
+@pytest.mark.parametrize(("method", "task"), RUNS)
+def test_two_steps_an_evaluation_and_the_checkpoint_again(listed, tmp_path, method, task):
     workload = WORKLOADS[task]()
     settings = settings_of(task, method, listed, tmp_path / "run")
     settings.train.steps, settings.train.checkpoint_every = 2, 0

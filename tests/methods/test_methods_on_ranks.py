@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -73,5 +74,7 @@ def test_whitened_factors_are_the_main_ranks(listed, trained, tmp_path):
     assert all(torch.equal(value, other["weights"][name]) for name, value in main["weights"].items())
     alone = whitened_factors(listed, tmp_path, ONE)
     assert alone["plan"] == main["plan"]
+    # by its own samples the other rank would have had others
+    assert whitened_factors(listed, tmp_path, replace(ONE, rank=1))["plan"] != main["plan"]
     for name, value in alone["weights"].items():
         torch.testing.assert_close(main["weights"][name], value)
