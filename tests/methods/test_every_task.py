@@ -11,7 +11,6 @@ from pela_vl.loading import load_any
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
 
-
 # quick: every method once, every task at least once, merged tokens where they need places
 QUICK = {
     ("full", "vqa"),
