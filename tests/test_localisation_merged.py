@@ -101,7 +101,7 @@ def test_heat_and_boxes_by_hand(scenes, lists, score, layer, low_rank):
     found = localise(model, data, tokenizer(), GroundingSettings(score=score, layer=layer), ONE, nullcontext)
     layer, decided = choose_layer(model, score, layer), 0
     prepared = prepare_images(model, torch.stack([data[0], data[1]]), score, layer, nullcontext)
-    for k, expression in enumerate(data.expressions[:12]):
+    for k, expression in enumerate(data.expressions[:8]):
         ids, mask = tokenizer().encode([expression.text], 40)
         by_hand = BY_HAND[score](model, data[expression.image][None], ids, mask, layer)
         if expression.image < 2:
@@ -113,7 +113,7 @@ def test_heat_and_boxes_by_hand(scenes, lists, score, layer, low_rank):
         if best is not None:
             decided += 1
             assert found.chosen[k] == best
-    assert decided > 6
+    assert decided > 4
 
 
 def two_kinds(schedule):
