@@ -37,10 +37,9 @@ def main() -> None:
         own = [row for row in rows if row.subject.table == table]
         tables.append((f"Table {table}: {condition}", counted_table(own, LABELS)))
     tables.append((HIDDEN, hidden_table(rows, LABELS)))
-    notes = closing_notes(rows, LABELS)
-    copied = {row.subject.name: peft_parameters(row) for row in rows if row.method == "lora"}
+    notes, copied = closing_notes(rows, LABELS), "LoRA with peft's copies of the heads has"
     notes += [
-        f"{name}: LoRA with peft's copies of the heads has {count:,} parameters" for name, count in copied.items()
+        f"{row.subject.name}: {copied} {peft_parameters(row):,} parameters" for row in rows if row.method == "lora"
     ]
     print("Parameters, and operations (2 x multiply-adds) of Linear and Conv layers, as the paper counts them.")
     for title, cells in tables:
