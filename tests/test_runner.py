@@ -146,3 +146,11 @@ def _checkpoint(settings, tmp_path):
     path = tmp_path / "model.safetensors"
     save_model(path, loaded.model, loaded.card)
     return str(path)
+
+
+def test_several_changes_follow_one_set_or_each_its_own(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("output: a\n")
+    for words in (["--set", "output=b", "train.seed=3"], ["--set", "output=b", "--resume", "--set", "train.seed=3"]):
+        settings = runner.parse("", ["--config", str(path), *words]).settings
+        assert (settings.output, settings.train.seed) == ("b", 3)
