@@ -4,13 +4,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pela_vl.assemble import compress_loaded
+from pela_vl.checkpoint import ModelCard
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.errors import UserError
 from pela_vl.loading import MOMENTUM, LoadedModel, build_kind
@@ -75,6 +76,28 @@ class Compression:
             line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
             lines.append(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
         return "\n".join(lines)
+
+    def totals(self, card: ModelCard) -> str:
+        """Parameters and operations before and after, as lines of text; card: of the model that was compressed."""
+        before, after = self.parameters
+        first, second = (sum(row[key] for row in self.rows()) for key in ("before", "after"))
+        dense, small = self.flops
+        size, length = card.numbers["image_size"], min(TEXT_TOKENS, card.numbers["max_positions"])
+        lines = [
+            f"parameters {before:,} -> {after:,} ({after / before:.1%})",
+            f"  weights of these {len(self.layers)} layers {first:,} -> {second:,} ({second / first:.1%})",
+            f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})",
+            f"  in Linear and Conv layers (2 x multiply-adds), with images of {size} px and texts of {length} tokens,",
+            f"  {SAMPLES.get(card.kind, SAMPLES['match'])};",
+            f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either",
+        ]
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """The rows, parameters and operations, plain."""
+        before, after = self.parameters
+        flops = {"before": asdict(self.flops[0]), "after": asdict(self.flops[1])}
+        return {"layers": self.rows(), "parameters": {"before": before, "after": after}, "flops": flops}
 
 
 def compress_with_twin(

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from pela_vl.errors import UserError, run_main
 
 if TYPE_CHECKING:
-    from pela_vl.compression import Compression, Usage
     from pela_vl.loading import LoadedModel
 
 
@@ -69,11 +68,13 @@ def main() -> None:
     }
     save_model(args.output, loaded.model, loaded.card, extra=result.twin)
     used = usage_since(start)
-    print(result.table())
-    _print_totals(result, loaded, used)
+    print(f"{result.table()}\n\n{result.totals(loaded.card)}")
+    print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
     print(f"written: {args.output} ({os.path.getsize(args.output) / 2**20:.0f} MiB)")
     if args.json:
-        atomic_json(args.json, _report(args, what, result) | {"usage": asdict(used)})
+        asked = {"source": args.checkpoint or f"random {args.random}", "recognised": what}
+        asked |= {"kappa": args.kappa, "init": args.init, "ranks": args.ranks}
+        atomic_json(args.json, asked | result.record() | {"usage": asdict(used)})
 
 
 def _arguments() -> argparse.Namespace:
@@ -134,37 +135,6 @@ def _load(args: argparse.Namespace) -> "LoadedModel":
     if args.checkpoint:
         return load_any(settings, args.checkpoint)
     return load_model(settings, None, mlm=None, vocab_size=Tokenizer.load("bert-base-uncased").vocab_size)
-
-
-def _print_totals(result: "Compression", loaded: "LoadedModel", used: "Usage") -> None:
-    from pela_vl.compression import SAMPLES, TEXT_TOKENS
-
-    before, after = result.parameters
-    print(f"\nparameters {before:,} -> {after:,} ({after / before:.1%})")
-    first, second = (sum(row[key] for row in result.rows()) for key in ("before", "after"))
-    print(f"  weights of these {len(result.layers)} layers {first:,} -> {second:,} ({second / first:.1%})")
-    dense, small = result.flops
-    print(f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})")
-    size, length = loaded.card.numbers["image_size"], min(TEXT_TOKENS, loaded.card.numbers["max_positions"])
-    sample = SAMPLES.get(loaded.card.kind, SAMPLES["match"])
-    print(f"  in Linear and Conv layers (2 x multiply-adds), with images of {size} px and texts of {length} tokens,")
-    print(f"  {sample};")
-    print(f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either")
-    print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
-
-
-def _report(args: argparse.Namespace, what: str, result: "Compression") -> dict:
-    before, after = result.parameters
-    return {
-        "source": args.checkpoint or f"random {args.random}",
-        "recognised": what,
-        "kappa": args.kappa,
-        "init": args.init,
-        "ranks": args.ranks,
-        "layers": result.rows(),
-        "parameters": {"before": before, "after": after},
-        "flops": {"before": asdict(result.flops[0]), "after": asdict(result.flops[1])},
-    }
 
 
 if __name__ == "__main__":
