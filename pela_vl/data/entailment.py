@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import Dataset
 
 from pela_vl.data.annotations import Entry, Key, PathLike, check_image, check_text, load_annotations
-from pela_vl.data.captions import EvalPictures
+from pela_vl.data.captions import EvalPictures, draw_pair
 from pela_vl.data.collate import Movable, stack_common
 from pela_vl.data.images import ImageReader, read_or_next
 from pela_vl.data.snli_ve import LABELS
-from pela_vl.data.text import clean_caption, swap_sides
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform
 from pela_vl.errors import UserError
@@ -86,10 +85,8 @@ class EntailmentPairs(Dataset):
         """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
-        tensor, flipped = self.transform(image, np.random.default_rng([self.seed, epoch, wanted]))
-        sentence = clean_caption(self.sentences[index], self.max_words)
-        sentence = swap_sides(sentence) if flipped else sentence
-        return EntailmentSample(tensor, sentence, int(self.targets[index]), (epoch, wanted), index, bad)
+        drawn = draw_pair(image, [self.sentences[index]], self.transform, self.max_words, [self.seed, epoch, wanted])
+        return EntailmentSample(*drawn, int(self.targets[index]), (epoch, wanted), index, bad)
 
 
 class EntailmentCollate:

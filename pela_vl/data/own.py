@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pela_vl.data.images import ImageError, read_image
 from pela_vl.data.karpathy import KarpathyImage
-from pela_vl.data.raw import is_picture, refuse_escape
+from pela_vl.data.raw import is_picture, reading, refuse_escape
 from pela_vl.data.text import has_text
 from pela_vl.errors import UserError
 from pela_vl.progress import Progress
@@ -118,23 +118,18 @@ def _digest(root: Path, image: str) -> str | ImageError:
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a CSV file; a byte order mark, as spreadsheets write it, is dropped."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, restval="")
+    absent, garbled = "give the table of captions with --csv", "save the table as CSV UTF-8"
+    with reading(path, absent, garbled, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, restval="")
+        try:
             header: Sequence[str] = reader.fieldnames or []
-            absent = [column for column in COLUMNS if column not in header]
-            if absent:
+            missing = [column for column in COLUMNS if column not in header]
+            if missing:
                 raise UserError(
-                    f"{path}: no column {absent[0]!r} among {', '.join(header) or 'none'}; the first line wants to be"
+                    f"{path}: no column {missing[0]!r} among {', '.join(header) or 'none'}; the first line wants to be"
                     f" {delimiter.join(COLUMNS)} (another separator: --delimiter)"
                 )
             for row in reader:
                 yield f"{path}: line {reader.line_num}", row
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the table of captions with --csv") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); save the table as CSV UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: malformed CSV ({error})") from None
+        except csv.Error as error:
+            raise UserError(f"{path}: malformed CSV ({error})") from None

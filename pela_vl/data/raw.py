@@ -1,9 +1,10 @@
 """Checks that the readers of raw public files share, and the writing of the lists made of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_write
@@ -14,6 +15,23 @@ _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 def kind(value: Any) -> str:
     """What a JSON value is, in words for a message."""
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))
+
+
+@contextmanager
+def reading(path: Path, if_absent: str, if_garbled: str, **options: Any) -> Iterator[TextIO]:
+    """Open a UTF-8 file to be read within the block; options: of `open`.
+
+    Raises `UserError` for a file that is absent (if_absent: what to do then), unreadable or no UTF-8 (if_garbled).
+    """
+    try:
+        with open(path, **{"encoding": "utf-8"} | options) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {if_absent}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); {if_garbled}") from None
 
 
 def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:

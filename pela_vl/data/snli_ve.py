@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pela_vl.data.raw import is_picture, kind, refuse_escape, typed, write_list
+from pela_vl.data.raw import is_picture, kind, reading, refuse_escape, typed, write_list
 from pela_vl.data.text import has_text
 from pela_vl.errors import UserError
 
@@ -144,14 +144,7 @@ def _flickr_id(place: str, row: dict[str, Any]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1, empty ones left out."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give SNLI-VE's jsonl files") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); download it again") from None
+    with reading(path, "give SNLI-VE's jsonl files", "download it again") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line

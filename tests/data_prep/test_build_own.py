@@ -118,6 +118,16 @@ def test_malformed_tables_name_file_and_line(tmp_path, table, message):
     assert "t.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_tables_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="absent.csv: no such file; give the table of captions with --csv"):
+        read_table(tmp_path / "absent.csv", tmp_path)
+    (tmp_path / "latin.csv").write_bytes("image,caption\n0.jpg,été\n".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.csv: not UTF-8 .*save the table as CSV UTF-8"):
+        read_table(tmp_path / "latin.csv", tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path, tmp_path)
+
+
 def test_too_few_pictures(own):
     table = read_table(own / "captions.csv", own / "photos")
     digests = check_pictures(table, own / "photos", report=False)
