@@ -22,8 +22,7 @@ def listed(scenes) -> Path:
     """The corpus with its retrieval lists."""
     from pela_vl.data.karpathy import read_karpathy, write_lists
 
-    if not (scenes / "lists").exists():
-        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
+    write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
     return scenes
 
 
@@ -51,9 +50,31 @@ def vqa_listed(scenes) -> Path:
     from pela_vl.data.raw import write_list
     from pela_vl.data.vqa_lists import answer_list, find_parts, read_part
 
-    if not (scenes / "vqa").exists():
-        parts = {part.role: read_part(part, scenes) for part in find_parts(scenes)}
-        for role, held in parts.items():
-            write_list(scenes / "vqa" / f"vqa_{role}.json", held.entries)
-        write_list(scenes / "vqa" / "answer_list.json", answer_list(parts["train"].annotations, 1))
+    parts = {part.role: read_part(part, scenes) for part in find_parts(scenes)}
+    for role, held in parts.items():
+        write_list(scenes / "vqa" / f"vqa_{role}.json", held.entries)
+    write_list(scenes / "vqa" / "answer_list.json", answer_list(parts["train"].annotations, 1))
+    return scenes
+
+
+@pytest.fixture(scope="session")
+def entailment_listed(scenes) -> Path:
+    """The corpus with its visual entailment lists in `entailment/`."""
+    from pela_vl.data.snli_ve import SPLITS, read_snli_ve, write_lists
+
+    pictures = {"train": "train", "dev": "val", "test": "test"}
+    splits = {
+        split: read_snli_ve(scenes / f"snli_ve_{split}.jsonl", scenes, f"images/{pictures[split]}/{{id}}.jpg")
+        for split in SPLITS
+    }
+    write_lists(splits, scenes, scenes / "entailment", "snli_ve")
+    return scenes
+
+
+@pytest.fixture(scope="session")
+def every_list(scenes, listed, vqa_listed, entailment_listed) -> Path:
+    """The corpus with the lists of every task, those of grounding in `refs/`."""
+    from grounding_data import build
+
+    build(scenes, scenes / "refs")
     return scenes

@@ -1,14 +1,9 @@
-"""Runs of every method in every task at test size: which there are, their lists, and their settings."""
+"""Runs of every method in every task at test size: which there are, and their settings; the lists are `every_list`'s."""
 
 from pathlib import Path
 from pkgutil import iter_modules
 
-from grounding_data import build
-
 from pela_vl import methods
-from pela_vl.data.karpathy import read_karpathy, write_lists
-from pela_vl.data.snli_ve import SPLITS, read_snli_ve
-from pela_vl.data.snli_ve import write_lists as write_entailment_lists
 from pela_vl.settings import Settings, StudentSettings
 from pela_vl.workloads.entailment import Entailment
 from pela_vl.workloads.grounding import Grounding
@@ -26,22 +21,6 @@ WORKLOADS = {
 FINE_TUNING = ("retrieval", "entailment", "vqa", "grounding")
 METHODS = sorted(module.name for module in iter_modules(methods.__path__))
 LISTS = {"entailment": "entailment/snli_ve", "vqa": "vqa/vqa", "grounding": "refs/refs"}
-
-
-def build_lists(scenes: Path) -> Path:
-    """Lists of every task but VQA (a fixture's) beside a corpus of scenes."""
-    if not (scenes / "lists").exists():
-        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
-    if not (scenes / "entailment").exists():
-        picture = {"train": "train", "dev": "val", "test": "test"}
-        splits = {
-            split: read_snli_ve(scenes / f"snli_ve_{split}.jsonl", scenes, f"images/{picture[split]}/{{id}}.jpg")
-            for split in SPLITS
-        }
-        write_entailment_lists(splits, scenes, scenes / "entailment", "snli_ve")
-    if not (scenes / "refs").exists():
-        build(scenes, scenes / "refs")
-    return scenes
 
 
 def settings_of(task: str, method: str, listed: Path, output: Path) -> Settings:

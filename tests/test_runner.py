@@ -6,19 +6,10 @@ import pytest
 from shard_files import listed_samples, write_shards
 
 from pela_vl import runner
-from pela_vl.data.karpathy import read_karpathy, write_lists
 from pela_vl.errors import UserError
 from pela_vl.settings import Settings
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
-
-
-@pytest.fixture(scope="session")
-def listed(scenes):
-    lists = scenes / "lists"
-    if not lists.exists():
-        write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, lists, "scenes")
-    return scenes
 
 
 @pytest.fixture

@@ -56,3 +56,12 @@ def tiny_batch(size: int = 4, seed: int = 0, length: int = 9, image_ids=None, ml
         image_ids=torch.arange(size) if image_ids is None else torch.tensor(image_ids),
         indices=torch.arange(size) + 100,
     )
+
+
+def hidden_states(model, batch, keep=True):
+    """Hidden states of a model by stream, as the pre-training step hands them on, and the places of the patches kept."""
+    image = model.visual_encoder(batch.images, keep)
+    text = model.text_encoder.encode(batch.ids, batch.mask, keep)
+    context = model.text_encoder.image_keys_values(image.tokens)
+    mlm = model.masked_states(batch.masked_ids, batch.mask, context, keep)
+    return {"image": image.hidden, "text": text.hidden, "mlm": mlm.hidden}, image.kept

@@ -33,9 +33,9 @@ def test_the_quick_ones_are_of_every_method_and_task():
 
 
 @pytest.mark.parametrize(("method", "task"), RUNS)
-def test_two_steps_an_evaluation_and_the_checkpoint_again(listed, tmp_path, method, task):
+def test_two_steps_an_evaluation_and_the_checkpoint_again(every_list, tmp_path, method, task):
     workload = WORKLOADS[task]()
-    settings = settings_of(task, method, listed, tmp_path / "run")
+    settings = settings_of(task, method, every_list, tmp_path / "run")
     settings.train.steps, settings.train.checkpoint_every = 2, 0
     position, metrics = runner.train(workload, settings, resume=False)
     assert position.step == 2
@@ -48,6 +48,6 @@ def test_two_steps_an_evaluation_and_the_checkpoint_again(listed, tmp_path, meth
     model = load_any(ModelSettings(), checkpoint).model
     assert bool(low_rank_layers(model)) == (method in ("svd", "pela"))
     assert bool(model.visual_encoder.merging) == (method == "tome")
-    again = settings_of(task, "full", listed, tmp_path / "again")
+    again = settings_of(task, "full", every_list, tmp_path / "again")
     again.init.checkpoint, again.model.size = checkpoint, None
     assert runner.evaluate(workload, again)["test"] == pytest.approx(metrics["test"], abs=1e-3)

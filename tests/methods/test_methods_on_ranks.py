@@ -32,10 +32,10 @@ JOBS = [
 
 
 @pytest.fixture(scope="module")
-def trained(listed, tmp_path_factory) -> Path:
+def trained(every_list, tmp_path_factory) -> Path:
     """The folder of one launch that runs all, one after the other in the same processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "jobs.json").write_text(json.dumps([job | {"listed": str(listed)} for job in JOBS]))
+    (folder / "jobs.json").write_text(json.dumps([job | {"listed": str(every_list)} for job in JOBS]))
     launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
     assert launcher, "the deepspeed launcher is not installed beside this Python"
     command = [launcher, "--num_gpus", "2", "--master_port", str(free_port())]
@@ -48,7 +48,7 @@ def trained(listed, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job["name"])
-def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(listed, trained, tmp_path, job):
+def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(every_list, trained, tmp_path, job):
     run, method, task = trained / job["name"], job["method"], job["task"]
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "event" not in line]
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(listed, trained, t
     assert bool(low_rank_layers(model)) == (method in ("svd", "pela"))
     assert bool(model.visual_encoder.merging) == (method == "tome")
     metrics = json.loads((trained / "metrics.json").read_text())[job["name"]]
-    again = settings_of(task, "full", listed, tmp_path / "again")
+    again = settings_of(task, "full", every_list, tmp_path / "again")
     again.init.checkpoint, again.model.size = str(run / "last.safetensors"), None
     if task == "pretraining":  # which evaluates nothing itself
         again.losses.mlm = 0.0
@@ -68,13 +68,13 @@ def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(listed, trained, t
         assert runner.evaluate(WORKLOADS[task](), again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
 
 
-def test_whitened_factors_are_the_main_ranks(listed, trained, tmp_path):
+def test_whitened_factors_are_the_main_ranks(every_list, trained, tmp_path):
     main, other = (torch.load(trained / f"factors.{rank}.pt") for rank in range(2))
     assert main["plan"] == other["plan"] and main["weights"].keys() == other["weights"].keys()
     assert all(torch.equal(value, other["weights"][name]) for name, value in main["weights"].items())
-    alone = whitened_factors(listed, tmp_path, ONE)
+    alone = whitened_factors(every_list, tmp_path, ONE)
     assert alone["plan"] == main["plan"]
     # by its own samples the other rank would have had others
-    assert whitened_factors(listed, tmp_path, replace(ONE, rank=1))["plan"] != main["plan"]
+    assert whitened_factors(every_list, tmp_path, replace(ONE, rank=1))["plan"] != main["plan"]
     for name, value in alone["weights"].items():
         torch.testing.assert_close(main["weights"][name], value)

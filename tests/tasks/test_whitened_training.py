@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from method_runs import LISTS, WORKLOADS, build_lists, settings_of
+from method_runs import LISTS, WORKLOADS, settings_of
 from shard_files import listed_samples, write_shards
 from tiny_runs import ONE
 
@@ -17,9 +17,9 @@ from pela_vl.errors import UserError
 SAMPLES = 9
 
 
-@pytest.fixture(scope="module")
-def lists(scenes, vqa_listed):
-    return build_lists(scenes)
+@pytest.fixture
+def lists(every_list):
+    return every_list
 
 
 def dense_start(task, settings, folder):

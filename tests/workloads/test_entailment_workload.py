@@ -9,31 +9,18 @@ from PIL import Image
 from tiny_runs import ONE, finish, start_ranks
 
 from pela_vl import config, runner
-from pela_vl.data.snli_ve import SPLITS, read_snli_ve, write_lists
 from pela_vl.errors import UserError
 from pela_vl.models.entailment import CLASSES
 from pela_vl.settings import Settings
 from pela_vl.workloads.entailment import Entailment, classify
 
 
-@pytest.fixture(scope="session")
-def pairs(scenes):
-    """The corpus with its entailment lists."""
-    picture = {"train": "train", "dev": "val", "test": "test"}
-    splits = {
-        split: read_snli_ve(scenes / f"snli_ve_{split}.jsonl", scenes, f"images/{picture[split]}/{{id}}.jpg")
-        for split in SPLITS
-    }
-    write_lists(splits, scenes, scenes / "entailment", "snli_ve")
-    return scenes
-
-
 @pytest.fixture
-def settings(pairs, tmp_path):
+def settings(entailment_listed, tmp_path):
     made = Settings(output=str(tmp_path / "run"))
     made.model.size, made.model.tokenizer, made.model.dropout = "albef_test", "scenes", 0.0
-    lists, data = pairs / "entailment", made.data
-    data.train, data.image_root, data.workers = [str(lists / "snli_ve_train.json")], str(pairs), 0
+    lists, data = entailment_listed / "entailment", made.data
+    data.train, data.image_root, data.workers = [str(lists / "snli_ve_train.json")], str(entailment_listed), 0
     data.val, data.test = str(lists / "snli_ve_dev.json"), str(lists / "snli_ve_test.json")
     made.train.steps, made.train.batch_size, made.train.device, made.train.threads = 3, 4, "cpu", 1
     made.evaluate.image_batch, made.evaluate.pair_batch = 4, 3
