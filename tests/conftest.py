@@ -1,4 +1,9 @@
+import json
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,3 +83,27 @@ def every_list(scenes, listed, vqa_listed, entailment_listed) -> Path:
 
     build(scenes, scenes / "refs")
     return scenes
+
+
+@pytest.fixture(scope="session")
+def forked_ranks() -> Iterator[Callable[..., list[str]]]:
+    """forked_ranks(code, world, *arguments): run `code` as every rank of a group; what each printed. Fails with that where
+    one does not end well. Quicker than `tiny_runs.start_ranks`: nothing is imported anew (see rank_server.py)."""
+    from tiny_runs import ROOT, environment, free_port
+
+    command = [sys.executable, str(ROOT / "tests" / "rank_server.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
+
+    def run(code: str, world: int, *arguments: object) -> list[str]:
+        request = {"code": code, "world": world, "arguments": [*map(str, arguments)], "port": free_port()}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        ended = json.loads(server.stdout.readline())
+        for exit_code, output in ended:
+            assert exit_code == 0, output[-3000:]
+        return [output for _, output in ended]
+
+    yield run
+    os.killpg(server.pid, signal.SIGKILL)  # ranks that hang too
+    server.wait()

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from tiny_runs import PATIENCE, ROOT, environment, finish, start_ranks
+from tiny_runs import start_ranks
 
 from pela_vl import distributed
 from pela_vl.distributed import Ranks, choose_device, gather_objects, gather_rows, mean_over_ranks, start, stop
@@ -73,9 +71,8 @@ print("well")
 """
 
 
-def test_gathers_over_three_ranks():
-    outputs = finish(start_ranks(["-c", GATHERS], 3))
-    assert all(output.strip().endswith("well") for output in outputs)
+def test_gathers_over_three_ranks(forked_ranks):
+    assert all(output.strip().endswith("well") for output in forked_ranks(GATHERS, 3))
 
 
 WAITING = """
@@ -116,16 +113,25 @@ def test_a_lost_rank_ends_the_others_within_a_minute(lost, how):
     assert "Traceback" not in output
 
 
-def test_the_watch_ends_with_the_group(tmp_path):
-    code = """
+WATCHED = """
 import threading, time
 from pela_vl.distributed import start, stop
-start("cpu"); time.sleep(0.5); stop(); time.sleep(3)
-assert not [t for t in threading.enumerate() if "watch" in t.name], threading.enumerate()
+watches = lambda: [t for t in threading.enumerate() if "watch" in t.name]
+start("cpu")
+assert watches()
+time.sleep(0.5)
+stop()
+until = time.monotonic() + 3
+while watches() and time.monotonic() < until:
+    time.sleep(0.02)
+assert not watches(), threading.enumerate()
 """
-    finish(start_ranks(["-c", code], 2))
 
 
-def test_a_script_under_no_launcher_does_not_import_deepspeed():
-    code = "import sys, pela_vl.runner; sys.exit(any(name.split('.')[0] == 'deepspeed' for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, timeout=PATIENCE).returncode == 0
+def test_the_watch_ends_with_the_group(forked_ranks):
+    forked_ranks(WATCHED, 2)
+
+
+def test_a_script_under_no_launcher_does_not_import_deepspeed(forked_ranks):
+    code = "import sys, pela_vl.runner; print([name for name in sys.modules if name.split('.')[0] == 'deepspeed'])"
+    assert forked_ranks(code, 1) == ["[]\n"]

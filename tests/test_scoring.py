@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny_albef import tiny_albef
-from tiny_runs import finish, start_ranks
 
 from pela_vl.data.captions import RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -176,9 +175,9 @@ stop()
 """
 
 
-def test_every_number_of_ranks_gives_the_same_scores(tmp_path):
+def test_every_number_of_ranks_gives_the_same_scores(tmp_path, forked_ranks):
     data = make_data(tmp_path)
-    finish(start_ranks(["-c", WORKER, str(tmp_path)], world=3))
+    forked_ranks(WORKER, 3, tmp_path)
     for k in (0, 3):
         expected = score(tiny_albef().eval(), data, k_test=k)
         for rank in range(3):
