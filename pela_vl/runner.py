@@ -42,7 +42,9 @@ def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
     """--config, --set, --resume, --evaluate, --zero-shot; `--local_rank` is DeepSpeed's and read from the environment."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if there is one")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate init.checkpoint")
     parser.add_argument(

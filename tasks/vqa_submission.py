@@ -23,7 +23,9 @@ def main() -> None:
         "--annotations", type=Path, help="with --check: official v2_*_annotations.json, for the accuracy"
     )
     parser.add_argument("--config", help="YAML file, as configs/vqa.yaml")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config"
+    )
     parser.add_argument("--output", type=Path, help="the result file to write")
     parser.add_argument("--image-pattern", help="where a picture lies below data.image_root: {subset}/{image_id}.jpg")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)

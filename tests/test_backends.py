@@ -27,11 +27,16 @@ def reference(tmp_path_factory):
     return run_job(job, ONE)
 
 
-def run_ranks(folder, world, jobs):
+def run_ranks(folder, world, jobs, forked_ranks=None):
+    """The jobs' results; in processes of their own where no `forked_ranks` are given."""
     for job in jobs:
         job.setdefault("folder", str(folder / job["name"]))
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    finish(start_ranks([WORKER, str(folder / "jobs.json")], world))
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    if forked_ranks:
+        forked_ranks("import deepspeed_worker; deepspeed_worker.main()", world, file)
+    else:
+        finish(start_ranks([WORKER, str(file)], world))
     return {job["name"]: json.loads((folder / f"result.{job['name']}.json").read_text()) for job in jobs}
 
 
@@ -48,7 +53,7 @@ def same(result, reference, first=0):
         assert found == pytest.approx(expected, **tolerance)
 
 
-def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference):
+def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_ranks):
     """The state that two ranks wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
     assert min(reference["norms"]) > 0.5  # clipping acts at every step
     results = run_ranks(
@@ -59,6 +64,7 @@ def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_pat
             {"name": "zero2", "stage": 2, "steps": HALF},
             {"name": "zero2", "stage": 2, "steps": STEPS, "resume": True},
         ],
+        forked_ranks,
     )
     same(results["zero1"], reference)
     same(results["zero2"], reference, HALF)
