@@ -41,15 +41,15 @@ def set_arguments(changes: Iterable[str]) -> list[str]:
 def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
     """Run what is not done; returns the seconds that all stages took, also in earlier calls.
 
-    A stage is done when it, all stages before it and the `inputs` files are what they were then. Raises UserError naming
-    the command that failed.
+    A stage is done when it with its configuration, all stages before it and the `inputs` files are what they were then.
+    Raises UserError naming the command that failed.
     """
     fingerprint = hashlib.sha256()
     for path in inputs:
         fingerprint.update(path.read_bytes())
     total = 0.0
     for number, stage in enumerate(stages, 1):
-        fingerprint.update(json.dumps(stage.command).encode())
+        fingerprint.update(json.dumps(stage.command).encode() + configuration(stage.command))
         mark = folder / "stages" / f"{number:02d}.json"
         record = _read(mark)
         same = record.get("fingerprint") == fingerprint.hexdigest()
@@ -65,6 +65,12 @@ def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
         seconds = _run(stage, mark, fingerprint.hexdigest(), spent)
         total += seconds
     return total
+
+
+def configuration(command: Sequence[str]) -> bytes:
+    """The content of the file that a command names by --config; nothing where there is none."""
+    path = Path(command[command.index("--config") + 1]) if "--config" in command else None
+    return path.read_bytes() if path is not None and path.is_file() else b""
 
 
 def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pela_vl.demo.stages import configuration
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
 from pela_vl.progress import Progress, clock
@@ -56,9 +57,9 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
-    """Of each run: what it does, what those before it did, and the files that all start from. runs: as `in_order` gives.
+    """Of each run: what it does by which configuration, what those before it did, and the files that all start from.
 
-    A file above 256 MiB is known by its size and time of change instead of its content.
+    runs: as `in_order` gives. A file above 256 MiB is known by its size and time of change instead of its content.
     """
     start, found = hashlib.sha256(), {}
     for path in inputs:
@@ -68,6 +69,7 @@ def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
     for run in runs:
         own = start.copy()
         own.update(json.dumps([run.command, [found[needed.name] for needed in run.needs]]).encode())
+        own.update(configuration(run.command))
         found[run.name] = own.hexdigest()
     return found
 

@@ -61,3 +61,14 @@ def test_after_a_failure_only_a_resumable_stage_keeps_what_was_left(tmp_path, so
     gate.touch()
     run_stages([append(output, resumable, text)], tmp_path, [source])
     assert output.read_text() == left
+
+
+def test_a_changed_configuration_reruns(tmp_path, source):
+    output, config = tmp_path / "out", tmp_path / "run.yaml"
+    stage = append(output)
+    stage.command += ["--config", str(config)]
+    for content, left in (("x: 1", "x"), ("x: 1", "kept"), ("x: 2", "x")):
+        config.write_text(content)
+        run_stages([stage], tmp_path, [source])
+        assert output.read_text() == left
+        output.write_text("kept")

@@ -58,6 +58,20 @@ def test_a_change_reruns_what_rests_on_it_and_nothing_else(tmp_path):
     assert not any(Grid(grid.runs, tmp_path / "grid", [tmp_path / "teacher"]).done(run) for run in grid.runs)
 
 
+def test_a_changed_configuration_reruns(tmp_path):
+    run = append(tmp_path, "a")
+    config = tmp_path / "a.yaml"
+    config.write_text("x: 1\n")
+    run = Run("a", (*run.command, "--config", str(config)), run.makes)
+    run_all(tmp_path, run)
+    run.makes[0].write_text("old")
+    run_all(tmp_path, run)
+    assert read(run) == "old"
+    config.write_text("x: 2\n")
+    run_all(tmp_path, run)
+    assert read(run) == "x"
+
+
 @pytest.mark.parametrize(("resumable", "left"), [(True, "xx"), (False, "x")])
 def test_after_a_failure_the_rest_is_done_and_a_resumable_run_goes_on(tmp_path, resumable, left):
     gate = tmp_path / "gate"
