@@ -20,7 +20,7 @@ from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
 from pela_vl.progress import Progress, clock
 
-_MARK, _LOCK, _LOG = "run.json", "run.lock", "run.log"
+_MARK, _LOCK, _LOG = "grid.json", "grid.lock", "grid.log"  # run.json is the header that a training run writes
 _LARGE = 2**28
 
 

@@ -58,10 +58,10 @@ def test_a_small_grid_killed_on_the_way_goes_on_and_writes_its_table(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert trained.exists()
-    rendered = (tmp_path / "quick" / "data" / "render" / "run.json").stat().st_mtime_ns
+    rendered = (tmp_path / "quick" / "data" / "render" / "grid.json").stat().st_mtime_ns
     done = call(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "quick" / "data" / "render" / "run.json").stat().st_mtime_ns == rendered
+    assert (tmp_path / "quick" / "data" / "render" / "grid.json").stat().st_mtime_ns == rendered
     rows = list(csv.DictReader((tmp_path / "quick" / "table6.csv").open()))
     assert {row["row"] for row in rows} == {"dense", "SVD only", "PELA"}
     assert all(0 <= float(row["mean"]) <= 100 for row in rows)
