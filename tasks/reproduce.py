@@ -44,7 +44,7 @@ def _grids(args: argparse.Namespace, names: list[str], scale) -> None:
 
     tables = [table for name in names for table in TABLES[name](scale)]
     runs = [run for seed in args.seeds for table in tables for run in table_runs(table, scale, seed)]
-    grid = Grid(runs, scale.root, [] if args.dry_run else [scale.teacher])
+    grid = Grid(runs, scale.root, [scale.teacher] if scale.teacher.is_file() or not args.dry_run else [])
     if args.dry_run:
         from pela_vl.experiments.plan import launch_plan
 
@@ -66,7 +66,7 @@ def _table8(args: argparse.Namespace, root: Path) -> None:
     if args.dry_run:
         print("\n".join(commands(batch, args.steps, args.threads)))
         return
-    print(f"\n{table(measure_all(batch, args.steps, args.threads), root)}", flush=True)
+    print(f"\n{table(measure_all(root, batch, args.steps, args.threads, args.show), root)}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,8 +96,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="table8: steps that are timed (default %(default)s)")
     args = parser.parse_args()
     args.seeds = list(dict.fromkeys(args.seeds or ([0, 1, 2] if args.scale == "demo" else [0])))
-    for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps"):
-        if getattr(args, name) <= 0:
+    for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps", "threads", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a positive number")
     if args.scale == "full" and args.jobs > 1:
         raise UserError("--jobs is for the demo: at full scale one run takes all GPUs")

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pela_vl.config import load
 from pela_vl.errors import UserError
 from pela_vl.files import atomic_json
 from pela_vl.progress import clock
+from pela_vl.settings import Settings
 
 
 @dataclass
@@ -68,9 +71,15 @@ def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
 
 
 def configuration(command: Sequence[str]) -> bytes:
-    """The content of the file that a command names by --config; nothing where there is none."""
-    path = Path(command[command.index("--config") + 1]) if "--config" in command else None
-    return path.read_bytes() if path is not None and path.is_file() else b""
+    """What the file says that a command names by --config, comments apart; nothing where there is none."""
+    return _settings(command[command.index("--config") + 1]) if "--config" in command else b""
+
+
+@cache
+def _settings(path: str) -> bytes:
+    if not Path(path).is_file():
+        return b""  # the command itself will say so
+    return json.dumps(asdict(load(Settings, path)), sort_keys=True).encode()
 
 
 def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:

@@ -5,32 +5,42 @@ from pathlib import Path
 
 from pela_vl.errors import UserError
 from pela_vl.experiments.results import Found
+from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.variants import WAYS, pela_from
 from pela_vl.files import atomic_write
 from pela_vl.logging import read_log
 
-_OURS, _PAPER = "#1b5e8c", "#c2571a"
+OURS, PAPER = "#1b5e8c", "#c2571a"
 _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
 
 
-def draw(found: Found, scale: Scale, folder: Path) -> Path:
-    """<table>.png of what is there. Raises UserError without matplotlib."""
+def new_figure(width: float, height: float):
+    """An empty figure of so many inches. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('plots want matplotlib: pip install -c constraints.txt -e ".[viz]"') from None
-    figure = Figure(dpi=130, layout="constrained")
-    {"differences": differences, "compressions": compressions, "recovery": recovery}[found.table.plot](
-        figure, found, scale
-    )
-    path = folder / f"{found.table.name}.png"
+    return Figure((width, height), dpi=130, layout="constrained")
+
+
+def save_figure(figure, path: Path) -> Path:
     with atomic_write(path) as stream:
         figure.savefig(stream, format="png")
     return path
 
 
-def differences(figure, found: Found, scale: Scale) -> None:
+def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
+    """<table>.png of what is there."""
+    figure = new_figure(6.4, 3.8)
+    if found.table.plot == "recovery":
+        recovery(figure, recoveries(scale, found.seeds, grid))
+    else:
+        {"differences": differences, "compressions": compressions}[found.table.plot](figure, found)
+    return save_figure(figure, folder / f"{found.table.name}.png")
+
+
+def differences(figure, found: Found) -> None:
     """A panel a column: each row's distance to the dense model in points, ours with its seeds' spread, the paper's hollow."""
     columns, lines = found.table.columns, found.lines
     wide = min(len(columns), 4)
@@ -42,10 +52,10 @@ def differences(figure, found: Found, scale: Scale) -> None:
         for height, line in enumerate(lines):
             cell = line.cells[place]
             if cell.paper is not None and reference.paper is not None:
-                panel.plot(cell.paper - reference.paper, height + 0.16, "o", mfc="none", mec=_PAPER, ms=5)
+                panel.plot(cell.paper - reference.paper, height + 0.16, "o", mfc="none", mec=PAPER, ms=5)
             if cell.mean is not None and reference.mean is not None:
                 shift = cell.mean - reference.mean
-                panel.errorbar(shift, height - 0.16, xerr=cell.spread or 0, fmt="o", color=_OURS, ms=5, lw=1.2)
+                panel.errorbar(shift, height - 0.16, xerr=cell.spread or 0, fmt="o", color=OURS, ms=5, lw=1.2)
         panel.axvline(0, color="#999999", lw=0.8)
         panel.set_title(column.head, fontsize=9)
         panel.set_yticks(range(len(lines)), [line.row.label for line in lines], fontsize=8)
@@ -59,7 +69,7 @@ def differences(figure, found: Found, scale: Scale) -> None:
     )
 
 
-def compressions(figure, found: Found, scale: Scale) -> None:
+def compressions(figure, found: Found) -> None:
     """Each measure over kappa, the dense model's level dashed; a panel before and one after fine-tuning."""
     figure.set_size_inches(8.6, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
@@ -88,11 +98,10 @@ def compressions(figure, found: Found, scale: Scale) -> None:
     panels[0].set_ylabel("recall, %", fontsize=8)
 
 
-def recovery(figure, found: Found, scale: Scale) -> None:
+def recovery(figure, curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
-    figure.set_size_inches(6.4, 3.8)
     panel = figure.subplots()
-    for (way, curve), colour in zip(recoveries(scale, found.seeds).items(), _COLOURS, strict=False):
+    for (way, curve), colour in zip(curves.items(), _COLOURS, strict=False):
         if curve:
             panel.plot(list(curve), list(curve.values()), color=colour, marker="o", ms=3.5, lw=1.4, label=way)
     panel.set_xlabel("steps of PELA's pre-training", fontsize=8)
@@ -102,15 +111,18 @@ def recovery(figure, found: Found, scale: Scale) -> None:
         panel.legend(fontsize=8, frameon=False)
 
 
-def recoveries(scale: Scale, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """By way of making the factors: the validation mean after each number of steps, averaged over the seeds there are."""
+def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict[int, float]]:
+    """By way of making the factors: the validation mean after each number of steps, averaged over the seeds.
+
+    Only seeds whose pre-training is done for every way count, so that all curves are of the same seeds.
+    """
+    runs = {way: [scale.pretrained(pela_from(way), seed)[1][0] for seed in seeds] for way in WAYS}
+    whole = [place for place in range(len(seeds)) if all(grid.done(own[place]) for own in runs.values())]
     found: dict[str, dict[int, float]] = {}
-    for way in WAYS:
+    for way, own in runs.items():
         points: dict[int, list[float]] = {}
-        for seed in seeds:
-            checkpoint, _ = scale.pretrained(pela_from(way), seed)
-            log = checkpoint.parent / "log.jsonl"
-            for line in read_log(log) if log.exists() else ():
+        for place in whole:
+            for line in read_log(own[place].makes[0].parent / "log.jsonl"):
                 if line.get("event") == "evaluation":
                     points.setdefault(line["step"] + 1, []).append(line["mean"])
         found[way] = {step: sum(values) / len(values) for step, values in sorted(points.items())}

@@ -15,9 +15,9 @@ def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
     found = collect(table, scale, seeds, grid)
     text = as_markdown(found)
     if table.plot == "recovery":
-        text = "\n".join([text, *steps_saved(recoveries(scale, seeds))])
+        text = "\n".join([text, *steps_saved(recoveries(scale, seeds, grid))])
     threads = "/".join(map(str, found.threads)) or "no"
     text += f"\n\nSeeds {', '.join(map(str, seeds))}; its runs took {clock(found.seconds)} in sum, on {threads} thread(s) each."
     paths = write(found, text, scale.root)
-    paths.append(draw(found, scale, scale.root))
+    paths.append(draw(found, scale, grid, scale.root))
     return f"{text}\n\nwritten: {', '.join(map(str, paths))}"

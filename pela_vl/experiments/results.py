@@ -21,10 +21,11 @@ from pela_vl.lowrank import apply_plan
 
 @dataclass(frozen=True)
 class Cell:
-    """values: of each seed that is there. paper: the printed figure, None if there is none."""
+    """values: of each seed that is there, of `wanted`. paper: the printed figure, None if there is none."""
 
     values: tuple[float, ...]
     paper: float | None
+    wanted: int = 1
 
     @property
     def mean(self) -> float | None:
@@ -38,7 +39,8 @@ class Cell:
     def show(self) -> str:
         if self.mean is None:
             return "-"
-        return f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
+        text = f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
+        return text if len(self.values) >= self.wanted else f"{text} ({len(self.values)} of {self.wanted} seeds)"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
             runs |= own
             paper = row.paper.get(column.paper) if column.paper else None
             values = (_value(scale, column, run, grid) for run in own.values())
-            cells.append(Cell(tuple(value for value in values if value is not None), paper))
+            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(seeds)))
         lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds)))
     records = [grid.record(run) for run in grid.needed(runs.values())]
     threads = {record["threads"] for record in records if "threads" in record}
@@ -107,7 +109,7 @@ def _cost(scale: Scale, row: TableRow, seeds: Sequence[int]) -> tuple[int | None
 
 
 def as_csv(found: Found) -> str:
-    """One line a row, column and seed; the mean's own lines have seed "mean"."""
+    """One line a row and column: cost, mean, deviation, how many seeds, their values, the paper's figure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["row", "parameters", "gflops", "column", "mean", "spread", "seeds", "values", "paper"])
@@ -125,7 +127,7 @@ def as_markdown(found: Found) -> str:
     """The table in percent, the paper's figures in columns of their own, and how often the orders of rows agree."""
     columns = found.table.columns
     printed = [any(line.cells[place].paper is not None for line in found.lines) for place in range(len(columns))]
-    heads = ["", "parameters", "GFLOPs"]
+    heads = ["", "parameters", "GFLOPs in layers"]
     for column, known in zip(columns, printed, strict=True):
         heads += [column.head, "paper"] if known else [column.head]
     rows = []
@@ -136,7 +138,7 @@ def as_markdown(found: Found) -> str:
         for cell, known in zip(line.cells, printed, strict=True):
             cells.append(cell.show())
             if known:
-                cells.append("-" if cell.paper is None else f"{cell.paper:.1f}")
+                cells.append("-" if cell.paper is None else f"{cell.paper:.4g}")
         rows.append(cells)
     lines = [" | ".join(["", *cells, ""]).strip() for cells in [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]]
     return "\n".join([f"**{found.table.title}**", "", *lines, "", *orders(found)])
@@ -166,6 +168,7 @@ def orders(found: Found) -> list[str]:
         total = agree + len(against) + open_
         text = f"{column.head}: {agree} of {total} pairs of rows as in the paper"
         text += f", {open_} not separated by the seeds" if open_ else ""
+        text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell in known) < 2 else ""
         told.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
     return told
 

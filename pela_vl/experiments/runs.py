@@ -57,21 +57,31 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
-    """Of each run: what it does by which configuration, what those before it did, and the files that all start from.
+    """Of each run: what it does by which configuration, what those before it did, and those of the input files it names.
 
-    runs: as `in_order` gives. A file above 256 MiB is known by its size and time of change instead of its content.
+    runs: as `in_order` gives. How a script is launched does not count: a run may go on with other ranks.
     """
-    start, found = hashlib.sha256(), {}
-    for path in inputs:
-        status = path.stat()
-        large = status.st_size > _LARGE
-        start.update(f"{status.st_size} {status.st_mtime_ns}".encode() if large else path.read_bytes())
+    contents = {str(path): _content(path) for path in inputs}
+    found: dict[str, str] = {}
     for run in runs:
-        own = start.copy()
-        own.update(json.dumps([run.command, [found[needed.name] for needed in run.needs]]).encode())
-        own.update(configuration(run.command))
-        found[run.name] = own.hexdigest()
+        script = next((place for place, word in enumerate(run.command) if word.endswith(".py")), 0)
+        named = [content for path, content in contents.items() if any(path in word for word in run.command)]
+        told = [run.command[script:], [found[needed.name] for needed in run.needs], named]
+        found[run.name] = hashlib.sha256(json.dumps(told).encode() + configuration(run.command)).hexdigest()
     return found
+
+
+def _content(path: Path) -> str:
+    """A digest of a file; of one above 256 MiB its size, beginning and end."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as stream:
+        if size <= _LARGE:
+            digest.update(stream.read())
+        else:
+            digest.update(str(size).encode() + stream.read(2**20))
+            stream.seek(-(2**20), os.SEEK_END)
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 class Grid:
@@ -92,6 +102,13 @@ class Grid:
         except (OSError, ValueError):
             return {}
         return record if record.get("fingerprint") == self.prints[run.name] else {}
+
+    def _finished(self, run: Run) -> bool:
+        """Whether another such run, with other arguments or inputs, came to its end in this folder."""
+        try:
+            return bool(json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8")).get("done"))
+        except (OSError, ValueError):
+            return False
 
     def done(self, run: Run) -> bool:
         """Whether it and all it needs are done."""
@@ -144,6 +161,8 @@ class Grid:
         with _locked(folder / _LOCK) as lock:
             record = self.record(run)
             if not (record and run.resumable):
+                if not record and self._finished(run):
+                    _set_aside(folder)
                 _empty(folder, run.makes)
                 record = {}
             state = {"fingerprint": self.prints[run.name], "done": False, "threads": threads}
@@ -185,6 +204,17 @@ def _locked(path: Path):
         yield handle
     finally:
         os.close(handle)
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the results of a run that is made anew with other settings, as <folder>.old; an older one gives way."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    old.mkdir()
+    for path in folder.iterdir():
+        if path.name != _LOCK:
+            path.rename(old / path.name)
 
 
 def _empty(folder: Path, makes: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pela_vl.demo.downstream import TASKS as DEMO_TASKS
 from pela_vl.demo.downstream import task_arguments, task_changes
 from pela_vl.demo.stages import set_arguments
+from pela_vl.errors import UserError
 from pela_vl.experiments.runs import Run
 from pela_vl.experiments.variants import Variant
 
@@ -73,9 +74,9 @@ class Scale:
         if variant.pretrain is None:
             return checkpoint, needs
         name = f"pretrain/{variant.name}/seed{seed}"
-        changes = [f"init.checkpoint={checkpoint}", "compress.kappa=null"]
-        if variant.kappa is not None:  # a student of fewer layers is cut from its teacher, which init.checkpoint is
-            changes.append(f"init.teacher={self.teacher}")
+        # a student of fewer layers is cut from its teacher, which init.checkpoint is; with another one it would stay whole
+        teacher = "null" if variant.kappa is None else self.teacher
+        changes = [f"init.checkpoint={checkpoint}", f"init.teacher={teacher}", "compress.kappa=null"]
         run = self._train(name, self.pretrain, [*changes, *variant.pretrain], seed, needs, "last.safetensors")
         return run.makes[0], (run,)
 
@@ -113,7 +114,7 @@ _STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, 
 
 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
-    """Scenes on a CPU: the demo's configurations, shorter and with smaller batches, on a corpus of its own.
+    """Scenes on a CPU: the demo's configurations with fewer samples, on a corpus of its own.
 
     quick: next to no steps and pictures, to see that everything runs; its figures mean nothing.
     """
@@ -126,7 +127,7 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
     render = Run(
         "data/render",
         ("data_prep/build_scenes.py", "--output", str(scenes), *counts),
-        (scenes / "dataset_scenes.json",),
+        (scenes,),
         resumable=True,
     )
     karpathy = ["--karpathy", str(scenes / "dataset_scenes.json"), "--image-root", str(scenes)]
@@ -177,31 +178,40 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         tasks,
         Task("tasks/pretrain.py", "configs/demo/pretrain.yaml", pretraining, needs=(make_lists,)),
         (f"{lists}/scenes_train.json", str(scenes)),
-        # rank and merging in the proportion to the width and the tokens that the paper's have
+        # LoRA's rank in the paper's proportion to the width; merging leaves 11 of 64 patches, the paper's 3 of 576
         {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14},
         threads=("--set", "train.threads={threads}"),
     )
 
 
+_PAPER_GPUS = 4
+
+
 def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
-    """The paper's data sets and numbers, on `gpus` GPUs."""
-    retrieval = Task("tasks/retrieval.py", "configs/flickr.yaml")
-    coco = Task("tasks/retrieval.py", "configs/coco.yaml")
+    """The paper's data sets and numbers, on 4 GPUs or, gradients accumulated, on 2 or 1.
+
+    Raises UserError for another number: the batch of an update would not be the published one.
+    """
+    if _PAPER_GPUS % gpus:
+        raise UserError(f"--gpus {gpus}: give 1, 2 or 4, so that an update's batch is the published one")
+    batch = () if gpus == _PAPER_GPUS else (f"train.accumulation={_PAPER_GPUS // gpus}",)
+    flickr = Task("tasks/retrieval.py", "configs/flickr.yaml", batch)
+    coco = Task("tasks/retrieval.py", "configs/coco.yaml", batch)
     return Scale(
         "full",
         root,
         teacher,
         {
-            "flickr": retrieval,
+            "flickr": flickr,
             "retrieval": coco,  # Table 7 and Figure 4
-            "zero_shot": replace(retrieval, evaluate=True),
-            "start": replace(retrieval, evaluate=True, before_pretraining=True),
-            "entailment": Task("tasks/entailment.py", "configs/snli_ve.yaml", records=_TWO_RECORDS),
-            "grounding": Task("tasks/grounding.py", "configs/refcoco_plus.yaml", records=_TWO_RECORDS),
-            "vqa": Task("tasks/vqa.py", "configs/vqa.yaml"),
+            "zero_shot": replace(coco, evaluate=True),
+            "start": replace(coco, evaluate=True, before_pretraining=True),
+            "entailment": Task("tasks/entailment.py", "configs/snli_ve.yaml", batch, _TWO_RECORDS),
+            "grounding": Task("tasks/grounding.py", "configs/refcoco_plus.yaml", batch, _TWO_RECORDS),
+            "vqa": Task("tasks/vqa.py", "configs/vqa.yaml", batch),
         },
-        Task("tasks/pretrain.py", "configs/pretrain.yaml"),
-        ("data/flickr/flickr_train.json", "data/flickr/images"),
+        Task("tasks/pretrain.py", "configs/pretrain.yaml", batch),
+        ("data/coco/coco_train.json", "data/coco/images"),
         {"lora_rank": 16, "lora_lr": 1e-4, "merged": 72},
         ("deepspeed", "--num_gpus", str(gpus)),
     )

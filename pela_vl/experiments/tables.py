@@ -77,6 +77,10 @@ def _compared(printed: Mapping[str, Mapping[str, float]]) -> list[TableRow]:
     return [rows[0], TableRow("SVD only", TRUNCATED), *rows[1:]]
 
 
+def _on(scale: Scale) -> str:
+    return "" if scale.name == "full" else " on scenes"
+
+
 def table4(scale: Scale) -> list[Table]:
     found = []
     sets = {"flickr": ("Flickr30K", paper.FLICKR), "retrieval": ("COCO", paper.COCO)}
@@ -98,7 +102,8 @@ def table5(scale: Scale) -> list[Table]:
         columns += [Column("VQA test-dev", "vqa", paper="VQA test-dev"), Column("VQA std", "vqa", paper="VQA test-std")]
     else:
         columns += [Column("VQA", "vqa", "test", "mean", "VQA test-dev")]
-    return [Table("table5", "Table 5: visual entailment and VQA", tuple(columns), tuple(_compared(paper.TABLE5)))]
+    title = f"Table 5: visual entailment and VQA{_on(scale)}"
+    return [Table("table5", title, tuple(columns), tuple(_compared(paper.TABLE5)))]
 
 
 def table6(scale: Scale) -> list[Table]:
@@ -107,7 +112,8 @@ def table6(scale: Scale) -> list[Table]:
         Column("testA", "grounding", "test", "testA", "testA"),
         Column("testB", "grounding", "test", "testB", "testB"),
     )
-    return [Table("table6", "Table 6: weakly supervised grounding", columns, tuple(_compared(paper.TABLE6)))]
+    title = f"Table 6: weakly supervised grounding{_on(scale)}"
+    return [Table("table6", title, columns, tuple(_compared(paper.TABLE6)))]
 
 
 def table7(scale: Scale) -> list[Table]:
@@ -127,7 +133,7 @@ def table7(scale: Scale) -> list[Table]:
         "FD + RWP": PELA,
     }
     rows = [TableRow(label, variant, paper.TABLE7.get(label, {})) for label, variant in variants.items()]
-    title = "Table 7: FD and RWP; each low-rank row but SVD only is pre-trained with equal steps"
+    title = f"Table 7: FD and RWP{_on(scale)}; each low-rank row but SVD only is pre-trained with equal steps"
     return [Table("table7", title, columns, tuple(rows))]
 
 
@@ -139,7 +145,9 @@ def figure4(scale: Scale) -> list[Table]:
         _mean("retrieval", "tuned mean"),
     )
     rows = [TableRow("dense", DENSE), *(TableRow(f"kappa {kappa:g}", pela_at(kappa)) for kappa in KAPPAS)]
-    return [Table("figure4", "Figure 4: PELA at several compressions", columns, tuple(rows), "compressions")]
+    return [
+        Table("figure4", f"Figure 4: PELA at several compressions{_on(scale)}", columns, tuple(rows), "compressions")
+    ]
 
 
 def beyond_svd(scale: Scale) -> list[Table]:
@@ -150,7 +158,7 @@ def beyond_svd(scale: Scale) -> list[Table]:
         _mean("zero_shot", "pre-trained mean"),
     )
     rows = [TableRow("dense", DENSE), *(TableRow(way, pela_from(way)) for way in WAYS)]
-    title = "Beyond plain SVD: retrieval without fine-tuning, after the cut and after PELA's pre-training"
+    title = f"Beyond plain SVD{_on(scale)}: retrieval without fine-tuning, after the cut and after PELA's pre-training"
     return [Table("beyond_svd", title, columns, tuple(rows), "recovery")]
 
 

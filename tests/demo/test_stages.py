@@ -2,6 +2,7 @@
 
 import pytest
 
+from pela_vl.demo import stages
 from pela_vl.demo.stages import Stage, run_stages
 from pela_vl.errors import UserError
 
@@ -67,8 +68,9 @@ def test_a_changed_configuration_reruns(tmp_path, source):
     output, config = tmp_path / "out", tmp_path / "run.yaml"
     stage = append(output)
     stage.command += ["--config", str(config)]
-    for content, left in (("x: 1", "x"), ("x: 1", "kept"), ("x: 2", "x")):
+    for content, left in (("output: a", "x"), ("output: a  # a remark", "kept"), ("output: b", "x")):
         config.write_text(content)
+        stages._settings.cache_clear()  # a new call of the demo reads it anew
         run_stages([stage], tmp_path, [source])
         assert output.read_text() == left
         output.write_text("kept")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pela_vl.experiments.plots import draw, steps_saved
 from pela_vl.experiments.results import Cell, Found, Line, as_csv, as_markdown, orders
+from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import demo_scale
-from pela_vl.experiments.tables import TABLES
+from pela_vl.experiments.tables import TABLES, table_runs
 
 SCALE = demo_scale(Path("r"), Path("t"))
 
@@ -35,6 +36,7 @@ def test_a_cell_has_mean_and_standard_deviation(values):
 
 def test_cells_say_what_is_there():
     assert Cell((50.0, 52.0), None).show() == "51.0 ± 1.4"
+    assert Cell((50.0,), None, 2).show() == "50.0 (1 of 2 seeds)"
     assert (Cell((50.0,), None).show(), Cell((), 3.0).show()) == ("50.0", "-")
 
 
@@ -44,7 +46,7 @@ def test_markdown_has_the_papers_figure_in_the_next_column():
     rows = [[cell.strip() for cell in line.split("|")] for line in inner]
     assert {len(row) for row in rows} == {len(rows[1])}
     dense = next(row for row in rows if row[0] == "dense")
-    assert dense[3:5] == ["51.0 ± 1.4", "57.9"] and dense[1] == "1,234,567"
+    assert dense[3:5] == ["51.0 ± 1.4", "57.94"] and dense[1] == "1,234,567"
     truncated = next(row for row in rows if row[0] == "SVD only")
     assert truncated[3:5] == ["30.0", "-"]
 
@@ -87,6 +89,7 @@ def test_a_curve_that_stays_below_says_so():
 def test_pictures_are_drawn_of_whatever_is_there(name, tmp_path):
     from PIL import Image
 
-    path = draw(found(name, [(50.0, 52.0)] * 3 + [()] * 10), SCALE, tmp_path)
+    runs = table_runs(TABLES[name](SCALE)[0], SCALE, 0)
+    path = draw(found(name, [(50.0, 52.0)] * 3 + [()] * 10, (0,)), SCALE, Grid(in_order(runs), tmp_path, []), tmp_path)
     with Image.open(path) as picture:
         assert len(set(picture.convert("L").resize((60, 40)).getdata())) > 10

@@ -1,13 +1,16 @@
 """A grid's runs: each once, after what it needs, again when what it rests on changes, one writer a folder."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from pela_vl.demo import stages
 from pela_vl.errors import UserError
-from pela_vl.experiments.runs import Grid, Run, in_order
+from pela_vl.experiments.runs import Grid, Run, fingerprints, in_order
 
 APPEND = "import sys; open(sys.argv[1], 'a').write('x')"
 
@@ -52,24 +55,33 @@ def test_a_change_reruns_what_rests_on_it_and_nothing_else(tmp_path):
     for run in (base, left, right, top):
         run.makes[0].write_text("old")
     changed = append(tmp_path, "left", [base], APPEND + "  # changed")
-    grid = run_all(tmp_path, append(tmp_path, "top", [changed]), right)
+    run_all(tmp_path, append(tmp_path, "top", [changed]), right)
     assert [read(run) for run in (base, changed, right, top)] == ["old", "x", "old", "x"]
-    (tmp_path / "teacher").write_text("two")
-    assert not any(Grid(grid.runs, tmp_path / "grid", [tmp_path / "teacher"]).done(run) for run in grid.runs)
 
 
-def test_a_changed_configuration_reruns(tmp_path):
+def test_a_changed_configuration_reruns_and_keeps_what_was_finished(tmp_path):
     run = append(tmp_path, "a")
     config = tmp_path / "a.yaml"
-    config.write_text("x: 1\n")
     run = Run("a", (*run.command, "--config", str(config)), run.makes)
-    run_all(tmp_path, run)
-    run.makes[0].write_text("old")
-    run_all(tmp_path, run)
-    assert read(run) == "old"
-    config.write_text("x: 2\n")
-    run_all(tmp_path, run)
-    assert read(run) == "x"
+    for content, left in (("output: a", "x"), ("output: a  # a remark", "kept"), ("output: b", "x")):
+        config.write_text(content)
+        stages._settings.cache_clear()  # a new call reads it anew
+        run_all(tmp_path, run)
+        assert read(run) == left
+        run.makes[0].write_text("kept")
+    assert (tmp_path / "grid" / "a.old" / "out").read_text() == "kept"
+
+
+def test_a_launcher_is_no_part_of_what_a_run_does_and_an_input_counts_where_it_is_named(tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    teacher.write_text("one")
+    one, two = (Run("a", (*launch, "x.py", f"init={teacher}"), ()) for launch in (("deepspeed", "--num_gpus", "4"), ()))
+    other = Run("b", ("y.py",), ())
+    before = [fingerprints([run, other], [teacher]) for run in (one, two)]
+    assert before[0] == before[1]
+    teacher.write_text("two")
+    after = fingerprints([one, other], [teacher])
+    assert after["a"] != before[0]["a"] and after["b"] == before[0]["b"]
 
 
 @pytest.mark.parametrize(("resumable", "left"), [(True, "xx"), (False, "x")])
@@ -99,7 +111,8 @@ def test_runs_side_by_side_keep_the_order_of_needs(tmp_path):
 
 def test_a_folder_that_an_orphan_still_writes_is_refused(tmp_path):
     """The starter is killed, its command goes on: nobody may start a second one in the same folder."""
-    run = append(tmp_path, "slow", (), APPEND + "; import time; time.sleep(30)")
+    text = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {APPEND}; time.sleep(30)"
+    run = append(tmp_path, "slow", (), text)
     starter = f"""
 from pathlib import Path
 from pela_vl.experiments.runs import Grid, Run
@@ -114,7 +127,7 @@ Grid([Run("slow", {run.command!r}, (out,))], Path({str(tmp_path / "grid")!r}), [
     process.wait()
     with pytest.raises(UserError, match="another process"):
         Grid([run], tmp_path / "grid", []).execute()
-    subprocess.run(["pkill", "-f", str(run.makes[0])], check=False)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_a_missing_teacher_is_named(tmp_path):

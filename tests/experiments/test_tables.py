@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pela_vl import config, methods
+from pela_vl.errors import UserError
 from pela_vl.experiments import paper
 from pela_vl.experiments.runs import in_order
 from pela_vl.experiments.scales import demo_scale, full_scale
@@ -45,7 +46,7 @@ def test_every_command_is_a_script_with_settings_that_load(scale, monkeypatch):
 @pytest.mark.parametrize("name", TABLES)
 def test_what_a_training_starts_from_is_made_by_a_run_before_it(name):
     for scale in SCALES.values():
-        made = {str(scale.teacher)}
+        made = {str(scale.teacher), "null"}
         for run in commands(name, scale):
             for word in run.command:
                 if word.startswith(("init.checkpoint=", "init.teacher=")):
@@ -78,6 +79,28 @@ def test_ablations_and_compressions_differ_in_what_they_say():
         run.command[run.command.index("--kappa") + 1] for run in commands("figure4", scale) if "--kappa" in run.command
     ]
     assert sorted(map(float, kappas)) == [1.5, 2, 3, 4, 6, 10]
+
+
+def test_students_are_cut_from_the_checkpoint_they_start_from(monkeypatch):
+    """With another teacher named, the students would stay whole (see StudentSettings)."""
+    monkeypatch.chdir(ROOT)
+    for scale in SCALES.values():
+        for run in commands("table4", scale):
+            if run.name.startswith(("pretrain/tinybert", "pretrain/maskalign")):
+                changes = [value for flag, value in zip(run.command, run.command[1:], strict=False) if flag == "--set"]
+                settings = config.load(Settings, run.command[run.command.index("--config") + 1], changes)
+                assert settings.init.teacher is None and settings.init.checkpoint == str(scale.teacher)
+
+
+def test_full_scale_keeps_an_updates_batch():
+    with pytest.raises(UserError, match="1, 2 or 4"):
+        full_scale(Path("r"), Path("t"), 3)
+    for gpus in (1, 2, 4):
+        run = full_scale(Path("r"), Path("t"), gpus).run(
+            "flickr", TABLES["table4"](SCALES["full"])[0].rows[0].variant, 0
+        )
+        accumulation = [int(word.split("=")[1]) for word in run.command if word.startswith("train.accumulation=")]
+        assert gpus * (accumulation or [1])[0] == 4
 
 
 def test_variants_are_known_by_their_runs():
