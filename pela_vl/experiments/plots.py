@@ -7,7 +7,7 @@ from pela_vl.errors import UserError
 from pela_vl.experiments.results import Found
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
-from pela_vl.experiments.variants import WAYS, pela_from
+from pela_vl.experiments.variants import BEYOND
 from pela_vl.files import atomic_write
 from pela_vl.logging import read_log
 
@@ -101,9 +101,10 @@ def compressions(figure, found: Found) -> None:
 def recovery(figure, curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
     panel = figure.subplots()
-    for (way, curve), colour in zip(curves.items(), _COLOURS, strict=False):
+    for (way, curve), colour in zip(curves.items(), (*_COLOURS, _COLOURS[0], _COLOURS[2]), strict=True):
         if curve:
-            panel.plot(list(curve), list(curve.values()), color=colour, marker="o", ms=3.5, lw=1.4, label=way)
+            style = "--" if "lower" in way else "-"
+            panel.plot(list(curve), list(curve.values()), style, color=colour, marker="o", ms=3.5, lw=1.4, label=way)
     panel.set_xlabel("steps of PELA's pre-training", fontsize=8)
     panel.set_ylabel("validation recall by ITC alone, mean of six, %", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
@@ -116,7 +117,7 @@ def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict
 
     Only seeds whose pre-training is done for every way count, so that all curves are of the same seeds.
     """
-    runs = {way: [scale.pretrained(pela_from(way), seed)[1][0] for seed in seeds] for way in WAYS}
+    runs = {way: [scale.pretrained(variant, seed)[1][0] for seed in seeds] for way, variant in BEYOND.items()}
     whole = [place for place in range(len(seeds)) if all(grid.done(own[place]) for own in runs.values())]
     found: dict[str, dict[int, float]] = {}
     for way, own in runs.items():

@@ -77,7 +77,9 @@ class Scale:
         # a student of fewer layers is cut from its teacher, which init.checkpoint is; with another one it would stay whole
         teacher = "null" if variant.kappa is None else self.teacher
         changes = [f"init.checkpoint={checkpoint}", f"init.teacher={teacher}", "compress.kappa=null"]
-        run = self._train(name, self.pretrain, [*changes, *variant.pretrain], seed, needs, "last.safetensors")
+        run = self._train(
+            name, self.pretrain, [*changes, *self._numbered(variant.pretrain)], seed, needs, "last.safetensors"
+        )
         return run.makes[0], (run,)
 
     def run(self, task: str, variant: Variant, seed: int) -> Run:
@@ -88,11 +90,14 @@ class Scale:
         checkpoint, needs = self.pretrained(variant, seed)
         changes = [f"init.checkpoint={checkpoint}"]
         if not chosen.evaluate:
-            changes += [change.format(**self.numbers) for change in variant.tune]
+            changes += self._numbered(variant.tune)
         elif variant.pretrain is None:
             seed = 0  # nothing is drawn
         name = f"{task}/{variant.name}/seed{seed}"
         return self._train(name, chosen, changes, seed, needs, *chosen.records.values())
+
+    def _numbered(self, changes: tuple[str, ...]) -> list[str]:
+        return [change.format(**self.numbers) for change in changes]
 
     def _train(self, name: str, task: Task, changes, seed: int, needs, *makes: str) -> Run:
         folder = self.root / name
@@ -179,7 +184,7 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         Task("tasks/pretrain.py", "configs/demo/pretrain.yaml", pretraining, needs=(make_lists,)),
         (f"{lists}/scenes_train.json", str(scenes)),
         # LoRA's rank in the paper's proportion to the width; merging leaves 11 of 64 patches, the paper's 3 of 576
-        {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14},
+        {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14, "lower_lr": 3e-4},
         threads=("--set", "train.threads={threads}"),
     )
 
@@ -212,6 +217,6 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
         },
         Task("tasks/pretrain.py", "configs/pretrain.yaml", batch),
         ("data/coco/coco_train.json", "data/coco/images"),
-        {"lora_rank": 16, "lora_lr": 1e-4, "merged": 72},
+        {"lora_rank": 16, "lora_lr": 1e-4, "merged": 72, "lower_lr": 3e-5},
         ("deepspeed", "--num_gpus", str(gpus)),
     )

@@ -7,6 +7,7 @@ from pela_vl.experiments import paper
 from pela_vl.experiments.runs import Run, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.variants import (
+    BEYOND,
     DENSE,
     FD_ONLY,
     KAPPAS,
@@ -18,10 +19,8 @@ from pela_vl.experiments.variants import (
     TINYBERT,
     TOME,
     TRUNCATED,
-    WAYS,
     Variant,
     pela_at,
-    pela_from,
 )
 
 
@@ -157,7 +156,7 @@ def beyond_svd(scale: Scale) -> list[Table]:
         *_recalls("zero_shot", ("TR@1", "IR@1"), "pre-trained ", False),
         _mean("zero_shot", "pre-trained mean"),
     )
-    rows = [TableRow("dense", DENSE), *(TableRow(way, pela_from(way)) for way in WAYS)]
+    rows = [TableRow("dense", DENSE), *(TableRow(way, variant) for way, variant in BEYOND.items())]
     title = f"Beyond plain SVD{_on(scale)}: retrieval without fine-tuning, after the cut and after PELA's pre-training"
     return [Table("beyond_svd", title, columns, tuple(rows), "recovery")]
 

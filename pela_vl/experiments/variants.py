@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Variant:
     """name: for folders. kappa: of the cut, None for none; init, ranks: of its factors.
 
-    pretrain: changes of the intermediate pre-training's configuration, None if there is none. tune: those of fine-tuning;
-    a name in braces is a number of the scale's.
+    pretrain: changes of the intermediate pre-training's configuration, None if there is none. tune: those of fine-tuning.
+    A name in braces is a number of the scale's.
     """
 
     name: str
@@ -30,13 +30,6 @@ TASK_ONLY = Variant("pretrained_without_fd_rwp", 3, pretrain=("method=svd",))
 FD_ONLY = Variant("fd", 3, pretrain=("method=pela", "losses.rwp=0"))
 RWP_ONLY = Variant("rwp", 3, pretrain=("method=pela", "losses.fd=0"))
 KAPPAS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
-WAYS = {
-    "plain": ("svd", "uniform"),
-    "allocated": ("svd", "allocated"),
-    "whitened": ("whitened", "uniform"),
-    "whitened, allocated": ("whitened", "allocated"),
-}
-"""Factors at equal parameters: how they are made and how the ranks are spread."""
 
 
 def pela_at(kappa: float) -> Variant:
@@ -44,9 +37,17 @@ def pela_at(kappa: float) -> Variant:
     return PELA if kappa == PELA.kappa else Variant(f"pela_kappa_{kappa:g}", kappa, pretrain=PELA.pretrain)
 
 
-def pela_from(way: str) -> Variant:
-    """PELA from other factors (a key of WAYS); from plain ones the same one."""
-    init, ranks = WAYS[way]
-    if way == "plain":
-        return PELA
-    return Variant(f"pela_{way.replace(', ', '_')}", 3, init, ranks, PELA.pretrain)
+def _from(name: str, init: str = "svd", ranks: str = "uniform", *changes: str) -> Variant:
+    return Variant(f"pela_{name}", 3, init, ranks, (*PELA.pretrain, *changes))
+
+
+_LOWER = "optim.lr={lower_lr}"
+BEYOND = {
+    "plain": PELA,
+    "allocated": _from("allocated", ranks="allocated"),
+    "whitened": _from("whitened", "whitened"),
+    "whitened, allocated": _from("whitened_allocated", "whitened", "allocated"),
+    "plain, lower rate": _from("lower_rate", "svd", "uniform", _LOWER),
+    "whitened, lower rate": _from("whitened_lower_rate", "whitened", "uniform", _LOWER),
+}
+"""PELA from other factors at equal parameters: how they are made, how the ranks are spread, at which rate it trains."""
