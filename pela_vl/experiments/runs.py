@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from pela_vl.progress import Progress, clock
 
 _MARK, _LOCK, _LOG = "grid.json", "grid.lock", "grid.log"  # run.json is the header that a training run writes
 _LARGE = 2**28
+_PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -193,14 +194,21 @@ class Grid:
 
 
 @contextmanager
-def _locked(path: Path):
-    """Hold a file's lock; yields its descriptor. Raises UserError if another process holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a file's lock; yields its descriptor. Raises UserError if another process holds it and keeps it.
+
+    A process that was killed a moment ago may hold it for as long as it takes to give back its memory.
+    """
+    handle, until = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + _PATIENCE
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent} is being run by another process; wait for it or end it") from None
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise UserError(f"{path.parent} is being run by another process; wait for it or end it") from None
+                time.sleep(0.1)
         yield handle
     finally:
         os.close(handle)

@@ -10,6 +10,7 @@ import pytest
 
 from pela_vl.demo import stages
 from pela_vl.errors import UserError
+from pela_vl.experiments import runs
 from pela_vl.experiments.runs import Grid, Run, fingerprints, in_order
 
 APPEND = "import sys; open(sys.argv[1], 'a').write('x')"
@@ -104,17 +105,18 @@ def test_a_run_that_does_not_write_what_it_should_has_failed(tmp_path):
 def test_runs_side_by_side_keep_the_order_of_needs(tmp_path):
     base = append(tmp_path, "base")
     copy = "import sys, pathlib; out = pathlib.Path(sys.argv[1]); out.write_text((out.parent.parent/'base'/'out').read_text())"
-    runs = [append(tmp_path, f"copy{i}", [base], copy) for i in range(4)]
-    run_all(tmp_path, *runs, jobs=3)
-    assert {read(run) for run in runs} == {"x"}
+    copies = [append(tmp_path, f"copy{i}", [base], copy) for i in range(4)]
+    run_all(tmp_path, *copies, jobs=3)
+    assert {read(run) for run in copies} == {"x"}
 
 
-def test_a_folder_that_an_orphan_still_writes_is_refused(tmp_path):
+def test_a_folder_that_an_orphan_still_writes_is_refused(tmp_path, monkeypatch):
     """The starter is killed, its command goes on: nobody may start a second one in the same folder."""
     text = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {APPEND}; time.sleep(30)"
     run = append(tmp_path, "slow", (), text)
     starter = f"""
 from pathlib import Path
+from pela_vl.experiments import runs
 from pela_vl.experiments.runs import Grid, Run
 out = Path({str(run.makes[0])!r})
 Grid([Run("slow", {run.command!r}, (out,))], Path({str(tmp_path / "grid")!r}), []).execute()
@@ -125,6 +127,7 @@ Grid([Run("slow", {run.command!r}, (out,))], Path({str(tmp_path / "grid")!r}), [
         time.sleep(0.05)
     process.kill()
     process.wait()
+    monkeypatch.setattr(runs, "_PATIENCE", 0.5)
     with pytest.raises(UserError, match="another process"):
         Grid([run], tmp_path / "grid", []).execute()
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
