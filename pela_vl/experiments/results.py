@@ -74,7 +74,7 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
             runs |= own
             paper = row.paper.get(column.paper) if column.paper else None
             values = (_value(scale, column, run, grid) for run in own.values())
-            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(seeds)))
+            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(own)))
         lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds)))
     records = [grid.record(run) for run in grid.needed(runs.values())]
     threads = {record["threads"] for record in records if "threads" in record}
