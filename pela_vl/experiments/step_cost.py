@@ -152,7 +152,7 @@ def _draw(costs: list[StepCost], path: Path) -> Path:
             paper = TABLE8[cost.row][unit] / TABLE8["dense"][unit]
             panel.barh([place - 0.2, place + 0.2], [ours, paper], 0.36, color=[OURS, PAPER])
         panel.set_yticks(range(len(costs)), [cost.row for cost in costs], fontsize=8)
-        panel.set_xlabel(f"{unit}, share of dense (blue here, brown the paper)", fontsize=8)
+        panel.set_xlabel(f"{unit} over dense (brown: the paper)", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
