@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(600)  # the fixture's models are counted in the
 # counted in the slow tests alone: the longest, and every method is counted on another model as well
 LONG = {("ALBEF retrieval", method) for method in ("tinybert", "maskalign", "tome")}
 LONG |= {("ALBEF VQA", method) for method in ("tinybert", "maskalign", "tome")}
+LONG |= {(name, method) for name in ("Swin-Base", "DeiT-III-Large") for method in ("tinybert", "maskalign")}
 PARAMETERS = {  # dense, PELA: to the unit
     "DeiT-Base": (86567656, 44081896),
     "Swin-Base": (87768224, 62164128),

@@ -32,6 +32,7 @@ def run_here(monkeypatch, *arguments):
     return stopped.value.code
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_full_scale_names_commands_and_hours_and_runs_nothing(tmp_path, monkeypatch, capsys):
     arguments = ("table6", "--scale", "full", "--output", tmp_path, "--dry-run", "--gpus", "2")
     totals = []
