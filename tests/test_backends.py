@@ -53,6 +53,7 @@ def same(result, reference, first=0):
         assert found == pytest.approx(expected, **tolerance)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_ranks):
     """The state that two ranks wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
     assert min(reference["norms"]) > 0.5  # clipping acts at every step

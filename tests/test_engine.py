@@ -19,7 +19,9 @@ def losses_of(loop) -> list[float]:
     return log.losses
 
 
-@pytest.mark.parametrize("method, accumulation", [("pela", 1), ("pela", 3), ("full", 2)])
+@pytest.mark.parametrize(
+    "method, accumulation", [pytest.param("pela", 1, marks=pytest.mark.slow), ("pela", 3), ("full", 2)]
+)
 def test_a_resumed_run_repeats_the_losses_bit_by_bit(tmp_path, method, accumulation):
     # five batches an epoch, so that checkpoints fall in the middle of epochs and updates across their ends
     common = {"method": method, "accumulation": accumulation, "total_steps": 9, "checkpoint_every": 4}
