@@ -164,14 +164,20 @@ def sample_flops(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> Fl
 
     numbers: of the kind's builder. plan: ranks of the low-rank layers, empty for a dense model. Only shapes are computed.
     """
-    model = build_meta(kind, numbers, False)
-    plan = {name: rank for name, rank in plan.items() if not name.startswith("mlm_head.")}
-    if plan:
-        apply_plan(model, plan, init="empty")
+    model = build_deployed(kind, numbers, plan)
     images = torch.empty(1, 3, numbers["image_size"], numbers["image_size"], device="meta")
     ids = torch.zeros(1, min(TEXT_TOKENS, numbers["max_positions"]), dtype=torch.int64, device="meta")
     run = {"entailment": _classify, "vqa": _answer}.get(kind, _match)
     return linear_conv_flops(model.eval(), lambda model: run(model, images, ids, torch.ones_like(ids)))
+
+
+def build_deployed(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> nn.Module:
+    """A model of a checkpoint's kind without weights, with these ranks, and without the MLM head of pre-training."""
+    model = build_meta(kind, numbers, False)
+    plan = {name: rank for name, rank in plan.items() if not name.startswith("mlm_head.")}
+    if plan:
+        apply_plan(model, plan, init="empty")
+    return model
 
 
 def _match(model: Albef, images: Tensor, ids: Tensor, mask: Tensor) -> None:

@@ -11,8 +11,6 @@ from dataclasses import asdict
 
 from pela_vl.errors import run_main
 
-ABSENT = "-"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,7 +68,7 @@ def counted_table(rows: list, labels: dict[str, str]) -> list[list[str]]:
     unit = rows[0].subject.unit
     cells = [["model", "method", "parameters", "printed", "diff.", unit, "printed", "diff.", "with attention", "note"]]
     for row in rows:
-        line = [row.subject.name, labels[row.method]] + [ABSENT] * 7 + [row.note]
+        line = [row.subject.name, labels[row.method]] + ["-"] * 7 + [row.note]
         if row.cost is not None:
             scale = row.flops / row.cost.flops.layers
             line[2], line[5] = f"{row.cost.parameters:,}", f"{row.flops:.2f}"

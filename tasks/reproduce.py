@@ -23,8 +23,9 @@ NAMES = ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_sv
 
 def main() -> None:
     args = _arguments()
+    root = _from_root(args.output or ROOT / "runs" / "reproduce") / args.scale
+    teacher = _from_root(args.teacher or ROOT / TEACHERS[args.scale])
     os.chdir(ROOT)
-    root, teacher = Path(args.output) / args.scale, Path(args.teacher or TEACHERS[args.scale])
     from pela_vl.experiments.scales import demo_scale, full_scale
 
     if args.scale == "full":
@@ -36,6 +37,12 @@ def main() -> None:
     names = [name for name in args.what if name != "table8"]
     if names:
         _grids(args, names, scale)
+
+
+def _from_root(path: str | Path) -> Path:
+    """A path as the repository's folder sees it, however it was typed: commands, and so what is done, do not depend on that."""
+    whole = Path(path).resolve()
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
 
 def _grids(args: argparse.Namespace, names: list[str], scale) -> None:
@@ -82,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher", help="the dense pre-trained checkpoint (default: the shipped one, or ALBEF_4M.pth)"
     )
-    parser.add_argument("--output", default="runs/reproduce", help="folder (default %(default)s)")
+    parser.add_argument("--output", help="folder (default: runs/reproduce of the repository)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
     parser.add_argument("--threads", type=int, help="of a run on a CPU (default: the cores shared by the jobs)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, at full scale with GPU hours")

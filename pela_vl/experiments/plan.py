@@ -1,8 +1,9 @@
 """What a grid will take before it is begun: its commands, and hours estimated from counted operations.
 
 A training step costs three forward passes of the online model (its backward is two), of which LoRA's frozen base saves one,
-one of the momentum twin and, in pre-training with a teacher, one of that. Counted on the meta device at the lengths of
-pela_vl/efficiency.py, attention's products included. Evaluation, data loading and the factorising are left out.
+one of the momentum twin and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device
+at the lengths of pela_vl/efficiency.py, attention's products included, and for MaskAlign as if its student saw every patch.
+Evaluation, data loading and the factorising are left out.
 """
 
 import json
@@ -81,18 +82,19 @@ def _count(files: list[str]) -> int | None:
 
 @cache
 def _training_flops(path: str, variant: Variant) -> float:
-    subject = _PRETRAINING if path == "configs/pretrain.yaml" else _by_name(_SUBJECT[path])
+    pretraining = path == "configs/pretrain.yaml"
+    subject = _PRETRAINING if pretraining else _by_name(_SUBJECT[path])
     method = _METHODS.get(variant.name, "pela")
     if variant.kappa is not None:
         subject = replace(subject, kappa=variant.kappa)
-    step, batch = subject.own_step or subject.forward, _PAIRS if subject is _PRETRAINING else BATCH
+    step, batch = subject.own_step or subject.forward, _PAIRS if pretraining else BATCH
     with torch.device("meta"):
         model, teacher = subject.build().eval(), subject.build().eval()
         restructurer(method, subject)(model)
         twin = MomentumTwin(model, subject.without).model
     online = linear_conv_flops(model, step).total
     total = (2 if method == "lora" else 3) * online + linear_conv_flops(twin, subject.twin).total
-    if path == "configs/pretrain.yaml" and variant.pretrain != ("method=svd",):
+    if pretraining and not {"method=svd", "losses.fd=0"} & set(variant.pretrain or ()):
         total += linear_conv_flops(teacher, _features).total
     return total / batch
 

@@ -10,13 +10,12 @@ from itertools import combinations
 from pathlib import Path
 
 from pela_vl.checkpoint import read_card
-from pela_vl.compression import build_meta, sample_flops
+from pela_vl.compression import build_deployed, sample_flops
 from pela_vl.cost import count_parameters
-from pela_vl.experiments.runs import Grid
+from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Column, Table, TableRow
 from pela_vl.files import atomic_write
-from pela_vl.lowrank import apply_plan
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
             paper = row.paper.get(column.paper) if column.paper else None
             values = (_value(scale, column, run, grid) for run in own.values())
             cells.append(Cell(tuple(value for value in values if value is not None), paper, len(own)))
-        lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds)))
-    records = [grid.record(run) for run in grid.needed(runs.values())]
+        lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds, grid)))
+    records = [grid.record(run) for run in in_order(runs.values())]
     threads = {record["threads"] for record in records if "threads" in record}
     seconds = sum(record.get("seconds", 0.0) for record in records)
     return Found(table, tuple(lines), tuple(seeds), seconds, tuple(sorted(threads)))
@@ -89,23 +88,18 @@ def _value(scale: Scale, column: Column, run, grid: Grid) -> float | None:
     return json.loads(file.read_text(encoding="utf-8"))["metrics"].get(column.metric)
 
 
-def _cost(scale: Scale, row: TableRow, seeds: Sequence[int]) -> tuple[int | None, float | None]:
+def _cost(scale: Scale, row: TableRow, seeds: Sequence[int], grid: Grid) -> tuple[int | None, float | None]:
     """Of the model as it is deployed, before a task adds its own head: parameters and GFLOPs a sample."""
-    path, _ = scale.pretrained(row.variant, seeds[0])
-    if not path.exists():
-        return None, None
-    card = read_card(path)
+    path, needs = scale.pretrained(row.variant, seeds[0])
+    card = read_card(path) if path.is_file() and all(grid.done(run) for run in needs) else None
     if card is None:
-        return None, None  # a published file: tasks/efficiency.py counts those
+        return None, None  # not there yet, or a published file: tasks/efficiency.py counts those
     numbers = dict(card.numbers)
     merged = [change for change in row.variant.tune if change.startswith("model.token_merging=")]
     if merged:
         numbers["token_merging"] = int(merged[0].split("=")[1].format(**scale.numbers))
-    model = build_meta(card.kind, numbers, False)
-    ranks = {name: rank for name, rank in card.ranks.items() if not name.startswith("mlm_head.")}
-    if ranks:
-        apply_plan(model, ranks, init="empty")
-    return count_parameters(model), sample_flops(card.kind, numbers, card.ranks).layers / 1e9
+    parameters = count_parameters(build_deployed(card.kind, numbers, card.ranks))
+    return parameters, sample_flops(card.kind, numbers, card.ranks).layers / 1e9
 
 
 def as_csv(found: Found) -> str:

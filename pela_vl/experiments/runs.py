@@ -98,27 +98,20 @@ class Grid:
 
     def record(self, run: Run) -> dict[str, Any]:
         """What is known of a run as it is now: `done`, `seconds`, `threads`; empty if never begun, or with other arguments."""
-        try:
-            record = json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        record = self._mark(run)
         return record if record.get("fingerprint") == self.prints[run.name] else {}
 
-    def _finished(self, run: Run) -> bool:
-        """Whether another such run, with other arguments or inputs, came to its end in this folder."""
+    def _mark(self, run: Run) -> dict[str, Any]:
+        """What the run that was last begun in this folder left, whatever its arguments."""
         try:
-            return bool(json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8")).get("done"))
+            return json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
+            return {}
 
     def done(self, run: Run) -> bool:
         """Whether it and all it needs are done."""
         files = all(path.exists() for path in run.makes)
         return bool(self.record(run).get("done")) and files and all(self.done(needed) for needed in run.needs)
-
-    def needed(self, runs: Iterable[Run]) -> list[Run]:
-        """These and all they need, in order."""
-        return in_order(runs)
 
     def seconds(self, run: Run) -> float:
         """Spent on it so far, over all calls."""
@@ -162,7 +155,7 @@ class Grid:
         with _locked(folder / _LOCK) as lock:
             record = self.record(run)
             if not (record and run.resumable):
-                if not record and self._finished(run):
+                if not record and self._mark(run).get("done"):
                     _set_aside(folder)
                 _empty(folder, run.makes)
                 record = {}

@@ -32,6 +32,14 @@ def run_here(monkeypatch, *arguments):
     return stopped.value.code
 
 
+def test_what_is_done_does_not_depend_on_how_a_path_is_typed(tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "tasks" / "reproduce.py"))
+    monkeypatch.chdir(ROOT / "tasks")
+    inside = Path("runs") / "x"
+    assert {script["_from_root"](path) for path in ("../runs/x", ROOT / "runs" / "x")} == {inside}
+    assert script["_from_root"](tmp_path / "x") == tmp_path / "x"
+
+
 @pytest.mark.slow
 def test_a_plan_of_the_full_scale_names_commands_and_hours_and_runs_nothing(tmp_path, monkeypatch, capsys):
     arguments = ("table6", "--scale", "full", "--output", tmp_path, "--dry-run", "--gpus", "2")
