@@ -47,17 +47,17 @@ def _published() -> float:
 
 
 def albef_base_on_meta():
-    from pela_vl.models.albef import build_albef
-    from pela_vl.models.sizes import ALBEF_SIZES
+    from pela_vl.models.albef.albef import build_albef
+    from pela_vl.models.albef.sizes import ALBEF_SIZES
 
     return build_albef(**ALBEF_SIZES["albef_base"])
 
 
 def main() -> None:
-    from pela_vl.checkpoint import ModelCard
-    from pela_vl.compression import compress_with_twin, usage_since
-    from pela_vl.loading import LoadedModel
-    from pela_vl.models.sizes import ALBEF_SIZES
+    from pela_vl.checkpoints.loading import LoadedModel
+    from pela_vl.checkpoints.ours import ModelCard
+    from pela_vl.deploy.compression import compress_with_twin, usage_since
+    from pela_vl.models.albef.sizes import ALBEF_SIZES
     from pela_vl.settings import CompressSettings
 
     model = albef_base(256, False, mlm=True)

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.files import atomic_json
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus.units import source_units
-from pela_vl.errors import UserError, run_main
-from pela_vl.files import atomic_json
 
 _CAPTIONS = 5
 _TINY = 12  # pixels of a side

@@ -29,15 +29,15 @@ import torch
 from PIL import Image
 
 from benchmarks.table import Row, machine, medians, render
-from pela_vl.data.captions import CaptionPairs
+from pela_vl.base.files import atomic_json
 from pela_vl.data.collate import Collate
 from pela_vl.data.loader import EpochSampler, make_loader
 from pela_vl.data.scenes import render as render_scene
 from pela_vl.data.scenes import sample_scene
-from pela_vl.data.shard_pairs import ShardPairs
+from pela_vl.data.sets.captions import CaptionPairs
+from pela_vl.data.sets.shard_pairs import ShardPairs
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import train_transform
-from pela_vl.files import atomic_json
 
 IMAGE_SIZE = 256  # of pre-training
 BATCH = 32

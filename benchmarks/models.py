@@ -3,8 +3,8 @@
 import torch
 
 from pela_vl.lowrank import apply_plan, plan_ranks
-from pela_vl.models.albef import Albef, build_albef
-from pela_vl.models.sizes import ALBEF_SIZES
+from pela_vl.models.albef.albef import Albef, build_albef
+from pela_vl.models.albef.sizes import ALBEF_SIZES
 
 HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 

@@ -4,7 +4,7 @@ python -m benchmarks.parity [--markdown parity.md]
 
 Twins: timm's ViT, transformers' BertModel and BertLMHeadModel, and the published training steps written out literally
 (benchmarks/published.py: attention in full, image keys and values per text, logits of all tokens). Random weights. The
-outputs of the published SNLI-VE model itself are compared by `pytest -s -m slow tests/objectives/test_entailment_step.py`.
+outputs of the published SNLI-VE model itself are compared by `pytest -s -m slow tests/workloads/test_entailment_step.py`.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from transformers import BertConfig, BertLMHeadModel, BertModel
 
 from benchmarks import published
 from benchmarks.models import albef_base
+from pela_vl.base.errors import run_main
+from pela_vl.base.files import atomic_write
+from pela_vl.base.progress import Progress
 from pela_vl.data.collate import Batch
-from pela_vl.errors import run_main
-from pela_vl.files import atomic_write
-from pela_vl.models.bert import TextEncoder
-from pela_vl.models.vqa import AnswerDecoder
+from pela_vl.models.albef.bert import TextEncoder
+from pela_vl.models.albef.vqa import AnswerDecoder
 from pela_vl.objectives import vision_language
 from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.progress import Progress
 
 SIZE = {"vocab_size": 30522, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 ALPHA, MOMENTUM, QUEUE = 0.4, 0.995, 32

@@ -18,18 +18,18 @@ import torch
 from benchmarks import published
 from benchmarks.models import albef_base, caption_lengths
 from benchmarks.table import Row, machine
-from pela_vl.assemble import make_autocast
-from pela_vl.compression import usage_since
+from pela_vl.base.memory import keep_freed_memory
 from pela_vl.data.collate import Batch
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.inference import can_compile, compile_blocks
-from pela_vl.losses.matching import sample_negatives
+from pela_vl.deploy.compression import usage_since
+from pela_vl.deploy.inference import can_compile, compile_blocks
 from pela_vl.lowrank import low_rank_layers
-from pela_vl.memory import keep_freed_memory
 from pela_vl.methods.pela import Pela
-from pela_vl.models.momentum import FeatureQueue
+from pela_vl.models.albef.losses import sample_negatives
+from pela_vl.models.albef.momentum import FeatureQueue
 from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.optim import make_optimizer, parameter_groups
+from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.training.assemble import make_autocast
+from pela_vl.training.optim import make_optimizer, parameter_groups
 
 BATCH, PIXELS, LONGEST, QUEUE, MOMENTUM, ALPHA = 4, 256, 25, 65536, 0.995, 0.4
 TARGET = 2.0

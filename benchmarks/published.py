@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pela_vl.data.collate import Batch
 from pela_vl.lowrank import LowRankLinear
-from pela_vl.models.albef import Albef
-from pela_vl.models.bert import Attention, Layer
-from pela_vl.models.momentum import FeatureQueue
+from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.bert import Attention, Layer
+from pela_vl.models.albef.momentum import FeatureQueue
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 

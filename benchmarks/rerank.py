@@ -7,9 +7,9 @@ import torch
 from benchmarks.models import albef_base, caption_lengths
 from benchmarks.published import rerank_image, text_states
 from benchmarks.table import Row, medians
-from pela_vl.distributed import Ranks
-from pela_vl.models.albef import Albef
-from pela_vl.reranking import BatchLimit, candidates, encode_texts, match_images
+from pela_vl.base.distributed import Ranks
+from pela_vl.evaluation.reranking import BatchLimit, candidates, encode_texts, match_images
+from pela_vl.models.albef.albef import Albef
 
 IMAGES, TEXTS, K, PIXELS, LONGEST = 1000, 5000, 128, 384, 30
 LIMIT = BatchLimit(pairs=256, mebibytes=16.0)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import pela_vl
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.files import atomic_write
+from pela_vl.base.progress import Progress
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.errors import UserError, run_main
-from pela_vl.evaluation.agreement import agreement
-from pela_vl.files import atomic_write
-from pela_vl.progress import Progress
+from pela_vl.metrics.agreement import agreement
 
 WAYS = {
     "plain": {"init": "svd"},
@@ -96,7 +96,7 @@ def _load() -> tuple[nn.Module, Tokenizer]:
 
 def _captions(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Captions to calibrate on and to measure on, of different pictures."""
-    from pela_vl.data.annotations import load_annotations
+    from pela_vl.data.sets.annotations import load_annotations
 
     entries = load_annotations([args.captions], {"caption": (str, list)})
     texts = [e.values["caption"] if isinstance(e.values["caption"], list) else [e.values["caption"]] for e in entries]

@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.table import Row, medians
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.lowrank import compress
-from pela_vl.models.sizes import ALBEF_SIZES
-from pela_vl.models.vqa import AnswerDecoder
-from pela_vl.models.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
+from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.vqa import AnswerDecoder
+from pela_vl.models.albef.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
 
 ANSWERS, K, QUESTION_TOKENS, QUESTIONS = 3128, 128, 10, 4
 MOST_PIECES = 6

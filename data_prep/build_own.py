@@ -8,9 +8,9 @@ and test pictures depends on the pictures alone.
 import argparse
 from pathlib import Path
 
-from pela_vl.data.karpathy import SPLITS, write_lists
-from pela_vl.data.own import check_pictures, read_table, split_pictures
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.data.public.karpathy import SPLITS, write_lists
+from pela_vl.data.public.own import check_pictures, read_table, split_pictures
 
 
 def main() -> None:

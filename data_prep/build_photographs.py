@@ -10,10 +10,10 @@ import argparse
 import os
 from pathlib import Path
 
-from pela_vl.data.captions import load_annotations
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.files import atomic_json
 from pela_vl.data.images import resolve_image
-from pela_vl.errors import UserError, run_main
-from pela_vl.files import atomic_json
+from pela_vl.data.sets.captions import load_annotations
 
 
 def main() -> None:

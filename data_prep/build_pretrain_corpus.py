@@ -13,11 +13,11 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
+from pela_vl.base.errors import UserError, run_main
 from pela_vl.data.corpus import FILTERS, Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus.engines import ENGINES
 from pela_vl.data.corpus.report import table
 from pela_vl.data.corpus.units import SOURCES, Unit, held_out_units, source_units
-from pela_vl.errors import UserError, run_main
 
 _PAIRS = "TABLE and IMAGES (TSV or CSV of address and caption, and its pictures), or the FOLDER img2dataset wrote"
 

@@ -7,8 +7,8 @@ python data_prep/build_refcoco_plus.py --refs 'refcoco+/refs(unc).p' --instances
 import argparse
 from pathlib import Path
 
-from pela_vl.data.refcoco import PUBLISHED, SPLITS, read_corpus, write_lists
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.data.public.refcoco import PUBLISHED, SPLITS, read_corpus, write_lists
 
 
 def main() -> None:

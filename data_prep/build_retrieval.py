@@ -6,8 +6,8 @@ Example: python data_prep/build_retrieval.py --karpathy dataset_coco.json --imag
 import argparse
 from pathlib import Path
 
-from pela_vl.data.karpathy import PUBLISHED, SPLITS, read_karpathy, write_lists
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.data.public.karpathy import PUBLISHED, SPLITS, read_karpathy, write_lists
 
 
 def main() -> None:

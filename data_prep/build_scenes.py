@@ -8,8 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
+from pela_vl.base.errors import run_main
 from pela_vl.data.scenes import Request, build_corpus
-from pela_vl.errors import run_main
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ Example: python data_prep/build_snli_ve.py --source SNLI-VE --image-root flickr3
 import argparse
 from pathlib import Path
 
-from pela_vl.data.snli_ve import LABELS, PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.data.public.snli_ve import LABELS, PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
 
 
 def main() -> None:

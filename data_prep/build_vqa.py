@@ -9,19 +9,18 @@ Example: python data_prep/build_vqa.py --raw data/vqa --image-root data/coco --o
 import argparse
 from pathlib import Path
 
-from pela_vl.data.raw import write_list
-from pela_vl.data.vqa_lists import (
+from pela_vl.base.errors import UserError, run_main
+from pela_vl.data.public.vqa_lists import (
     MIN_COUNT,
     PUBLISHED,
     answer_list,
     find_parts,
     genome_entries,
-    read_answer_list,
     read_part,
     without_pictures,
 )
-from pela_vl.data.vqa_raw import read_genome, read_questions
-from pela_vl.errors import UserError, run_main
+from pela_vl.data.raw import write_list
+from pela_vl.data.sets.vqa_official import read_answer_list, read_genome, read_questions
 
 
 def main() -> None:

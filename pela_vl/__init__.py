@@ -6,7 +6,7 @@ Kept light on purpose: `import pela_vl` loads no torch; the public names below a
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pela_vl.inference import optimize_for_inference as optimize_for_inference
+    from pela_vl.deploy.inference import optimize_for_inference as optimize_for_inference
     from pela_vl.lowrank import compress as compress
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "optimize_for_inference":
-        from pela_vl.inference import optimize_for_inference
+        from pela_vl.deploy.inference import optimize_for_inference
 
         return optimize_for_inference
     raise AttributeError(f"module 'pela_vl' has no attribute {name!r}")

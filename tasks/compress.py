@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 if TYPE_CHECKING:
-    from pela_vl.loading import LoadedModel
+    from pela_vl.checkpoints.loading import LoadedModel
 
 
 def main() -> None:
@@ -27,13 +27,13 @@ def main() -> None:
     start = time.perf_counter()
     import torch
 
-    from pela_vl.calibration import AlbefCalibration
-    from pela_vl.checkpoint import save_model
-    from pela_vl.compression import compress_with_twin, usage_since
-    from pela_vl.files import atomic_json
-    from pela_vl.loading import dense_heads, describe_parts
-    from pela_vl.progress import Progress
+    from pela_vl.base.files import atomic_json
+    from pela_vl.base.progress import Progress
+    from pela_vl.checkpoints.loading import dense_heads, describe_parts
+    from pela_vl.checkpoints.ours import save_model
+    from pela_vl.deploy.compression import compress_with_twin, usage_since
     from pela_vl.settings import CompressSettings
+    from pela_vl.training.calibration import AlbefCalibration
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -127,8 +127,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(args: argparse.Namespace) -> "LoadedModel":
+    from pela_vl.checkpoints.loading import load_any, load_model
     from pela_vl.data.tokenizer import Tokenizer
-    from pela_vl.loading import load_any, load_model
     from pela_vl.settings import ModelSettings
 
     settings = ModelSettings(size=args.random, image_size=args.image_size)

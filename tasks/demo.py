@@ -9,15 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    from pela_vl.base.progress import clock
     from pela_vl.demo.pipeline import Paths, Sizes, collect, stages
     from pela_vl.demo.stages import run_stages
-    from pela_vl.progress import clock
     from pela_vl.report import format_table, write_report
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

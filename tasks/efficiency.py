@@ -9,7 +9,7 @@ import argparse
 import time
 from dataclasses import asdict
 
-from pela_vl.errors import run_main
+from pela_vl.base.errors import run_main
 
 
 def main() -> None:
@@ -18,10 +18,10 @@ def main() -> None:
     parser.add_argument("--markdown", help="also write the tables to this file, as Markdown")
     args = parser.parse_args()
     start = time.perf_counter()
-    from pela_vl.compression import usage_since
-    from pela_vl.efficiency import CONDITIONS, LABELS, listed, peft_parameters, table_rows
-    from pela_vl.files import atomic_json, atomic_write
-    from pela_vl.progress import Progress
+    from pela_vl.base.files import atomic_json, atomic_write
+    from pela_vl.base.progress import Progress
+    from pela_vl.deploy.compression import usage_since
+    from pela_vl.experiments.efficiency import CONDITIONS, LABELS, listed, peft_parameters, table_rows
 
     imported = usage_since(start)
     bar = Progress(sum(countable for *_, countable in listed()), "count", unit="row")

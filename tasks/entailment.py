@@ -6,11 +6,11 @@ python tasks/entailment.py --config configs/snli_ve.yaml --evaluate --set init.c
 Beside the accuracies it writes the predictions and a confusion matrix (PNG) of the validation and the test set.
 """
 
-from pela_vl.errors import run_main
+from pela_vl.base.errors import run_main
 
 
 def main() -> None:
-    from pela_vl.runner import run_task
+    from pela_vl.training.runner import run_task
     from pela_vl.workloads.entailment import Entailment
 
     run_task(Entailment(), __doc__)

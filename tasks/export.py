@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 TOLERANCE = 1e-3
 
@@ -21,9 +21,16 @@ def main() -> None:
     args = _arguments()
     import torch
 
-    from pela_vl.export import PairScorer, largest_difference, onnx_session, pair_inputs, pair_program, save_program
-    from pela_vl.inference import optimize_for_inference
-    from pela_vl.loading import load_model
+    from pela_vl.checkpoints.loading import load_model
+    from pela_vl.deploy.export import (
+        PairScorer,
+        largest_difference,
+        onnx_session,
+        pair_inputs,
+        pair_program,
+        save_program,
+    )
+    from pela_vl.deploy.inference import optimize_for_inference
     from pela_vl.settings import ModelSettings
 
     if args.threads:

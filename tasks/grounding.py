@@ -4,11 +4,11 @@ deepspeed tasks/grounding.py --config configs/refcoco_plus.yaml
 python tasks/grounding.py --config configs/refcoco_plus.yaml --evaluate --set init.checkpoint=refcoco.pth
 """
 
-from pela_vl.errors import run_main
+from pela_vl.base.errors import run_main
 
 
 def main() -> None:
-    from pela_vl.runner import run_task
+    from pela_vl.training.runner import run_task
     from pela_vl.workloads.grounding import Grounding
 
     run_task(Grounding(), __doc__)

@@ -4,11 +4,11 @@ deepspeed tasks/pretrain.py --config configs/pretrain.yaml
 python tasks/pretrain.py --config configs/demo/pretrain.yaml --set train.steps=100
 """
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 
 def main() -> None:
-    from pela_vl.runner import parse, train
+    from pela_vl.training.runner import parse, train
     from pela_vl.workloads.pretraining import Pretraining
 
     arguments = parse(__doc__)

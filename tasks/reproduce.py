@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES_TEACHER = "pela_vl/assets/scenes_teacher.safetensors"

@@ -5,11 +5,11 @@ python tasks/retrieval.py --config configs/flickr.yaml --evaluate --set init.che
 python tasks/retrieval.py --config configs/flickr.yaml --zero-shot mscoco.pth   (fine-tuned on another data set)
 """
 
-from pela_vl.errors import run_main
+from pela_vl.base.errors import run_main
 
 
 def main() -> None:
-    from pela_vl.runner import run_task
+    from pela_vl.training.runner import run_task
     from pela_vl.workloads.retrieval import Retrieval
 
     run_task(Retrieval(), __doc__)

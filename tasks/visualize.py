@@ -6,7 +6,7 @@ python tasks/visualize.py --image x.jpg --text "a red kite over the sea" --check
 import argparse
 from pathlib import Path
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 
 def main() -> None:
@@ -24,12 +24,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.suffix.lower() != ".png":
         raise UserError(f"--output {args.output}: the figure is a PNG file; end its name in .png")
+    from pela_vl.base.distributed import choose_device
+    from pela_vl.base.files import atomic_write
+    from pela_vl.checkpoints.loading import load_model
     from pela_vl.data.tokenizer import Tokenizer
-    from pela_vl.distributed import choose_device
-    from pela_vl.files import atomic_write
-    from pela_vl.loading import load_model
+    from pela_vl.deploy.visualise import figure, look
     from pela_vl.settings import ModelSettings
-    from pela_vl.visualise import figure, look
 
     settings = ModelSettings(image_size=args.image_size, tokenizer=args.tokenizer)
     loaded = load_model(settings, args.checkpoint, mlm=False)

@@ -6,11 +6,11 @@ python tasks/vqa.py --config configs/vqa.yaml --evaluate --set init.checkpoint=v
 The predictions are written in the official result format. For the leaderboard see tasks/vqa_submission.py.
 """
 
-from pela_vl.errors import run_main
+from pela_vl.base.errors import run_main
 
 
 def main() -> None:
-    from pela_vl.runner import run_task
+    from pela_vl.training.runner import run_task
     from pela_vl.workloads.vqa import Vqa
 
     run_task(Vqa(), __doc__)

@@ -10,7 +10,7 @@ Killed in the middle, the same command goes on. With --annotations, --check also
 import argparse
 from pathlib import Path
 
-from pela_vl.errors import UserError, run_main
+from pela_vl.base.errors import UserError, run_main
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def main() -> None:
         return
     if not args.config or not args.output:
         raise UserError("give --config and --output to make a result file, or --check to check one")
-    from pela_vl import config
-    from pela_vl.distributed import is_main
+    from pela_vl.base import config
+    from pela_vl.base.distributed import is_main
+    from pela_vl.deploy.submission import submit
     from pela_vl.settings import Settings
-    from pela_vl.submission import submit
 
     count = submit(config.load(Settings, args.config, args.set), args.questions, args.output, args.image_pattern)
     if is_main():
@@ -47,9 +47,9 @@ def main() -> None:
 
 def check(results: Path, questions: Path, annotations: Path | None) -> None:
     """Print that a result file is valid, or raise UserError saying why not."""
-    from pela_vl.data.vqa_raw import paired, read_annotations, read_questions
-    from pela_vl.data.vqa_results import read_results
-    from pela_vl.evaluation.vqa_accuracy import Truth, vqa_accuracy
+    from pela_vl.data.sets.vqa_official import paired, read_annotations, read_questions
+    from pela_vl.data.sets.vqa_results import read_results
+    from pela_vl.metrics.vqa_accuracy import Truth, vqa_accuracy
 
     file = read_questions(questions)
     answers = read_results(results, file.ids)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# tiny_albef.py, tiny_runs.py, convert/published_files.py and data/shard_files.py are shared by the tests of several folders
-sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "convert", "data")]
+# what the tests of several folders share
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def listed(scenes) -> Path:
     """The corpus with its retrieval lists."""
-    from pela_vl.data.karpathy import read_karpathy, write_lists
+    from pela_vl.data.public.karpathy import read_karpathy, write_lists
 
     write_lists(read_karpathy(scenes / "dataset_scenes.json", scenes), scenes, scenes / "lists", "scenes")
     return scenes
@@ -52,8 +52,8 @@ evaluate: {{k_test: 3}}
 @pytest.fixture(scope="session")
 def vqa_listed(scenes) -> Path:
     """The corpus with its question answering lists in `vqa/`."""
+    from pela_vl.data.public.vqa_lists import answer_list, find_parts, read_part
     from pela_vl.data.raw import write_list
-    from pela_vl.data.vqa_lists import answer_list, find_parts, read_part
 
     parts = {part.role: read_part(part, scenes) for part in find_parts(scenes)}
     for role, held in parts.items():
@@ -65,7 +65,7 @@ def vqa_listed(scenes) -> Path:
 @pytest.fixture(scope="session")
 def entailment_listed(scenes) -> Path:
     """The corpus with its visual entailment lists in `entailment/`."""
-    from pela_vl.data.snli_ve import SPLITS, read_snli_ve, write_lists
+    from pela_vl.data.public.snli_ve import SPLITS, read_snli_ve, write_lists
 
     pictures = {"train": "train", "dev": "val", "test": "test"}
     splits = {
@@ -91,7 +91,7 @@ def forked_ranks() -> Iterator[Callable[..., list[str]]]:
     one does not end well. Quicker than `tiny_runs.start_ranks`: nothing is imported anew (see rank_server.py)."""
     from tiny_runs import ROOT, environment, free_port
 
-    command = [sys.executable, str(ROOT / "tests" / "rank_server.py")]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "rank_server.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     server = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
 

@@ -11,11 +11,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-from pela_vl.data.captions import Key, Sample
 from pela_vl.data.tokenizer import Tokenizer
 
 IGNORED = -100  # label of a token that is not predicted, as torch's cross entropy has it
 _STREAM = 0x4D4C4D  # keeps the draws apart from those of the data set, which start from (seed, epoch, index)
+
+
+Key = tuple[int, int]  # epoch, index: what a sampler asks a training data set for
 
 
 class Movable:
@@ -60,8 +62,25 @@ class Batch(Movable):
     bad: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One training pair.
+
+    image: float32 [3, H, W]. image_id: equal for entries that show the same picture. key: the (epoch, index) asked for.
+    index: the entry that came, another one than asked for if `bad` is not empty. bad: (path, reason) of the pictures
+    that could not be read on the way.
+    """
+
+    image: torch.Tensor
+    caption: str
+    image_id: int
+    key: Key
+    index: int
+    bad: tuple[tuple[str, str], ...] = ()
+
+
 class AnySample(Protocol):
-    """What the samples of every task have; see `captions.Sample`."""
+    """What the samples of every task have; see `Sample`."""
 
     image: torch.Tensor
     index: int

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decompression bombs; here it is an error
 _ORIENTATION = 0x0112

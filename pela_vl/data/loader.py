@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pela_vl.data.captions import Key
-from pela_vl.data.collate import Batch
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Batch, Key
 
 # (seed, epoch, samples in a batch of all ranks) -> a permutation of the samples, int64 [n]
 Order = Callable[[int, int, int], np.ndarray]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_write
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_write
 
 _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 

@@ -11,8 +11,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_write
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_write
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SHIPPED = Path(__file__).parent / "vocab"

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pela_vl import config
-from pela_vl.checkpoint import read_weights
+from pela_vl.base import config
+from pela_vl.base.distributed import start
+from pela_vl.base.files import atomic_json
+from pela_vl.checkpoints.loading import load_model
+from pela_vl.checkpoints.ours import read_weights
 from pela_vl.data.images import resolve_image
 from pela_vl.demo.downstream import downstream_results, list_stages, tuning_stages
 from pela_vl.demo.stages import Stage, make_stage, set_arguments
-from pela_vl.distributed import start
-from pela_vl.files import atomic_json
-from pela_vl.loading import load_model
-from pela_vl.logging import read_log
-from pela_vl.runner import evaluate_checkpoint
 from pela_vl.settings import ModelSettings, Settings
+from pela_vl.training.run_log import read_log
+from pela_vl.training.runner import evaluate_checkpoint
 from pela_vl.workloads.retrieval import Retrieval
 
 TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pela_vl.config import load
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_json
-from pela_vl.progress import clock
+from pela_vl.base.config import load
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json
+from pela_vl.base.progress import clock
 from pela_vl.settings import Settings
 
 

@@ -1,1 +1,1 @@
-"""Evaluation metrics: arrays in, numbers out; no model is known here."""
+"""Passes over data that give scores: retrieval, answering, localisation."""

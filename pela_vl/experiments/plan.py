@@ -2,7 +2,7 @@
 
 A training step costs three forward passes of the online model (its backward is two), of which LoRA's frozen base saves one,
 one of the momentum twin and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device
-at the lengths of pela_vl/efficiency.py, attention's products included, and for MaskAlign as if its student saw every patch.
+at the lengths of efficiency.py, attention's products included, and for MaskAlign as if its student saw every patch.
 Evaluation, data loading and the factorising are left out.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from pela_vl import config
+from pela_vl.base import config
 from pela_vl.cost import linear_conv_flops
-from pela_vl.efficiency import BATCH, SUBJECTS, Subject, restructurer
+from pela_vl.experiments.efficiency import BATCH, SUBJECTS, Subject, restructurer
 from pela_vl.experiments.runs import Grid, Run
 from pela_vl.experiments.variants import Variant
-from pela_vl.models.albef import build_albef
-from pela_vl.models.momentum import MomentumTwin
-from pela_vl.models.sizes import ALBEF_SIZES
+from pela_vl.models.albef.albef import build_albef
+from pela_vl.models.albef.momentum import MomentumTwin
+from pela_vl.models.albef.sizes import ALBEF_SIZES
 from pela_vl.settings import Settings
 
 PUBLISHED_SAMPLES = {

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_write
 from pela_vl.experiments.results import Found
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.variants import BEYOND
-from pela_vl.files import atomic_write
-from pela_vl.logging import read_log
+from pela_vl.training.run_log import read_log
 
 OURS, PAPER = "#1b5e8c", "#c2571a"
 _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from pela_vl.base.progress import clock
 from pela_vl.experiments.plots import draw, recoveries, steps_saved
 from pela_vl.experiments.results import as_markdown, collect, write
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Table
-from pela_vl.progress import clock
 
 
 def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:

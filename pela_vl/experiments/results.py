@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from pela_vl.checkpoint import read_card
-from pela_vl.compression import build_deployed, sample_flops
+from pela_vl.base.files import atomic_write
+from pela_vl.checkpoints.ours import read_card
 from pela_vl.cost import count_parameters
+from pela_vl.deploy.compression import build_deployed, sample_flops
 from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Column, Table, TableRow
-from pela_vl.files import atomic_write
 
 
 @dataclass(frozen=True)

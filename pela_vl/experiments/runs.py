@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json
+from pela_vl.base.progress import Progress, clock
 from pela_vl.demo.stages import configuration
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_json
-from pela_vl.progress import Progress, clock
 
 _MARK, _LOCK, _LOG = "grid.json", "grid.lock", "grid.log"  # run.json is the header that a training run writes
 _LARGE = 2**28

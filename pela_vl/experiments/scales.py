@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pela_vl.base.errors import UserError
 from pela_vl.demo.downstream import TASKS as DEMO_TASKS
 from pela_vl.demo.downstream import task_arguments, task_changes
 from pela_vl.demo.stages import set_arguments
-from pela_vl.errors import UserError
 from pela_vl.experiments.runs import Run
 from pela_vl.experiments.variants import Variant
 

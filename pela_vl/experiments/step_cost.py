@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from pela_vl.compression import usage_since
-from pela_vl.distributed import choose_device
-from pela_vl.errors import UserError
+from pela_vl.base.distributed import choose_device
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json, atomic_write
+from pela_vl.base.memory import keep_freed_memory
+from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments.paper import TABLE8
 from pela_vl.experiments.plots import OURS, PAPER, new_figure, save_figure
-from pela_vl.files import atomic_json, atomic_write
 from pela_vl.lowrank import compress
-from pela_vl.memory import keep_freed_memory
 
 MODEL, PIXELS, KAPPA = "deit_base_patch16_224", 224, 2.0
 ROWS = {"dense": None, "low rank": KAPPA}

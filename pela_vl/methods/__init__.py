@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.models.outputs import StepOutput
 from pela_vl.settings import Settings
 

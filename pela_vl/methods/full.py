@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from pela_vl.distill.teacher import FrozenTeacher
 from pela_vl.methods import Method
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings
 
 NEEDS_TEACHER = False

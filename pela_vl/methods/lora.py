@@ -9,11 +9,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods import Method
-from pela_vl.models.heads import MaskedLanguageHead
+from pela_vl.models.albef.heads import MaskedLanguageHead
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, Settings
 
 NEEDS_TEACHER = False

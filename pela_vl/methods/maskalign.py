@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pela_vl.distill.alignment import DynamicAlignment, alignment_loss
-from pela_vl.distill.student import cut_student
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import Method
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.alignment import DynamicAlignment, alignment_loss
+from pela_vl.recovery.student import cut_student
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, Settings
 
 NEEDS_TEACHER = True

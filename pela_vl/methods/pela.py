@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pela_vl.distill.features import Streams, feature_distillation
-from pela_vl.distill.perturbation import weight_perturbation
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods import Method
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.features import Streams, feature_distillation
+from pela_vl.recovery.perturbation import weight_perturbation
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings
 
 NEEDS_TEACHER = True

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods import Method
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings
 
 NEEDS_TEACHER = False

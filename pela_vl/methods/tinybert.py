@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pela_vl.distill.attention import attention_distance, image_scores, text_scores
-from pela_vl.distill.features import Streams
-from pela_vl.distill.student import cut_student, map_layers
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import Method
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.attention import attention_distance, image_scores, text_scores
+from pela_vl.recovery.features import Streams
+from pela_vl.recovery.student import cut_student, map_layers
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings
 
 NEEDS_TEACHER = True

@@ -7,11 +7,11 @@ one only makes sure that it is on. Nothing is trained for it: it also works on a
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import Method
 from pela_vl.models.token_merging import MergingBlocks
 from pela_vl.models.vit import ImageEncoder
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, Settings
 
 NEEDS_TEACHER = False

@@ -2,8 +2,6 @@
 
 from torch import nn
 
-from pela_vl.models.bert import TextEncoder
-
 
 def layer_map(deep: int, shallow: int) -> list[int]:
     """Which of `deep` layers each of `shallow` ones stands for, the last for the last: every k-th where k = deep / shallow
@@ -17,11 +15,3 @@ def keep_blocks(blocks: nn.Sequential | nn.ModuleList, count: int) -> nn.Sequent
     """The `count` blocks of `layer_map`, as a container of the same kind."""
     kept = [blocks[i] for i in layer_map(len(blocks), count)]
     return nn.Sequential(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept)
-
-
-def keep_text_layers(encoder: TextEncoder, text: int, fusion: int) -> None:
-    """Keep so many text-only and so many fusion layers of a text encoder, in place."""
-    layers, first = encoder.encoder.layer, encoder.fusion_layer
-    kept = [layers[i] for i in layer_map(first, text)]
-    kept += [layers[first + i] for i in layer_map(len(layers) - first, fusion)]
-    encoder.encoder.layer, encoder.fusion_layer = nn.ModuleList(kept), text

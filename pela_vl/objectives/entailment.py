@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pela_vl.losses.answers import distilled_cross_entropy
-from pela_vl.models.entailment import AlbefEntailment
-from pela_vl.models.momentum import MomentumTwin
+from pela_vl.models.albef.entailment import AlbefEntailment
+from pela_vl.models.albef.losses import distilled_cross_entropy
+from pela_vl.models.albef.momentum import MomentumTwin
 from pela_vl.models.outputs import StepOutput
 
 

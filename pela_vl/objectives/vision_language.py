@@ -8,16 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pela_vl.base.distributed import gather_rows
 from pela_vl.data.collate import Batch
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.distributed import gather_rows
-from pela_vl.losses.contrastive import diagonal_targets, distilled_targets, positive_targets, soft_cross_entropy
-from pela_vl.losses.masking import masked_language_loss
-from pela_vl.losses.matching import NO_NEGATIVE, matching_loss, sample_negatives
-from pela_vl.models.albef import Albef
-from pela_vl.models.bert import select_images
-from pela_vl.models.momentum import FeatureQueue, MomentumTwin
+from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.losses import (
+    NO_NEGATIVE,
+    diagonal_targets,
+    distilled_targets,
+    masked_language_loss,
+    matching_loss,
+    positive_targets,
+    sample_negatives,
+    soft_cross_entropy,
+)
+from pela_vl.models.albef.momentum import FeatureQueue, MomentumTwin
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.teacher import FrozenTeacher
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 

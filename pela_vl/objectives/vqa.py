@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pela_vl.losses.answers import distilled_cross_entropy, weighted_answer_loss
-from pela_vl.models.bert import select_images
-from pela_vl.models.momentum import MomentumTwin
+from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.losses import distilled_cross_entropy, weighted_answer_loss
+from pela_vl.models.albef.momentum import MomentumTwin
+from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.models.outputs import StepOutput
-from pela_vl.models.vqa import AlbefVqa
 
 
 class VqaBatch(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pela_vl.files import atomic_write
+from pela_vl.base.files import atomic_write
 from pela_vl.report import charts, queries, tables
 from pela_vl.report.figures import duration, percent
 from pela_vl.report.layers import layer_kinds

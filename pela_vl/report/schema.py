@@ -36,7 +36,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 
 RECALLS = ("tr1", "tr5", "tr10", "ir1", "ir5", "ir10", "mean")
 _DATA_URI = re.compile(r"data:image/(png|jpe?g|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils.data import Dataset
 
+from pela_vl.base.distributed import Ranks
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.distributed import Ranks
-from pela_vl.errors import UserError
-from pela_vl.loading import LoadedModel
 from pela_vl.objectives.base import Objective
 from pela_vl.settings import Settings
 

@@ -5,22 +5,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pela_vl.data.entailment import EntailmentCollate, EntailmentEval, EntailmentPairs
+from pela_vl.base.distributed import gather_rows
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json
+from pela_vl.base.progress import Progress
+from pela_vl.checkpoints.loading import LoadedModel, load_entailment
 from pela_vl.data.loader import make_image_loader, split_range
+from pela_vl.data.sets.entailment import EntailmentCollate, EntailmentEval, EntailmentPairs
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
-from pela_vl.distributed import gather_rows
-from pela_vl.errors import UserError
-from pela_vl.evaluation.classification import class_metrics, confusion_matrix
-from pela_vl.files import atomic_json
-from pela_vl.loading import LoadedModel, load_entailment
-from pela_vl.models.bert import select_images
-from pela_vl.models.entailment import CLASSES, AlbefEntailment
+from pela_vl.metrics.classification import class_metrics, confusion_matrix
+from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.entailment import CLASSES, AlbefEntailment
 from pela_vl.objectives.entailment import EntailmentObjective
-from pela_vl.progress import Progress
+from pela_vl.report.confusion import draw_confusion
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files
-from pela_vl.workloads.confusion import draw_confusion
 
 
 class Entailment:

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from pela_vl.attribution import choose_layer
-from pela_vl.data.captions import CaptionPairs
-from pela_vl.data.grounding import GroundingEval
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json, atomic_write
+from pela_vl.base.progress import Progress
 from pela_vl.data.loader import split_range
+from pela_vl.data.sets.captions import CaptionPairs
+from pela_vl.data.sets.grounding import GroundingEval
 from pela_vl.data.transforms import eval_transform
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_json, atomic_write
-from pela_vl.localisation import accuracies, expression_heat, localise
-from pela_vl.overlays import grounding_overlay
-from pela_vl.progress import Progress
+from pela_vl.evaluation.attribution import choose_layer
+from pela_vl.evaluation.localisation import accuracies, expression_heat, localise
+from pela_vl.report.overlays import grounding_overlay
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files
 from pela_vl.workloads.retrieval import Retrieval

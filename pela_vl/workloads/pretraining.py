@@ -1,6 +1,6 @@
 """Pre-training: ITC, ITM and MLM with the own pair as the positive. Evaluated as retrieval."""
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.settings import Settings
 from pela_vl.workloads.retrieval import Retrieval
 

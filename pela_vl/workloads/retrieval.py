@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import nn
 
-from pela_vl.data.captions import CaptionPairs, RetrievalEval
+from pela_vl.base.errors import UserError
+from pela_vl.base.progress import Progress
+from pela_vl.checkpoints.loading import LoadedModel, load_model
 from pela_vl.data.collate import Collate
 from pela_vl.data.loader import split_range
-from pela_vl.data.shard_pairs import ShardPairs, training_pairs
+from pela_vl.data.sets.captions import CaptionPairs, RetrievalEval
+from pela_vl.data.sets.shard_pairs import ShardPairs, training_pairs
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
-from pela_vl.errors import UserError
-from pela_vl.loading import LoadedModel, load_model
-from pela_vl.models.albef import Albef
+from pela_vl.evaluation.retrieval import RetrievalScores, score_retrieval
+from pela_vl.models.albef.albef import Albef
 from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.progress import Progress
-from pela_vl.scoring import RetrievalScores, score_retrieval
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files, test_or_val
 

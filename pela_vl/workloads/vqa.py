@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import nn
 
-from pela_vl.answering import Answerer, Ranked, accuracy, answer_questions
+from pela_vl.base.errors import UserError
+from pela_vl.base.progress import Progress
+from pela_vl.checkpoints.loading import LoadedModel, load_vqa
+from pela_vl.data.sets.vqa import PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
+from pela_vl.data.sets.vqa_official import read_answer_list
+from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
-from pela_vl.data.vqa import PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
-from pela_vl.data.vqa_lists import read_answer_list
-from pela_vl.data.vqa_results import write_results
-from pela_vl.data.vqa_sheet import Answered, spread, write_sheet
-from pela_vl.errors import UserError
-from pela_vl.loading import LoadedModel, load_vqa
-from pela_vl.models.vqa import AlbefVqa
+from pela_vl.evaluation.answering import Answerer, Ranked, accuracy, answer_questions
+from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.objectives.vqa import VqaObjective
-from pela_vl.progress import Progress
+from pela_vl.report.vqa_sheet import Answered, spread, write_sheet
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files, test_or_val
 

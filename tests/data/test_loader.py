@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pela_vl.data.captions import CaptionPairs, RetrievalEval, Sample
-from pela_vl.data.collate import Collate, mask_tokens
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Collate, Sample, mask_tokens
 from pela_vl.data.images import ImageError
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_image_loader, make_loader, split_range
+from pela_vl.data.sets.captions import CaptionPairs, RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform, train_transform
-from pela_vl.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pela_vl.base.errors import UserError
 from pela_vl.data import tokenizer as module
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
-from pela_vl.errors import UserError
 
 TEXTS = [
     "a dog runs",

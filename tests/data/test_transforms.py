@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin, features
 
+from pela_vl.base.errors import UserError
 from pela_vl.data import images
 from pela_vl.data.augment import OPERATIONS, random_augment
 from pela_vl.data.images import ImageError, ImageReader, read_image, resolve_image
 from pela_vl.data.transforms import crop_box, eval_transform, resize, to_image, to_tensor, train_transform
-from pela_vl.errors import UserError
 
 
 def noise(width=40, height=30, seed=0):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl import config
-from pela_vl.data.own import check_pictures, read_table, split_pictures
-from pela_vl.errors import UserError
-from pela_vl.runner import train
+from pela_vl.base import config
+from pela_vl.base.errors import UserError
+from pela_vl.data.public.own import check_pictures, read_table, split_pictures
 from pela_vl.settings import Settings
+from pela_vl.training.runner import train
 from pela_vl.workloads.retrieval import Retrieval
 
 ROOT = Path(__file__).parents[2]

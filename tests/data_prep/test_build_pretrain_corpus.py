@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl.data.captions import CaptionPairs
+from pela_vl.data.sets.captions import CaptionPairs
 from pela_vl.data.transforms import eval_transform
 
 SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_pretrain_corpus.py"
@@ -79,7 +79,7 @@ def test_filters_by_source_and_own_data(scenes, tmp_path):
 )
 def test_wrong_requests_are_one_line(scenes, tmp_path, arguments, message, monkeypatch, capsys):
     import data_prep.build_pretrain_corpus as script
-    from pela_vl.errors import UserError
+    from pela_vl.base.errors import UserError
 
     words = [str(word).format(scenes=scenes, captions=scenes / "captions_train.json") for word in arguments]
     monkeypatch.setattr(sys, "argv", ["script", "--output", str(tmp_path / "out"), *words])

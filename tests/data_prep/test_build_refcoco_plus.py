@@ -10,10 +10,10 @@ import pytest
 from grounding_data import build, load
 from tiny_runs import ROOT
 
-from pela_vl.data.captions import CaptionPairs
-from pela_vl.data.grounding import GroundingEval
+from pela_vl.base.errors import UserError
+from pela_vl.data.sets.captions import CaptionPairs
+from pela_vl.data.sets.grounding import GroundingEval
 from pela_vl.data.transforms import eval_transform
-from pela_vl.errors import UserError
 
 
 @pytest.fixture

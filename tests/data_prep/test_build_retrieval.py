@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pela_vl.data.karpathy import read_karpathy, write_lists
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.data.public.karpathy import read_karpathy, write_lists
 
 SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_retrieval.py"
 

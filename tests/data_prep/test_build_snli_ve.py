@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pela_vl.data.entailment import EntailmentEval, EntailmentPairs
-from pela_vl.data.snli_ve import PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
+from pela_vl.base.errors import UserError
+from pela_vl.data.public.snli_ve import PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
+from pela_vl.data.sets.entailment import EntailmentEval, EntailmentPairs
 from pela_vl.data.transforms import eval_transform
-from pela_vl.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_snli_ve.py"
 SCENES = "images/{split}/{id}.jpg"

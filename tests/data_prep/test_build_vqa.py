@@ -8,9 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl.data.vqa_lists import PUBLISHED, answer_list, find_parts, genome_entries, read_answer_list, read_part
-from pela_vl.data.vqa_raw import Annotation, image_path, read_annotations, read_genome, read_questions
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.data.public.vqa_lists import (
+    PUBLISHED,
+    answer_list,
+    find_parts,
+    genome_entries,
+    read_part,
+)
+from pela_vl.data.sets.vqa_official import (
+    Annotation,
+    image_path,
+    read_annotations,
+    read_answer_list,
+    read_genome,
+    read_questions,
+)
 
 SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_vqa.py"
 

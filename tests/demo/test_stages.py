@@ -2,9 +2,9 @@
 
 import pytest
 
+from pela_vl.base.errors import UserError
 from pela_vl.demo import stages
 from pela_vl.demo.stages import Stage, run_stages
-from pela_vl.errors import UserError
 
 APPEND = "import sys; open(sys.argv[1], 'a').write('x')"
 

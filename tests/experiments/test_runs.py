@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from pela_vl.base.errors import UserError
 from pela_vl.demo import stages
-from pela_vl.errors import UserError
 from pela_vl.experiments import runs
 from pela_vl.experiments.runs import Grid, Run, fingerprints, in_order
 

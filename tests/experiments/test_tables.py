@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl import config, methods
-from pela_vl.errors import UserError
+from pela_vl import methods
+from pela_vl.base import config
+from pela_vl.base.errors import UserError
 from pela_vl.experiments import paper
 from pela_vl.experiments.runs import in_order
 from pela_vl.experiments.scales import demo_scale, full_scale

@@ -6,10 +6,10 @@ import math
 import pytest
 from method_runs import FINE_TUNING, METHODS, WORKLOADS, settings_of
 
-from pela_vl import runner
-from pela_vl.loading import load_any
+from pela_vl.checkpoints.loading import load_any
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
+from pela_vl.training import runner
 
 # quick: every method once, every task at least once, merged tokens where they need places
 QUICK = {

@@ -5,8 +5,8 @@ import torch
 from tiny_albef import HEADS, hidden_states, tiny_albef, tiny_batch
 from torch import nn
 
+from pela_vl.base.errors import UserError
 from pela_vl.cost import count_parameters
-from pela_vl.errors import UserError
 from pela_vl.methods import lora
 from pela_vl.settings import Settings
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_albef import randomise, tiny_albef, tiny_batch
 
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import maskalign
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, Settings, StudentSettings
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from method_runs import WORKLOADS, settings_of
 
-from pela_vl import runner
-from pela_vl.checkpoint import read_card
-from pela_vl.loading import load_any
+from pela_vl.checkpoints.loading import load_any
+from pela_vl.checkpoints.ours import read_card
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
+from pela_vl.training import runner
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
 

@@ -15,10 +15,10 @@ from method_runs import METHODS, WORKLOADS, settings_of
 from method_worker import whitened_factors
 from tiny_runs import ONE, PATIENCE, ROOT, environment, free_port
 
-from pela_vl import runner
-from pela_vl.loading import load_any
+from pela_vl.checkpoints.loading import load_any
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
+from pela_vl.training import runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TERMS = {"tinybert": {"hidden", "attention"}, "maskalign": {"align"}, "pela": {"fd", "rwp"}}
@@ -39,7 +39,7 @@ def trained(every_list, tmp_path_factory) -> Path:
     launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
     assert launcher, "the deepspeed launcher is not installed beside this Python"
     command = [launcher, "--num_gpus", "2", "--master_port", str(free_port())]
-    command += [str(ROOT / "tests/method_worker.py"), str(folder / "jobs.json")]
+    command += [str(ROOT / "tests/helpers/method_worker.py"), str(folder / "jobs.json")]
     env = environment()
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=5 * PATIENCE)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from tiny_albef import hidden_states, randomise, tiny_albef, tiny_batch, twin_of
 
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import tinybert
 from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, Settings, StudentSettings
 
 DEPTHS = StudentSettings(vision_depth=2, text_depth=1, fusion_depth=1)

@@ -6,10 +6,10 @@ from tiny_albef import tiny_albef, tiny_batch
 from torch import nn
 
 from pela_vl import methods
-from pela_vl.distill.teacher import FrozenTeacher
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.methods import tome
 from pela_vl.models.outputs import StepOutput
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import LossSettings, ModelSettings, Settings
 
 

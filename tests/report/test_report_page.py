@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.report import format_table, write_report
 
 _VOID = {"meta", "img", "br", "link", "input"}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.report import parse_demo
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 from pela_vl.report import format_table
 from pela_vl.report.figures import count, difference, duration, percent, significant
 

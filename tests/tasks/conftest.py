@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# published_files.py makes small files with the key sets of the published checkpoints
-sys.path.insert(0, str(ROOT / "tests" / "convert"))
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import torch
 from published_files import fill, published_shapes
 from tiny_runs import environment
 
-from pela_vl.assemble import assemble
-from pela_vl.checkpoint import read_card, read_weights, save_model
-from pela_vl.config import from_dict
+from pela_vl.base.config import from_dict
+from pela_vl.base.distributed import Ranks
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.loading import MOMENTUM, load_model, twin_state
+from pela_vl.checkpoints.ours import read_card, read_weights, save_model
 from pela_vl.cost import count_parameters, linear_conv_flops
-from pela_vl.distributed import Ranks
-from pela_vl.errors import UserError
-from pela_vl.loading import MOMENTUM, load_model, twin_state
 from pela_vl.lowrank import rank_plan
-from pela_vl.models.momentum import MomentumTwin
+from pela_vl.models.albef.momentum import MomentumTwin
 from pela_vl.settings import ModelSettings, Settings
+from pela_vl.training.assemble import assemble
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
 

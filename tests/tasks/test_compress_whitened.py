@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_compress import COMPRESS, residual, write_dense
 
-from pela_vl.calibration import AlbefCalibration
-from pela_vl.checkpoint import read_card, read_weights, save_model
-from pela_vl.errors import UserError
-from pela_vl.loading import MOMENTUM, dense_heads, load_any, load_entailment, load_vqa
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.loading import MOMENTUM, dense_heads, load_any, load_entailment, load_vqa
+from pela_vl.checkpoints.ours import read_card, read_weights, save_model
 from pela_vl.lowrank import calibrate, factorize_whitened, plan_ranks
 from pela_vl.settings import ModelSettings
+from pela_vl.training.calibration import AlbefCalibration
 
 LOADERS = {"entailment": load_entailment, "vqa": load_vqa}
 FIELDS = {"albef": {}, "entailment": {"label": "neutral"}, "vqa": {"answer": ["a red circle", "circle"]}}

@@ -9,13 +9,13 @@ from grounding_data import build
 from PIL import Image
 from published_files import VOCAB, fill, published_shapes
 
-from pela_vl.checkpoint import save_model
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.loading import load_model
+from pela_vl.checkpoints.ours import save_model
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from pela_vl.errors import UserError
-from pela_vl.loading import load_model
+from pela_vl.deploy.visualise import word_groups
 from pela_vl.lowrank import compress, rank_plan
 from pela_vl.settings import ModelSettings
-from pela_vl.visualise import word_groups
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pela_vl.checkpoint import read_card
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.ours import read_card
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "coco_ccby_small"

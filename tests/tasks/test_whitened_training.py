@@ -8,11 +8,11 @@ from method_runs import LISTS, WORKLOADS, settings_of
 from shard_files import listed_samples, write_shards
 from tiny_runs import ONE
 
-from pela_vl import runner
-from pela_vl.assemble import assemble
-from pela_vl.calibration import MOST_SHARDS, draw_training
-from pela_vl.checkpoint import read_card, read_weights, save_model
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.ours import read_card, read_weights, save_model
+from pela_vl.training import runner
+from pela_vl.training.assemble import assemble
+from pela_vl.training.calibration import MOST_SHARDS, draw_training
 
 SAMPLES = 9
 

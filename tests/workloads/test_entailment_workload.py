@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from tiny_runs import ONE, finish, start_ranks
 
-from pela_vl import config, runner
-from pela_vl.errors import UserError
-from pela_vl.models.entailment import CLASSES
+from pela_vl.base import config
+from pela_vl.base.errors import UserError
+from pela_vl.models.albef.entailment import CLASSES
 from pela_vl.settings import Settings
+from pela_vl.training import runner
 from pela_vl.workloads.entailment import Entailment, classify
 
 

@@ -7,12 +7,12 @@ import torch
 from published_files import VOCAB, fill, published_shapes
 from tiny_runs import finish, start_ranks
 
-from pela_vl import runner
+from pela_vl.base.errors import UserError
 from pela_vl.data.tokenizer import SPECIAL_TOKENS
-from pela_vl.errors import UserError
-from pela_vl.evaluation.vqa_accuracy import Truth, vqa_accuracy
-from pela_vl.runner import run_task
+from pela_vl.metrics.vqa_accuracy import Truth, vqa_accuracy
 from pela_vl.settings import Settings
+from pela_vl.training import runner
+from pela_vl.training.runner import run_task
 from pela_vl.workloads.vqa import Vqa
 
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pela_vl.data.build_folder import alone, claim_folder
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_json, atomic_write, remove_stale
-from pela_vl.progress import Progress
+from pela_vl.base.build_folder import alone, claim_folder
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json, atomic_write, remove_stale
+from pela_vl.base.progress import Progress
 
 from .engines import OrderedMap, open_engine
 from .examine import Examination, Filters

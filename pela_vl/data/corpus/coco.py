@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.images import resolve_image
-from pela_vl.errors import UserError
 
 from .json_stream import json_items
 from .records import Record, flickr_identity

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from pela_vl.data.build_folder import follow_parent
-from pela_vl.errors import UserError
+from pela_vl.base.build_folder import follow_parent
+from pela_vl.base.errors import UserError
 
 Tag = TypeVar("Tag")
 Result = TypeVar("Result")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.images import ImageError, Picture, read_picture
 from pela_vl.data.text import clean_caption
-from pela_vl.errors import UserError
 
 from .records import Finding, Record
 from .table import downloaded_names

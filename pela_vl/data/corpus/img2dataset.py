@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 
 from .records import Record, flickr_identity
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 
 _PIECE = 1 << 20  # characters
 _LARGEST = 1 << 26  # characters of one element; more is taken for malformed

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pela_vl.errors import UserError
+from pela_vl.base.errors import UserError
 
 from .records import Finding
 from .state import State

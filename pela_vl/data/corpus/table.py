@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.images import resolve_image
-from pela_vl.errors import UserError
 
 from .records import Record, flickr_identity
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_write
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_write
 
 from .coco import coco_records
 from .genome import genome_records

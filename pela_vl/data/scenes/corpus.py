@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from pela_vl.data.build_folder import alone, claim_folder, follow_parent
-from pela_vl.errors import UserError
-from pela_vl.files import atomic_json, atomic_write, remove_stale
+from pela_vl.base.build_folder import alone, claim_folder, follow_parent
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json, atomic_write, remove_stale
 
 from .draw import render
 from .export import scene_record, write_raw_files

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pela_vl.files import atomic_write
+from pela_vl.base.files import atomic_write
 
 from .captions import PER_IMAGE, captions
 from .draw import object_masks

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pela_vl.files import atomic_write
+from pela_vl.base.files import atomic_write
 
 from .captions import PER_IMAGE, captions
 from .draw import render

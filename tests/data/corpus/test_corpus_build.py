@@ -16,8 +16,8 @@ from corrupt_web import FILTERS as WEB_FILTERS
 from corrupt_web import Web, make_web
 from PIL import Image
 
-from pela_vl.data.annotations import load_annotations
-from pela_vl.data.build_folder import alone
+from pela_vl.base.build_folder import alone
+from pela_vl.base.errors import UserError
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus import build as build_module
 from pela_vl.data.corpus.gate import Gate
@@ -25,7 +25,7 @@ from pela_vl.data.corpus.reasons import CAPTIONS, MENDED, PICTURES
 from pela_vl.data.corpus.report import table
 from pela_vl.data.corpus.units import source_units
 from pela_vl.data.images import read_image
-from pela_vl.errors import UserError
+from pela_vl.data.sets.annotations import load_annotations
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "data_prep" / "build_pretrain_corpus.py"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.corpus.engines import _ahead, open_engine
-from pela_vl.errors import UserError
 
 
 def slow_first(number: int) -> int:

@@ -9,9 +9,9 @@ import pytest
 from corrupt_web import noise
 from PIL import Image
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.corpus import Filters, Request, build_corpus
 from pela_vl.data.corpus.units import held_out_units, source_units
-from pela_vl.errors import UserError
 
 
 @pytest.fixture

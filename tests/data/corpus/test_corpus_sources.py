@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.corpus import json_stream
 from pela_vl.data.corpus.coco import coco_records
 from pela_vl.data.corpus.genome import genome_records
@@ -21,7 +22,6 @@ from pela_vl.data.corpus.json_stream import json_items
 from pela_vl.data.corpus.records import Record, flickr_identity
 from pela_vl.data.corpus.table import downloaded_names, table_records
 from pela_vl.data.corpus.units import source_units, unit_records
-from pela_vl.errors import UserError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

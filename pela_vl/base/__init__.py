@@ -1,0 +1,1 @@
+"""What every room may use: configuration, files, progress, processes, errors, memory."""

@@ -1,0 +1,1 @@
+"""Public downloads, as they are, to the lists that data/sets reads."""

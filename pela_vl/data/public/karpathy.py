@@ -1,0 +1,141 @@
+"""Karpathy split files (dataset_flickr30k.json, dataset_coco.json) and the ALBEF retrieval lists made of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.raw import is_picture, kind, refuse_escape, typed, write_list
+
+SPLITS = ("train", "val", "test")
+# `restval` are the pictures of COCO's validation set that no held-out split took; the public lists train on them.
+_TARGET = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+# (images, captions) of the published splits
+_FLICKR = {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
+_COCO = {"train": (113287, 566747), "val": (5000, 25010), "test": (5000, 25010)}
+PUBLISHED = {"flickr30k": _FLICKR, "flickr": _FLICKR, "coco": _COCO, "mscoco": _COCO}  # by the lists' name
+
+
+@dataclass(frozen=True)
+class KarpathyImage:
+    path: str  # relative to the image root, with forward slashes
+    image_id: int
+    split: str
+    captions: tuple[str, ...]
+
+
+@dataclass
+class Report:
+    """What was written: pictures and captions of each split, and the pictures left out because they are absent."""
+
+    images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    captions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    files: list[Path] = field(default_factory=list)
+
+
+def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
+    """Read and check a Karpathy file; whether the pictures exist is not looked at.
+
+    Raises `UserError` naming file, index and field for a missing file, malformed JSON, a field that is absent or of the
+    wrong type, a path that leaves `image_root`, a picture that stands twice or a picture without caption.
+    """
+    images = [_check_image(path, index, entry, image_root) for index, entry in enumerate(_load(path))]
+    seen: dict[str, int] = {}
+    for index, image in enumerate(images):
+        if image.path in seen:
+            raise UserError(
+                f"{path}: images[{index}]: {image.path} stands in images[{seen[image.path]}] already; remove one"
+            )
+        seen[image.path] = index
+    return images
+
+
+def _load(path: Path) -> list[Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the Karpathy JSON with --karpathy") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list):
+        raise UserError(f"{path}: has no list 'images' at its top; a Karpathy split file is wanted")
+    if not images:
+        raise UserError(f"{path}: 'images' is empty; nothing to list")
+    return images
+
+
+def _check_image(path: Path, index: int, entry: Any, image_root: Path) -> KarpathyImage:
+    place = f"{path}: images[{index}]"
+    if not isinstance(entry, dict):
+        raise UserError(f"{place}: wants an object, got {kind(entry)}")
+    name = typed(place, entry, "filename", str)
+    folder = typed(place, entry, "filepath", str) if "filepath" in entry else ""  # Flickr30K's file has none
+    split = typed(place, entry, "split", str)
+    if split not in _TARGET:
+        raise UserError(f"{place}.split: {split!r} is none of {', '.join(_TARGET)}")
+    image_id = typed(place, entry, "imgid", int)
+    relative = f"{folder}/{name}" if folder else name
+    refuse_escape(place, relative, image_root)
+    sentences = typed(place, entry, "sentences", list)
+    captions = []
+    for k, sentence in enumerate(sentences):
+        if not isinstance(sentence, dict):
+            raise UserError(f"{place}.sentences[{k}]: wants an object, got {kind(sentence)}")
+        text = typed(f"{place}.sentences[{k}]", sentence, "raw", str).strip()
+        if not text:
+            raise UserError(f"{place}.sentences[{k}].raw: empty caption for {relative}; remove or mend it")
+        captions.append(text)
+    if not captions:
+        raise UserError(f"{place}.sentences: {relative} has no caption; remove the picture from the file")
+    return KarpathyImage(relative, image_id, _TARGET[split], tuple(captions))
+
+
+def write_lists(
+    images: Sequence[KarpathyImage], image_root: Path, output: Path, name: str, skip_missing: bool = False
+) -> Report:
+    """Write `{name}_{train,val,test,pretrain}.json` under `output`.
+
+    train holds one {image, caption, image_id} for each caption; val and test one {image, caption: [..]} for each
+    picture, and so does pretrain, over the pictures of train. Raises `UserError` for an absent picture (with
+    `skip_missing` it is left out and counted) and for a split that has none; no list is written then.
+    """
+    if not image_root.is_dir():
+        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+    report = Report()
+    lists: dict[str, list[dict[str, Any]]] = {key: [] for key in (*SPLITS, "pretrain")}
+    root = image_root.resolve()
+    for image in images:
+        if not is_picture(root, image.path):
+            if not skip_missing:
+                raise UserError(
+                    f"{image_root / image.path}: no such picture; complete the download or use --skip-missing"
+                )
+            report.missing[image.split] += 1
+            continue
+        report.images[image.split] += 1
+        report.captions[image.split] += len(image.captions)
+        whole = {"image": image.path, "caption": list(image.captions)}
+        if image.split == "train":
+            lists["train"] += [
+                {"image": image.path, "caption": text, "image_id": image.image_id} for text in image.captions
+            ]
+            lists["pretrain"].append(whole)
+        else:
+            lists[image.split].append(whole)
+    for split in SPLITS:
+        if not report.images[split]:
+            gone = f" ({report.missing[split]} are missing)" if report.missing[split] else ""
+            raise UserError(
+                f"{image_root}: split {split} has no picture{gone}; give the folder that holds the pictures"
+            )
+    for key, entries in lists.items():
+        report.files.append(output / f"{name}_{key}.json")
+        write_list(report.files[-1], entries)
+    return report

@@ -1,0 +1,66 @@
+"""Reads pickles of plain data (lists, dicts, text, numbers) without the possibility that they run code.
+
+A pickle is a program for a small machine. Every instruction is looked at first; any that could import a name or call
+something is refused, so the file is loaded only if it cannot do more than build plain containers.
+"""
+
+import io
+import os
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any
+
+from pela_vl.base.errors import UserError
+
+_PLAIN = frozenset(
+    "PROTO FRAME STOP MARK POP POP_MARK DUP "
+    "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "STRING BINSTRING SHORT_BINSTRING BINBYTES BINBYTES8 SHORT_BINBYTES "
+    "UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE "
+    "EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS "
+    "PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET MEMOIZE".split()
+)
+_IMPORTS = ("GLOBAL", "INST")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}")
+
+
+def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
+    """The content of a pickle of plain data, of any protocol; byte strings of Python 2 are read as latin-1 (ASCII in
+    protocol 0).
+
+    Raises UserError for a file that cannot be read, is damaged, or holds anything else (NumPy's scalars too), naming it.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    _check(path, data)
+    try:
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises whatever its instructions run into
+        raise UserError(f"{path}: damaged pickle ({type(error).__name__}: {error}); download it again") from None
+
+
+def _check(path: str | os.PathLike[str], data: bytes) -> None:
+    """Refuse all but plain instructions, and memo numbers that would make the unpickler reserve memory without end."""
+    try:
+        for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
+            name = instruction.name
+            if name not in _PLAIN:
+                what = f"the name {str(argument).replace(' ', '.')}" if name in _IMPORTS else f"the instruction {name}"
+                raise UserError(
+                    f"{path}: holds {what} at byte {position}, which is no plain data; it is not loaded, "
+                    "as it could run code: use the official file"
+                )
+            # a memo number is one more than the last at each store, so it cannot exceed the instructions so far
+            if name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= count:
+                raise UserError(f"{path}: damaged pickle (memo number {argument} at byte {position})")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: no pickle or a damaged one ({error}); download it again") from None

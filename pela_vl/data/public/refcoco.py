@@ -1,0 +1,286 @@
+"""RefCOCO+ from its public files: refs(unc).p, instances.json and detected boxes, to the lists that grounding reads.
+
+Boxes are [x, y, width, height] in pixels of the picture.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json, atomic_write
+from pela_vl.data.images import resolve_image
+from pela_vl.data.public.plain_pickle import read_plain_pickle
+from pela_vl.data.sets.grounding import FORMAT
+from pela_vl.data.text import has_text
+
+SPLITS = ("train", "val", "testA", "testB")
+# referred objects and expressions of each split
+PUBLISHED = {
+    "refcoco+": {"train": (42278, 120191), "val": (3805, 10758), "testA": (1975, 5726), "testB": (1798, 4889)},
+}
+
+Box = list[float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: str  # relative to the image root
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A referred object: its true box and the expressions that refer to it, as (sent_id, text)."""
+
+    ref_id: int
+    image_id: int
+    split: str
+    box: Box
+    expressions: tuple[tuple[int, str], ...]
+
+
+@dataclass
+class Corpus:
+    """pictures and candidates by image id; candidates_from: "detections" or "instances"."""
+
+    pictures: dict[int, Picture]
+    refs: list[Ref]
+    candidates: dict[int, list[Box]]
+    candidates_from: str
+    without_area: int = 0  # candidate boxes left out
+
+
+@dataclass
+class Report:
+    """What was written: (referred objects, expressions) of each split; held-out pictures without a candidate box."""
+
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    without_candidates: int = 0
+    files: list[Path] = field(default_factory=list)
+
+
+def read_corpus(
+    refs_file: Path, instances_file: Path, image_root: Path, image_folder: str = "", detections_file: Path | None = None
+) -> Corpus:
+    """Read and check the public files; whether the pictures exist is not looked at.
+
+    image_folder: below the image root, where the file names of instances.json are; `train2014` for COCO's.
+    detections_file: MAttNet's list of {image_id, box, ...}, or a dict from image id to boxes as ALBEF published it. Without
+    it every object of instances.json that is no crowd is a candidate.
+    Raises UserError naming file, entry and field for whatever does not fit.
+    """
+    instances = _load_json(instances_file)
+    pictures = {}
+    for place, entry in _entries(instances_file, instances, "images"):
+        image_id, name = _typed(place, entry, "id", int), _typed(place, entry, "file_name", str)
+        width, height = _typed(place, entry, "width", int), _typed(place, entry, "height", int)
+        if image_id in pictures:
+            raise UserError(f"{place}.id: {image_id} stands twice; remove one")
+        if min(width, height) < 1:
+            raise UserError(f"{place}: a picture of {width} x {height} pixels")
+        path = f"{image_folder}/{name}" if image_folder else name
+        try:
+            resolve_image(image_root, path)
+        except UserError as error:
+            raise UserError(f"{place}.file_name: {error}") from None
+        pictures[image_id] = Picture(path, width, height)
+    boxes: dict[int, tuple[int, Box]] = {}
+    objects: dict[int, list[Box]] = {}
+    for place, entry in _entries(instances_file, instances, "annotations"):
+        image_id, annotation_id = _typed(place, entry, "image_id", int), _typed(place, entry, "id", int)
+        box = _box(f"{place}.bbox", _typed(place, entry, "bbox", list))
+        if annotation_id in boxes:
+            raise UserError(f"{place}.id: {annotation_id} stands twice; remove one")
+        boxes[annotation_id] = (image_id, box)
+        if not entry.get("iscrowd"):
+            objects.setdefault(image_id, []).append(box)
+    refs = _read_refs(refs_file, instances_file, pictures, boxes)
+    candidates = objects if detections_file is None else _read_detections(detections_file)
+    kept = {image_id: [box for box in found if _area(box) > 0] for image_id, found in candidates.items()}
+    dropped = sum(map(len, candidates.values())) - sum(map(len, kept.values()))
+    return Corpus(pictures, refs, kept, "instances" if detections_file is None else "detections", dropped)
+
+
+def _read_refs(
+    file: Path, instances_file: Path, pictures: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
+) -> list[Ref]:
+    content = read_plain_pickle(file)
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{file}: wants a list of referred objects that is not empty, got {_kind(content)}")
+    refs: list[Ref] = []
+    seen: set[int] = set()
+    seen_sentences: set[int] = set()
+    for number, entry in enumerate(content):
+        place = f"{file}: ref {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place}: wants a dict, got {_kind(entry)}")
+        ref_id, annotation_id, image_id = (_typed(place, entry, key, int) for key in ("ref_id", "ann_id", "image_id"))
+        split = _typed(place, entry, "split", str)
+        if split not in SPLITS:
+            raise UserError(f"{place}.split: {split!r} is none of {', '.join(SPLITS)}; use the unc split, refs(unc).p")
+        if ref_id in seen:
+            raise UserError(f"{place}.ref_id: {ref_id} stands twice; remove one")
+        if annotation_id not in boxes:
+            raise UserError(f"{place}.ann_id: {annotation_id} is no annotation of {instances_file}")
+        owner, box = boxes[annotation_id]
+        if owner != image_id or image_id not in pictures:
+            raise UserError(f"{place}.image_id: {image_id} is not the picture of annotation {annotation_id}")
+        if _area(box) <= 0:
+            raise UserError(f"{place}: annotation {annotation_id} has the box {box}, which has no area")
+        expressions = []
+        for k, sentence in enumerate(_typed(place, entry, "sentences", list)):
+            here = f"{place}.sentences[{k}]"
+            if not isinstance(sentence, dict):
+                raise UserError(f"{here}: wants a dict, got {_kind(sentence)}")
+            sent_id, text = _typed(here, sentence, "sent_id", int), _typed(here, sentence, "sent", str)
+            if sent_id in seen_sentences:
+                raise UserError(f"{here}.sent_id: {sent_id} stands twice; remove one")
+            if not has_text(text):
+                raise UserError(f"{here}.sent: no word in {text!r}; remove it or mend it")
+            seen_sentences.add(sent_id)
+            expressions.append((sent_id, text))
+        if not expressions:
+            raise UserError(f"{place}.sentences: is empty; an expression is wanted")
+        seen.add(ref_id)
+        refs.append(Ref(ref_id, image_id, split, box, tuple(expressions)))
+    return refs
+
+
+def _read_detections(file: Path) -> dict[int, list[Box]]:
+    content = _load_json(file)
+    found: dict[int, list[Box]] = {}
+    if isinstance(content, list):
+        for number, entry in enumerate(content):
+            place = f"{file}: detection {number}"
+            if not isinstance(entry, dict):
+                raise UserError(f"{place}: wants an object with image_id and box, got {_kind(entry)}")
+            box = _box(f"{place}.box", _typed(place, entry, "box", list))
+            found.setdefault(_typed(place, entry, "image_id", int), []).append(box)
+        return found
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: wants boxes by image id, or a list of detections; got {_kind(content)}")
+    for key, entries in content.items():
+        if not key.isdecimal() or not isinstance(entries, list):
+            raise UserError(f"{file}: wants a list of boxes for each image id, got {_kind(entries)} for {key!r}")
+        found[int(key)] = [_box(f"{file}: image {key}, box {k}", entry) for k, entry in enumerate(entries)]
+    return found
+
+
+def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_missing: bool = False) -> Report:
+    """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} with the expression's sent_id, and {name}_boxes.json.
+
+    test holds testA and testB. The boxes file has what the evaluation needs: of every held-out object its picture, true box
+    and split; of every such picture its size and candidate boxes. Raises UserError for a picture that is absent
+    (with `skip_missing` its objects are left out and counted) and for a split that has none; nothing is written then.
+    """
+    if not image_root.is_dir():
+        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+    report, there = Report(), {}
+    lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+    kept: list[Ref] = []
+    for ref in corpus.refs:
+        picture = corpus.pictures[ref.image_id]
+        if ref.image_id not in there:
+            there[ref.image_id] = _is_there(image_root, picture)
+        if not there[ref.image_id]:
+            if not skip_missing:
+                raise UserError(
+                    f"{image_root / picture.path}: no such picture; complete the download, correct --image-root or "
+                    "--image-folder, or use --skip-missing"
+                )
+            report.missing[ref.split] += 1
+            continue
+        kept.append(ref)
+        lists["test" if ref.split.startswith("test") else ref.split] += [
+            {"image": picture.path, "text": text, "ref_id": ref.ref_id, "sent_id": sent_id}
+            for sent_id, text in ref.expressions
+        ]
+    for split in SPLITS:
+        own = [ref for ref in kept if ref.split == split]
+        if not own:
+            raise UserError(f"split {split} has no expression (pictures absent: {report.missing[split]})")
+        report.counts[split] = (len(own), sum(len(ref.expressions) for ref in own))
+    held_out = [ref for ref in kept if ref.split != "train"]
+    images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
+    boxes = {
+        "format": FORMAT,
+        "candidates": corpus.candidates_from,
+        "images": {
+            str(image_id): {
+                "image": picture.path,
+                "width": picture.width,
+                "height": picture.height,
+                "boxes": corpus.candidates.get(image_id, []),
+            }
+            for image_id, picture in images.items()
+        },
+        "refs": {str(ref.ref_id): {"image_id": ref.image_id, "split": ref.split, "box": ref.box} for ref in held_out},
+    }
+    report.without_candidates = sum(not entry["boxes"] for entry in boxes["images"].values())
+    if report.without_candidates == len(images):
+        raise UserError("no held-out picture has a candidate box; are the detections of other pictures?")
+    for key, entries in lists.items():
+        report.files.append(output / f"{name}_{key}.json")
+        with atomic_write(report.files[-1], "w") as file:
+            file.write("[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
+    report.files.append(output / f"{name}_boxes.json")
+    atomic_json(report.files[-1], boxes)
+    return report
+
+
+def _is_there(image_root: Path, picture: Picture) -> bool:
+    target = (image_root / picture.path).resolve()
+    if not target.is_relative_to(image_root.resolve()):
+        raise UserError(f"{image_root / picture.path}: is a link that leaves the image root; put the picture inside it")
+    return target.is_file()
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
+
+
+def _entries(path: Path, content: Any, key: str) -> Sequence[tuple[str, dict[str, Any]]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: has no list '{key}' at its top; COCO's instances file is wanted")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: {key}[{number}]: wants an object, got {_kind(entry)}")
+    return [(f"{path}: {key}[{number}]", entry) for number, entry in enumerate(entries)]
+
+
+def _typed(place: str, entry: dict[str, Any], name: str, kind: type) -> Any:
+    wanted = {str: "a text", int: "a whole number", list: "a list"}[kind]
+    if name not in entry:
+        raise UserError(f"{place}.{name}: is missing; {wanted} is wanted")
+    if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
+        raise UserError(f"{place}.{name}: wants {wanted}, got {_kind(entry[name])}")
+    return entry[name]
+
+
+def _box(place: str, values: Any) -> Box:
+    """The first four numbers: ALBEF's detections carry more."""
+    numbers = values[:4] if isinstance(values, list) else []
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)
+    if len(numbers) < 4 or not numeric or min(numbers[2:]) < 0:
+        raise UserError(f"{place}: wants [x, y, width, height] in pixels, got {str(values)[:80]}")
+    return [float(v) for v in numbers]
+
+
+def _area(box: Box) -> float:
+    return box[2] * box[3]
+
+
+def _kind(value: Any) -> str:
+    return {dict: "a dict", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value)[:80])

@@ -1,0 +1,148 @@
+"""SNLI-VE's raw files (snli_ve_{train,dev,test}.jsonl) and the ALBEF entailment lists made of them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.raw import is_picture, kind, reading, refuse_escape, typed, write_list
+from pela_vl.data.sets.entailment import LABELS
+from pela_vl.data.text import has_text
+
+SPLITS = ("train", "dev", "test")
+PUBLISHED = {
+    "train": {"pairs": 529527, "images": 29783},
+    "dev": {"pairs": 17858, "images": 1000},
+    "test": {"pairs": 17901, "images": 1000},
+}
+NO_LABEL = "-"  # the annotators did not agree
+ID_KEYS = ("Flickr30K_ID", "Flikr30kID")  # of the files offered for download, and of earlier ones and the generator
+
+
+@dataclass(frozen=True)
+class Pair:
+    image: str  # relative to the image root, with forward slashes
+    sentence: str
+    label: str
+
+
+@dataclass
+class Split:
+    """The usable pairs of a file, and how many of its rows are not: without a label, without a word."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    unlabelled: int = 0
+    wordless: int = 0
+
+
+@dataclass
+class Report:
+    """What was written of one split. missing: pairs left out because their picture is absent."""
+
+    file: Path
+    pairs: int
+    images: int
+    labels: dict[str, int]
+    missing: int
+
+
+def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Split:
+    """Read and check a jsonl file; whether the pictures exist is not looked at.
+
+    picture: path below the image root, {id} standing for the row's Flickr id without `.jpg`. Raises `UserError` naming
+    file, line and field for a missing file, malformed JSON, a field that is absent or of the wrong type, an unknown
+    label, a path that leaves `image_root`, and when no pair is left.
+    """
+    split = Split()
+    for number, line in _lines(path):
+        place = f"{path}: line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not valid JSON ({error}); download the file again") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: wants an object, got {kind(row)}")
+        image = picture.replace("{id}", _flickr_id(place, row))
+        refuse_escape(place, image, image_root)
+        sentence = typed(place, row, "sentence2", str).strip()
+        label = typed(place, row, "gold_label", str)
+        if label == NO_LABEL:
+            split.unlabelled += 1
+        elif label not in LABELS:
+            raise UserError(f"{place}.gold_label: {label!r} is none of {', '.join((*LABELS, NO_LABEL))}")
+        elif not has_text(sentence):
+            split.wordless += 1
+        else:
+            split.pairs.append(Pair(image, sentence, label))
+    if not split.pairs:
+        raise UserError(f"{path}: holds no pair with a label; a file of SNLI-VE is wanted")
+    return split
+
+
+def write_lists(
+    splits: Mapping[str, Split], image_root: Path, output: Path, name: str, skip_missing: bool = False
+) -> dict[str, Report]:
+    """Write `{name}_{split}.json` under `output`, one {image, sentence, label} for each pair, in the order of the file.
+
+    Raises `UserError` for an absent picture (with `skip_missing` its pairs are left out and counted) and for a split that
+    has none, before any list is written.
+    """
+    if not image_root.is_dir():
+        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+    kept: dict[str, list[Pair]] = {}
+    root = image_root.resolve()
+    there: dict[str, bool] = {}
+    for split, content in splits.items():
+        for pair in content.pairs:
+            if pair.image not in there:
+                there[pair.image] = is_picture(root, pair.image)
+            if not there[pair.image] and not skip_missing:
+                raise UserError(
+                    f"{image_root / pair.image}: no such picture; complete the download, correct --picture or use"
+                    " --skip-missing"
+                )
+        kept[split] = [pair for pair in content.pairs if there[pair.image]]
+        if not kept[split]:
+            raise UserError(f"{image_root}: has no picture of split {split}; give the folder that holds the pictures")
+    reports = {}
+    for split, pairs in kept.items():
+        file = output / f"{name}_{split}.json"
+        write_list(file, [{"image": p.image, "sentence": p.sentence, "label": p.label} for p in pairs])
+        labels = {label: sum(pair.label == label for pair in pairs) for label in LABELS}
+        images = len({pair.image for pair in pairs})
+        reports[split] = Report(file, len(pairs), images, labels, len(splits[split].pairs) - len(pairs))
+    return reports
+
+
+def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
+    """How many pictures two splits have in common, for every two that have any: SNLI-VE's own have none."""
+    images = {split: {pair.image for pair in content.pairs} for split, content in splits.items()}
+    names: Sequence[str] = list(images)
+    counts = {(a, b): len(images[a] & images[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def _flickr_id(place: str, row: dict[str, Any]) -> str:
+    for key in ID_KEYS:
+        if key in row:
+            # a number in some copies of the files, and with or without the suffix
+            value = (
+                row[key]
+                if isinstance(row[key], int) and not isinstance(row[key], bool)
+                else typed(place, row, key, str)
+            )
+            name = str(value).removesuffix(".jpg")
+            if not name or PurePosixPath(name).name != name:
+                raise UserError(f"{place}.{key}: {value!r} is no Flickr id, such as 4705552913.jpg")
+            return name
+    raise UserError(f"{place}.{ID_KEYS[0]}: is missing ({ID_KEYS[1]} too); a Flickr id is wanted")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1, empty ones left out."""
+    with reading(path, "give SNLI-VE's jsonl files", "download it again") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line

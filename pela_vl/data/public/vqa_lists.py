@@ -1,0 +1,197 @@
+"""From VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.raw import is_picture, kind, refuse_escape, typed
+from pela_vl.data.sets.vqa_official import (
+    Annotation,
+    GenomeQuestion,
+    QuestionFile,
+    image_path,
+    paired,
+    read_annotations,
+    read_json,
+    read_questions,
+)
+from pela_vl.data.text import has_text
+from pela_vl.metrics.vqa_accuracy import normalize_answer
+
+PUBLISHED = {"train": 443_757, "val": 214_354, "test": 447_793, "test_dev": 107_394, "vg": 1_445_322, "answers": 3_128}
+"""Questions of VQA v2's parts, of Visual Genome 1.2, and the answers of ALBEF's answer_list.json."""
+MIN_COUNT = 9
+GENOME_FOLDERS = ("", "VG_100K", "VG_100K_2", "image", "images")  # as the two archives unpack, or all in one folder
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of VQA: role train, val, test or test_dev; its files, annotations None where there is no such file."""
+
+    role: str
+    questions: Path
+    annotations: Path | None
+
+
+def find_parts(folder: Path) -> list[Part]:
+    """The parts whose official files lie in a folder, in the order train, val, test, test_dev.
+
+    Raises `UserError` when there is none, when a role has two files, or a part to learn from lacks its annotations.
+    """
+    found: dict[str, Part] = {}
+    for path in sorted(folder.glob("v2_OpenEnded_*_questions.json")):
+        name = path.name.removeprefix("v2_OpenEnded_").removesuffix("_questions.json")
+        subset = name.rpartition("_")[2]
+        role = next((r for r, start in _STARTS.items() if subset.startswith(start)), None)
+        if role is None:
+            raise UserError(f"{path}: {subset!r} is neither train, val, test-dev nor test")
+        if role in found:
+            raise UserError(f"{folder}: holds {found[role].questions.name} and {path.name}; keep one data set a folder")
+        annotations = folder / f"v2_{name}_annotations.json"
+        if not annotations.exists():
+            if role in ("train", "val"):
+                raise UserError(f"{annotations}: no such file; {path.name} needs its annotations")
+            annotations = None
+        found[role] = Part(role, path, annotations)
+    if not found:
+        raise UserError(f"{folder}: no v2_OpenEnded_*_questions.json in it; unpack the files of visualqa.org there")
+    return [found[role] for role in ("train", "val", "test", "test_dev") if role in found]
+
+
+_STARTS = {"train": "train", "val": "val", "test_dev": "test-dev", "test": "test"}
+
+
+@dataclass
+class PartLists:
+    """What a part's files hold: entries of the list, pictures that are absent, annotations for the answer list."""
+
+    entries: list[Record]
+    images: int
+    missing: int
+    annotations: list[Annotation]
+
+
+def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_missing: bool = False) -> PartLists:
+    """Read and check a part; every picture must exist.
+
+    skip_missing: questions about an absent picture are left out and counted, of train alone: what is evaluated must be whole.
+    The entries hold answer_type and question_type too, which the accuracy is broken down by.
+    Raises `UserError` naming file, index and field.
+    """
+    file = read_questions(part.questions)
+    annotations = read_annotations(part.annotations) if part.annotations else []
+    by_id = {a.question_id: a for _, a in paired(file, part.annotations, annotations)} if part.annotations else {}
+    lists = PartLists([], 0, 0, annotations)
+    present: dict[int, str | None] = {}
+    root = image_root.resolve()
+    for index, question in enumerate(file.questions):
+        if question.image_id not in present:
+            present[question.image_id] = _existing(file, index, question.image_id, root, pattern)
+        image = present[question.image_id]
+        if image is None:
+            if not (skip_missing and part.role == "train"):
+                raise UserError(
+                    f"{part.questions}: questions[{index}]: no picture {image_path(file, question.image_id, pattern)} in "
+                    f"{image_root}; complete the download" + (" or use --skip-missing" if part.role == "train" else "")
+                )
+            lists.missing += 1
+            continue
+        entry = {"question_id": question.question_id, "question": question.text, "image": image, "dataset": "vqa"}
+        if by_id:
+            said = by_id[question.question_id]
+            entry |= {
+                "answer": list(said.answers),
+                "answer_type": said.answer_type,
+                "question_type": said.question_type,
+            }
+        lists.entries.append(entry)
+    lists.images = sum(image is not None for image in present.values())
+    return lists
+
+
+def _existing(file: QuestionFile, index: int, image_id: int, root: Path, pattern: str | None) -> str | None:
+    relative = image_path(file, image_id, pattern)
+    refuse_escape(f"{file.path}: questions[{index}]", relative, root)
+    return relative if is_picture(root, relative) else None
+
+
+def genome_entries(
+    questions: Sequence[GenomeQuestion], root: Path, answers: Sequence[str] | None = None, skip_missing: bool = False
+) -> tuple[list[Record], Counter[str]]:
+    """Entries of Visual Genome's questions, and what was left out by reason.
+
+    Answers take the form of VQA's by the official normalisation ("Two." is "2"). answers: keep only those in this list.
+    Left out are questions or answers without a word, answers that are not listed, and with `skip_missing` questions about
+    absent pictures, which are an error else.
+    """
+    folders = {folder: _names(root / folder) for folder in GENOME_FOLDERS}
+    wanted = None if answers is None else set(answers)
+    entries: list[Record] = []
+    dropped: Counter[str] = Counter()
+    for question in questions:
+        answer = normalize_answer(question.answer)
+        name = f"{question.image_id}.jpg"
+        folder = next((folder for folder, names in folders.items() if name in names), None)
+        if not answer or not has_text(question.text):
+            dropped["no word"] += 1
+        elif wanted is not None and answer not in wanted:
+            dropped["answer not in the list"] += 1
+        elif folder is None:
+            if not skip_missing:
+                raise UserError(f"{root}: no picture {name}; complete the download or use --skip-missing")
+            dropped["picture absent"] += 1
+        else:
+            image = f"{folder}/{name}" if folder else name
+            entries.append(
+                {
+                    "question_id": question.question_id,
+                    "question": question.text,
+                    "image": image,
+                    "dataset": "vg",
+                    "answer": [answer],
+                }
+            )
+    return entries, dropped
+
+
+def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
+    """The questions but for those about pictures of COCO with one of these ids, by Visual Genome's image_data.json."""
+    document = read_json(image_data)
+    if not isinstance(document, list):
+        raise UserError(f"{image_data}: wants a list of pictures, got {kind(document)}")
+    held = set()
+    for index, entry in enumerate(document):
+        place = f"{image_data}: [{index}]"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place}: wants an object, got {kind(entry)}")
+        number = typed(place, entry, "image_id", int)
+        if entry.get("coco_id") in coco_ids:
+            held.add(number)
+    return [question for question in questions if question.image_id not in held]
+
+
+def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -> list[str]:
+    """The answers to rank: normalised most frequent answers of at least `min_count` questions.
+
+    Most frequent first, equal counts in the order of their letters. An answer of which normalising leaves nothing is no
+    candidate. This is the rule behind the list of 3,129 that the field uses, and by all signs behind ALBEF's 3,128.
+    Raises `UserError` when none is frequent enough.
+    """
+    counts = Counter(normalize_answer(annotation.answer) for annotation in annotations)
+    chosen = [answer for answer, count in counts.items() if answer and count >= min_count]
+    if not chosen:
+        raise UserError(f"no answer is that of {min_count} questions; lower --min-count")
+    return sorted(chosen, key=lambda answer: (-counts[answer], answer))
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError:
+        return frozenset()

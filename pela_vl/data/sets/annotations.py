@@ -1,0 +1,120 @@
+"""Annotation lists as ALBEF published them: JSON files holding a list of objects, read and checked field by field."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.images import resolve_image
+from pela_vl.data.text import has_text
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checked element of an annotation file; `place` says where it came from, for messages."""
+
+    place: str
+    file: int
+    values: dict[str, Any]
+
+
+def load_annotations(
+    files: Sequence[PathLike], fields: Mapping[str, tuple[type, ...]], optional: Mapping[str, tuple[type, ...]] = {}
+) -> list[Entry]:
+    """Read JSON list files one after the other and check the named fields of every element.
+
+    fields: types that each required field may have; `optional` likewise for fields that may be absent. Lists must hold
+    strings. Other fields are dropped. Raises `UserError` naming file, index and field; also for a file
+    that is absent or no JSON list, and when all files together hold nothing.
+    """
+    files = [files] if isinstance(files, str | os.PathLike) else list(files)
+    entries = []
+    for number, file in enumerate(files):
+        for index, element in enumerate(_read_list(file)):
+            place = f"{os.fspath(file)}: entry {index}"
+            if not isinstance(element, dict):
+                raise UserError(f"{place}: wants an object with {', '.join(fields)}, got {_kind(element)}")
+            absent = [name for name in fields if name not in element]
+            if absent:
+                raise UserError(f"{place}: field '{absent[0]}' is missing")
+            values = {name: element[name] for name in (*fields, *optional) if name in element}
+            for name, value in values.items():
+                _check_value(f"{place}: field '{name}'", value, fields.get(name) or optional[name])
+            entries.append(Entry(place, number, values))
+    if not entries:
+        raise UserError(f"no entries in {', '.join(map(os.fspath, files)) or 'an empty list of files'}")
+    return entries
+
+
+def check_image(entry: Entry, image_root: PathLike) -> None:
+    """Raise `UserError` naming the entry when its image path leaves the root; nothing is looked up on disk."""
+    try:
+        resolve_image(image_root, entry.values["image"])
+    except UserError as error:
+        raise UserError(f"{entry.place}: field 'image': {error}") from error
+
+
+def check_text(entry: Entry, field: str, text: str) -> None:
+    """Raise `UserError` naming the entry when no word of `text` is left after cleaning."""
+    if not has_text(text):
+        name = entry.values["image"]
+        raise UserError(f"{entry.place}: field '{field}' of image {name}: no word in {text!r} after cleaning")
+
+
+def dense_image_ids(entries: Sequence[Entry]) -> list[int]:
+    """Number the pictures from 0: entries agree when their path does, or their `image_id` within one file.
+
+    Ids of different files are not compared, as two data sets may use the same one for different pictures.
+    """
+    known: dict[tuple[object, ...], int] = {}
+    ids, count = [], 0
+    for entry in entries:
+        keys: list[tuple[object, ...]] = [(os.path.normpath(entry.values["image"]),)]
+        if "image_id" in entry.values:
+            keys.append((entry.file, str(entry.values["image_id"])))
+        number = next((known[key] for key in keys if key in known), count)
+        count = max(count, number + 1)
+        for key in keys:
+            known.setdefault(key, number)
+        ids.append(number)
+    return ids
+
+
+def _read_list(file: PathLike) -> list[Any]:
+    name = os.fspath(file)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except OSError as error:
+        raise UserError(f"{name}: cannot read the annotations: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}: line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: malformed JSON: nested too deeply") from error
+    if not isinstance(content, list):
+        raise UserError(f"{name}: wants a JSON list of entries, got {_kind(content)}")
+    return content
+
+
+def _check_value(place: str, value: Any, types: tuple[type, ...]) -> None:
+    # bool is an int to Python, not to a reader of annotations
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join(_NAMES.get(kind, kind.__name__) for kind in types)
+        raise UserError(f"{place}: wants {wanted}, got {_kind(value)}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, str):
+                raise UserError(f"{place}[{index}]: wants a string, got {_kind(item)}")
+
+
+_NAMES = {str: "a string", int: "an integer", float: "a number", list: "a list", dict: "an object", bool: "a boolean"}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _NAMES.get(type(value), type(value).__name__)

@@ -1,0 +1,155 @@
+"""Image-text pairs from ALBEF's lists: `[{"image": path, "caption": text or [texts], "image_id": optional}, ...]`.
+
+Other lists have the text under another name, as grounding's have it under "text".
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Key, Sample
+from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.sets.annotations import (
+    Entry,
+    PathLike,
+    check_image,
+    check_text,
+    dense_image_ids,
+    load_annotations,
+)
+from pela_vl.data.text import clean_caption, swap_sides
+from pela_vl.data.transforms import Transform
+
+
+class CaptionPairs(Dataset):
+    """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), whatever the workers.
+
+    Of an entry with several captions one is drawn each time. When the transform flips the picture, the words left and
+    right change places in the caption. A picture that cannot be read is replaced by the next one that can.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PathLike],
+        image_root: PathLike,
+        transform: Transform,
+        max_words: int = 30,
+        seed: int = 0,
+        cache_mb: float = 0,
+        field: str = "caption",
+    ) -> None:
+        """cache_mb: MiB of decoded pictures to keep in memory; worth it for small pictures only. field: of the text.
+
+        Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
+        """
+        entries = _load_captions(files, image_root, field)
+        self.images = [entry.values["image"] for entry in entries]
+        self.captions = [_as_list(entry.values[field]) for entry in entries]
+        self.image_ids = dense_image_ids(entries)
+        self.read = ImageReader(image_root, cache_mb)
+        self.transform = transform
+        self.max_words = max_words
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_count(self) -> int:
+        """Number of different pictures."""
+        return max(self.image_ids) + 1
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        epoch, wanted = key
+        image, index, bad = read_or_next(self.read, self.images, wanted)
+        drawn = draw_pair(image, self.captions[index], self.transform, self.max_words, [self.seed, epoch, wanted])
+        return Sample(*drawn, self.image_ids[index], (epoch, wanted), index, bad)
+
+
+def draw_pair(
+    image: Image.Image, captions: Sequence[str], transform: Transform, max_words: int, seed: Sequence[int]
+) -> tuple[torch.Tensor, str]:
+    """Draw one of the captions and a view of the picture, left and right changing places in both: all from `seed`."""
+    rng = np.random.default_rng(seed)
+    caption = clean_caption(captions[int(rng.integers(len(captions)))], max_words)
+    tensor, flipped = transform(image, rng)
+    return tensor, swap_sides(caption) if flipped else caption
+
+
+class EvalPictures(Dataset):
+    """Pictures of a test, each once however many texts it has, and the texts of each.
+
+    images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the picture of each text. image2texts:
+    for each picture the indices of its texts. An item is a picture, float32 [3, H, W].
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[Entry, str]],
+        image_root: PathLike,
+        transform: Transform,
+        max_words: int = 30,
+        cache_mb: float = 0,
+    ) -> None:
+        """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent picture."""
+        self.images: list[str] = []
+        self.texts: list[str] = []
+        self.image2texts: list[list[int]] = []
+        number: dict[str, int] = {}
+        owner: list[int] = []
+        for entry, text in pairs:
+            image = entry.values["image"]
+            path = resolve_image(image_root, image)
+            if path not in number:
+                if not os.path.isfile(path):
+                    raise ImageError(path, f"no such file ({entry.place})")
+                number[path] = len(self.images)
+                self.images.append(image)
+                self.image2texts.append([])
+            self.image2texts[number[path]].append(len(self.texts))
+            owner.append(number[path])
+            self.texts.append(clean_caption(text, max_words))
+        self.text2image = np.asarray(owner, dtype=np.int64)
+        self.read = ImageReader(image_root, cache_mb)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        return self.transform(self.read(self.images[index]), None)[0]
+
+
+class RetrievalEval(EvalPictures):
+    """Pictures and captions of a retrieval test, each picture with one caption or more."""
+
+    def __init__(
+        self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
+    ) -> None:
+        """Raises `UserError` as `CaptionPairs` does, and for a picture that is absent."""
+        entries = _load_captions([file], image_root)
+        pairs = ((entry, caption) for entry in entries for caption in _as_list(entry.values["caption"]))
+        super().__init__(pairs, image_root, transform, max_words, cache_mb)
+
+
+def _load_captions(files: Sequence[PathLike], image_root: PathLike, field: str = "caption") -> list[Entry]:
+    entries = load_annotations(files, {"image": (str,), field: (str, list)}, {"image_id": (str, int)})
+    for entry in entries:
+        check_image(entry, image_root)
+        name, captions = entry.values["image"], _as_list(entry.values[field])
+        if not captions:
+            raise UserError(f"{entry.place}: field '{field}': image {name} has no caption; add one or drop the entry")
+        for caption in captions:
+            check_text(entry, field, caption)
+    return entries
+
+
+def _as_list(caption: str | list[str]) -> list[str]:
+    return [caption] if isinstance(caption, str) else caption

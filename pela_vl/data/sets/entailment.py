@@ -1,0 +1,138 @@
+"""Picture-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
+
+As for captions, and unlike the released code, the words left and right change places when the picture is flipped:
+"the man on the left" is otherwise turned from a consequence of the picture into a contradiction of it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Key, Movable, stack_common
+from pela_vl.data.images import ImageReader, read_or_next
+from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
+from pela_vl.data.sets.captions import EvalPictures, draw_pair
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.data.transforms import Transform
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+
+LABELS = ("contradiction", "neutral", "entailment")
+"""By class index, as ALBEF numbers them."""
+
+
+@dataclass(frozen=True)
+class EntailmentSample:
+    """One training pair. target: index of `LABELS`; the other fields as those of `captions.Sample`."""
+
+    image: torch.Tensor
+    sentence: str
+    target: int
+    key: Key
+    index: int
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class EntailmentBatch(Movable):
+    """images float32 [B, 3, H, W]; ids, mask int64 [B, L]; targets int64 [B]; the other fields as those of `collate.Batch`."""
+
+    images: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+    replaced: int = 0
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class EntailmentPairs(Dataset):
+    """Training pairs: a pure function of (seed, epoch, index), whatever the workers.
+
+    A picture that cannot be read is replaced, with its sentence and label, by the next entry whose picture can.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PathLike],
+        image_root: PathLike,
+        transform: Transform | None,
+        max_words: int = 30,
+        seed: int = 0,
+        cache_mb: float = 0,
+    ) -> None:
+        """transform: may be set later, as an attribute. cache_mb: MiB of decoded pictures to keep in memory.
+
+        Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside `image_root`, a
+        label that is none of `LABELS` or a sentence without words.
+        """
+        entries = _load_pairs(files, image_root)
+        self.images = [entry.values["image"] for entry in entries]
+        self.sentences = [entry.values["sentence"] for entry in entries]
+        self.targets = _targets(entries)
+        self.read = ImageReader(image_root, cache_mb)
+        self.transform = transform
+        self.max_words = max_words
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> EntailmentSample:
+        """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        epoch, wanted = key
+        image, index, bad = read_or_next(self.read, self.images, wanted)
+        drawn = draw_pair(image, [self.sentences[index]], self.transform, self.max_words, [self.seed, epoch, wanted])
+        return EntailmentSample(*drawn, int(self.targets[index]), (epoch, wanted), index, bad)
+
+
+class EntailmentCollate:
+    """Stack samples and tokenise their sentences to at most `max_tokens`, `[CLS]` included."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def __call__(self, samples: Sequence[EntailmentSample]) -> EntailmentBatch:
+        """Make a batch of at least one sample."""
+        ids, mask = self.tokenizer.encode([sample.sentence for sample in samples], self.max_tokens)
+        targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+        return EntailmentBatch(ids=ids, mask=mask, targets=targets, **stack_common(samples))
+
+
+class EntailmentEval(EvalPictures):
+    """A test: every picture once, with its sentences. targets: int64 [T], indices of `LABELS`, one for each of `texts`.
+
+    SNLI-VE has about 18 sentences a picture, so it pays to encode each picture once.
+    """
+
+    def __init__(
+        self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
+    ) -> None:
+        """Raises `UserError` as `EntailmentPairs` does, and for a picture that is absent."""
+        entries = _load_pairs([file], image_root)
+        pairs = ((entry, entry.values["sentence"]) for entry in entries)
+        super().__init__(pairs, image_root, transform, max_words, cache_mb)
+        self.targets = _targets(entries)
+
+
+def _load_pairs(files: Sequence[PathLike], image_root: PathLike) -> list[Entry]:
+    entries = load_annotations(files, {"image": (str,), "sentence": (str,), "label": (str,)})
+    for entry in entries:
+        # ALBEF's lists name Flickr's pictures by their number alone
+        if os.path.splitext(entry.values["image"])[1].lower() not in _SUFFIXES:
+            entry.values["image"] += ".jpg"
+        check_image(entry, image_root)
+        check_text(entry, "sentence", entry.values["sentence"])
+        if entry.values["label"] not in LABELS:
+            raise UserError(f"{entry.place}: field 'label': {entry.values['label']!r} is none of {', '.join(LABELS)}")
+    return entries
+
+
+def _targets(entries: Sequence[Entry]) -> np.ndarray:
+    return np.asarray([LABELS.index(entry.values["label"]) for entry in entries], dtype=np.int64)

@@ -1,0 +1,139 @@
+"""The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by picture.
+
+Training is on image-text pairs alone: `CaptionPairs(..., field="text")` of data/captions.py.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.images import ImageError, ImageReader, resolve_image
+from pela_vl.data.sets.annotations import PathLike, check_image, check_text, load_annotations
+from pela_vl.data.text import clean_caption
+from pela_vl.data.transforms import Transform
+
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the annotated picture
+
+FORMAT = "pela_vl/boxes/1"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A text that refers to one object: `image` is the number of its picture in the data set, `raw` the text as given."""
+
+    text: str
+    raw: str
+    ref_id: int
+    sent_id: int | None
+    image: int
+    split: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Picture:
+    """path is below the image root; candidates float64 [K, 4], K may be 0; sizes in pixels."""
+
+    path: str
+    width: int
+    height: int
+    candidates: torch.Tensor
+
+
+class GroundingEval(Dataset):
+    """Pictures, each once, with their expressions. An item is a picture, float32 [3, H, W].
+
+    pictures, expressions: in the files' order. by_image: for each picture the indices of its expressions.
+    candidates_from: "detections" or "instances".
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PathLike],
+        boxes_file: PathLike,
+        image_root: PathLike,
+        transform: Transform,
+        max_words: int = 30,
+        cache_mb: float = 0,
+    ) -> None:
+        """files: lists of {image, text, ref_id}, ours or as ALBEF published them; boxes_file: of build_refcoco_plus.py.
+
+        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, or an absent picture.
+        """
+        boxes = _load_boxes(boxes_file)
+        self.candidates_from: str = boxes["candidates"]
+        self.pictures: list[Picture] = []
+        self.expressions: list[Expression] = []
+        self.by_image: list[list[int]] = []
+        number: dict[str, int] = {}
+        fields = {"image": (str,), "text": (str,), "ref_id": (int,)}
+        for entry in load_annotations(files, fields, {"sent_id": (int,)}):
+            path, text, ref_id = (entry.values[key] for key in fields)
+            ref = boxes["refs"].get(str(ref_id))
+            if ref is None:
+                raise UserError(
+                    f"{entry.place}: ref_id {ref_id} is not in {boxes_file}; build both from the same files"
+                )
+            check_text(entry, "text", text)
+            if path not in number:
+                number[path] = len(self.pictures)
+                self.pictures.append(_picture(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
+                self.by_image.append([])
+                check_image(entry, image_root)
+                full = resolve_image(image_root, path)
+                if not os.path.isfile(full):
+                    raise ImageError(full, f"no such file ({entry.place})")
+            self.by_image[number[path]].append(len(self.expressions))
+            box = tuple(_numbers(ref.get("box"), f"{boxes_file}: ref {ref_id}"))
+            clean = clean_caption(text, max_words)
+            sent_id, split = entry.values.get("sent_id"), str(ref.get("split"))
+            self.expressions.append(Expression(clean, text, ref_id, sent_id, number[path], split, box))
+        self.read = ImageReader(image_root, cache_mb)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        return self.transform(self.read(self.pictures[index].path), None)[0]
+
+
+def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
+    image = boxes["images"].get(str(ref.get("image_id")))
+    if not isinstance(image, dict) or not isinstance(image.get("boxes"), list):
+        raise UserError(f"{place}: its picture {ref.get('image_id')} is not in the file; build it again")
+    if os.path.basename(image.get("image", "")) != os.path.basename(path):
+        raise UserError(f"{place}: is an object of {image.get('image')}, but the list has it in {path}")
+    candidates = [_numbers(box, place) for box in image["boxes"]]
+    tensor = torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4)
+    return Picture(path, int(image["width"]), int(image["height"]), tensor)
+
+
+def _numbers(box: Any, place: str) -> list[float]:
+    good = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    if not good or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        raise UserError(f"{place}: {box!r} is no box [x, y, width, height]; build the boxes file again")
+    return [float(v) for v in box]
+
+
+def _load_boxes(file: PathLike) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot read the boxes: {error.strerror}; make it with build_refcoco_plus.py"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: malformed JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{file}: is no boxes file of build_refcoco_plus.py (format {FORMAT})")
+    return content

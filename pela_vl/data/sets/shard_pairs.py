@@ -1,0 +1,97 @@
+"""Image-text pairs from shards, for pre-training on more pairs than a disk reads well as single files."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Key, Sample
+from pela_vl.data.images import ImageError, read_or_next, read_picture
+from pela_vl.data.sets.annotations import PathLike
+from pela_vl.data.sets.captions import CaptionPairs, draw_pair
+from pela_vl.data.sets.shard_order import epoch_order
+from pela_vl.data.sets.shards import ShardReader, is_shard_folder, read_index
+from pela_vl.data.text import has_text
+from pela_vl.data.transforms import Transform
+
+
+class ShardPairs(Dataset):
+    """Training pairs of shard folders, one folder after the other: as `CaptionPairs` has them of lists and loose files.
+
+    A sample is the same function of (seed, epoch, index); only the order of an epoch differs (`order`, for `EpochSampler`). A
+    member that is no picture, or has no caption with a word, is replaced by the next one and reported in `Sample.bad`.
+    Memory does not grow with the pictures or captions: both stay in the shards.
+    """
+
+    def __init__(
+        self, folders: Sequence[PathLike], transform: Transform | None, max_words: int = 30, seed: int = 0
+    ) -> None:
+        """transform: may be set later, as an attribute. Raises `UserError` for what is wrong with an index, and for shards
+        that are absent or of another size than their index says."""
+        shards = [shard for folder in folders for shard in read_index(folder)]
+        self.sizes = [shard.samples for shard in shards]
+        self.reader = ShardReader(shards)
+        self.transform = transform
+        self.max_words = max_words
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def order(self, seed: int, epoch: int, batch: int) -> np.ndarray:
+        """The order of an epoch: see `shard_order.epoch_order`."""
+        return epoch_order(self.sizes, seed, epoch, batch)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Return the pair for (epoch, index). Raises `UserError` for a damaged shard and for many unusable members in a row."""
+        epoch, wanted = key
+        found, index, bad = read_or_next(self._read, range(len(self)), wanted, "write the shards again")
+        image, captions, image_id = found
+        drawn = draw_pair(image, captions, self.transform, self.max_words, [self.seed, epoch, wanted])
+        return Sample(*drawn, image_id, (epoch, wanted), index, bad)
+
+    def _read(self, number: int) -> tuple[Image.Image, list[str], int]:
+        member = self.reader.read(number)
+        captions = member.record.get("caption")
+        captions = [captions] if isinstance(captions, str) else captions
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f"{member.name}: its record has no caption; write the shards again")
+        captions = [caption for caption in captions if has_text(caption)]
+        if not captions:
+            raise ImageError(member.name, "has no caption with a word")
+        return read_picture(member.name, member.picture).image, captions, _image_id(member.name, member.record)
+
+
+def training_pairs(
+    names: Sequence[PathLike],
+    image_root: PathLike,
+    transform: Transform | None,
+    max_words: int = 30,
+    seed: int = 0,
+    cache_mb: float = 0,
+) -> CaptionPairs | ShardPairs:
+    """The training set of `data.train`: annotation lists, or folders of shards. Raises `UserError` for a mixture of both."""
+    folders = [name for name in names if is_shard_folder(name)]
+    if not folders:
+        return CaptionPairs(names, image_root, transform, max_words, seed, cache_mb)
+    if len(folders) < len(names):
+        other = next(name for name in names if name not in folders)
+        raise UserError(
+            f"data.train names both folders of shards ({os.fspath(folders[0])}) and files ({os.fspath(other)}); put all of"
+            " them into shards with data_prep/build_pretrain_corpus.py, or none"
+        )
+    return ShardPairs(folders, transform, max_words, seed)
+
+
+def _image_id(name: str, record: dict[str, Any]) -> int:
+    """A number in [0, 2^63) that is equal for equal ids of one source, with nothing to be looked up."""
+    if record.get("image_id") is None:
+        text = name
+    else:
+        text = f"{record.get('source', '')}\0{record['image_id']}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

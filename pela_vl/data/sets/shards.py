@@ -1,0 +1,232 @@
+"""Shards: tar files of picture and caption pairs, in folders that data_prep/build_pretrain_corpus.py writes.
+
+A folder holds `index.json` and `shard-000000.tar`, ...; a pair is two neighbouring members `<key>.jpg` and `<key>.json`. A
+sample is named by its number: shards in the order of the index, members in the order of the tar file.
+"""
+
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.sets.annotations import PathLike
+
+FORMAT = "pela_vl shards 1"
+INDEX = "index.json"
+_BLOCK = 512  # of tar
+_CHUNK = 8 * 2**20  # bytes read at a time
+_MAX_OPEN = 256  # shards that a process keeps open
+
+
+@dataclass(frozen=True)
+class Shard:
+    path: str
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sample as it lies in its shard. name: of the picture, `<shard>/<key>.jpg`, for messages."""
+
+    name: str
+    picture: bytes
+    record: dict[str, Any]
+
+
+def is_shard_folder(path: PathLike) -> bool:
+    """Whether `data.train` names shards by this path: a folder is always meant as one."""
+    return os.path.isdir(path)
+
+
+def read_index(folder: PathLike) -> list[Shard]:
+    """Read a folder's index and check that its shards are there with the size that they were written with.
+
+    Raises `UserError` for a folder without an index, an index that is damaged or of another format, and a shard that is
+    absent or has changed.
+    """
+    file = Path(folder) / INDEX
+    again = "write it again with data_prep/build_pretrain_corpus.py"
+    try:
+        content = json.loads(file.read_bytes())
+        if content["format"] != FORMAT:
+            raise UserError(f"{file}: format {content['format']!r}, {FORMAT!r} is wanted; {again}")
+        rows = [(str(row["name"]), int(row["samples"]), int(row["bytes"])) for row in content["shards"]]
+        total = int(content["samples"])
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file, so {folder} is no finished folder of shards; {again}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged index ({type(error).__name__}: {error}); {again}") from None
+    if not rows or total != sum(samples for _, samples, _ in rows) or any(min(row[1:]) < 1 for row in rows):
+        raise UserError(f"{file}: damaged index, its counts do not add up; {again}")
+    shards = []
+    for name, samples, size in rows:
+        if os.path.basename(name) != name:
+            raise UserError(f"{file}: shard {name!r} is not a plain file name; {again}")
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: no such shard, but {INDEX} names it; bring it back or {again}")
+        if os.path.getsize(path) != size:
+            raise UserError(
+                f"{path}: has {os.path.getsize(path)} bytes, {INDEX} says {size}: it was changed or cut; bring it back or {again}"
+            )
+        shards.append(Shard(path, samples, size))
+    return shards
+
+
+class ShardReader:
+    """Read samples by number. A shard is read through once, from front to back, when the first of its samples is asked for.
+
+    That pass finds the members, checks the shard against the index, and brings the file into the page cache, from where its
+    samples are then taken: the disk sees sequential reads only, whatever the order of the numbers within a shard and however
+    many processes share it. Positions are kept for the last shards used; picture bytes are not kept at all.
+    """
+
+    def __init__(self, shards: Sequence[Shard], max_open: int = _MAX_OPEN) -> None:
+        self.shards = list(shards)
+        self.max_open = max_open
+        self.starts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.shards])]).tolist()
+        self._open: OrderedDict[int, tuple[int, np.ndarray, list[str]]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self.shards, "max_open": self.max_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __del__(self) -> None:
+        for handle, _, _ in self.__dict__.get("_open", {}).values():
+            os.close(handle)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def read(self, number: int) -> Member:
+        """Read a sample. Raises `UserError` for a damaged shard, naming shard and member."""
+        index = bisect_right(self.starts, number) - 1
+        handle, table, names = self._shard(index)
+        row = number - self.starts[index]
+        path = self.shards[index].path
+        picture_at, picture_size, record_at, record_size = table[row].tolist()
+        name = f"{path}/{names[row]}"
+        picture, record = os.pread(handle, picture_size, picture_at), os.pread(handle, record_size, record_at)
+        if len(picture) != picture_size or len(record) != record_size:
+            raise _damaged(path, f"ends before member {names[row]} does")
+        try:
+            values = json.loads(record)
+            if not isinstance(values, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise _damaged(path, f"the record of {names[row]} is not readable ({error})") from None
+        return Member(name, picture, values)
+
+    def _shard(self, index: int) -> tuple[int, np.ndarray, list[str]]:
+        found = self._open.get(index)
+        if found is not None:
+            self._open.move_to_end(index)
+            return found
+        while len(self._open) >= self.max_open:
+            os.close(self._open.popitem(last=False)[1][0])
+        table, names = scan_shard(self.shards[index])
+        try:
+            handle = os.open(self.shards[index].path, os.O_RDONLY)
+        except OSError as error:
+            raise _damaged(self.shards[index].path, f"cannot be read ({error.strerror})") from None
+        self._open[index] = handle, table, names
+        return self._open[index]
+
+
+def scan_shard(shard: Shard) -> tuple[np.ndarray, list[str]]:
+    """Read a shard from front to back; returns where its samples lie, and the names of their pictures.
+
+    The table is int64 [samples, 4]: position and size of the picture, position and size of the record. Raises `UserError` for
+    a file that is absent, cut, not the tar file that it is meant to be, or holds another number of samples than the index
+    says.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    names: list[str] = []
+    pending: tuple[str, int, int] | None = None  # a picture whose record comes next
+    try:
+        with open(shard.path, "rb", buffering=0) as file:
+            for name, position, size in _members(shard.path, _Stream(file).take):
+                key, _, suffix = name.rpartition(".")
+                if pending is None and suffix != "json":
+                    pending = name, position, size
+                elif pending is not None and suffix == "json" and pending[0].rpartition(".")[0] == key:
+                    rows.append((pending[1], pending[2], position, size))
+                    names.append(pending[0])
+                    pending = None
+                else:
+                    raise _damaged(shard.path, f"member {name}: a picture and its record do not stand together")
+    except FileNotFoundError:
+        raise UserError(f"{shard.path}: no such shard, but {INDEX} names it; bring it back") from None
+    except OSError as error:
+        raise _damaged(shard.path, f"cannot be read ({error.strerror})") from None
+    if pending is not None or len(rows) != shard.samples:
+        raise _damaged(shard.path, f"holds {len(rows)} samples, {INDEX} says {shard.samples}")
+    return np.asarray(rows, dtype=np.int64), names
+
+
+class _Stream:
+    """Take or skip bytes of a file that is read in large chunks, strictly forward."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.chunk, self.at = file, b"", 0
+
+    def take(self, count: int, keep: bool) -> bytes | None:
+        """The next bytes, fewer at the end of the file; with `keep` off they are read and dropped (None at the end)."""
+        parts = []
+        missing = count
+        while missing:
+            if self.at == len(self.chunk):
+                self.chunk, self.at = self.file.read(_CHUNK), 0
+                if not self.chunk:
+                    return b"".join(parts) if keep else None
+            part = min(missing, len(self.chunk) - self.at)
+            if keep:
+                parts.append(self.chunk[self.at : self.at + part])
+            self.at += part
+            missing -= part
+        return b"".join(parts)
+
+
+def _members(path: str, take: Callable[[int, bool], bytes | None]) -> Iterator[tuple[str, int, int]]:
+    """(name, position, size) of the regular files of a tar file, whose headers' checksums are checked."""
+    position = 0
+    while True:
+        header = take(_BLOCK, True)
+        position += _BLOCK
+        if len(header) < _BLOCK:
+            raise _damaged(path, "is cut: the end mark of a tar file is missing")
+        if not any(header):
+            return
+        try:
+            expected, size = int(header[148:156].strip(b" \0"), 8), int(header[124:136].strip(b" \0") or b"0", 8)
+        except ValueError:
+            expected, size = -1, 0
+        # the checksum counts its own eight bytes as blanks
+        if sum(header) - sum(header[148:156]) + 8 * 32 != expected:
+            raise _damaged(path, f"no tar header at byte {position - _BLOCK}")
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        if header[156:157] not in (b"0", b"\0"):
+            raise _damaged(path, f"member {name}: type {header[156:157]!r}, plain files are wanted")
+        if header[257:262] == b"ustar" and (prefix := header[345:500].rstrip(b"\0")):
+            name = f"{prefix.decode('utf-8', 'replace')}/{name}"
+        yield name, position, size
+        padded = -(-size // _BLOCK) * _BLOCK
+        if take(padded, False) is None:
+            raise _damaged(path, f"is cut in member {name}")
+        position += padded
+
+
+def _damaged(path: str, what: str) -> UserError:
+    return UserError(f"{path}: {what}: the shard is damaged; bring it back or write the folder again")

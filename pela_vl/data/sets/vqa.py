@@ -1,0 +1,258 @@
+"""Questions and answers from ALBEF's lists: `[{"question_id", "question", "image", "dataset": "vqa" or "vg", "answer"}, ...]`.
+
+"answer" is a text or a list of texts. A question of VQA v2 has ten, and each different one counts by how many gave it; one of
+Visual Genome has one, which counts half. As for captions, and unlike the released code, the words left and right change places
+in question and answers when the picture is flipped.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Key, Movable, stack_common
+from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
+from pela_vl.data.sets.vqa_official import image_path, read_questions
+from pela_vl.data.text import clean_question, swap_sides
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.data.transforms import Transform
+from pela_vl.metrics.vqa_accuracy import Truth
+
+GENOME_WEIGHT = 0.5
+DATASETS = ("vqa", "vg")
+Place = tuple[str, str]  # data set, path below its image root
+
+
+class PictureReader:
+    """Reads pictures of both data sets, each below its own root."""
+
+    def __init__(self, image_root: PathLike, genome_root: PathLike | None = None, cache_mb: float = 0) -> None:
+        self.roots = {"vqa": image_root, "vg": image_root if genome_root is None else genome_root}
+        share = cache_mb if genome_root is None else cache_mb / 2
+        self._readers = {name: ImageReader(root, share) for name, root in self.roots.items()}
+
+    def __call__(self, place: Place) -> Image.Image:
+        return self._readers[place[0]](place[1])
+
+
+@dataclass(frozen=True)
+class VqaSample:
+    """One training question. weights: of the answers; the other fields as those of `captions.Sample`."""
+
+    image: torch.Tensor
+    question: str
+    answers: tuple[str, ...]
+    weights: tuple[float, ...]
+    key: Key
+    index: int
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class VqaBatch(Movable):
+    """images float32 [B, 3, H, W]; ids, mask int64 [B, L]: questions; answer_ids, answer_mask int64 [A, T]: [CLS], words,
+    [SEP], padding, those of the first question first; weights float32 [A]; counts int64 [B]: answers of each question; the
+    other fields as those of `collate.Batch`."""
+
+    images: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    answer_ids: torch.Tensor
+    answer_mask: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+    indices: torch.Tensor
+    replaced: int = 0
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class VqaQuestions(Dataset):
+    """Training questions: a pure function of (seed, epoch, index), whatever the workers.
+
+    A question whose picture cannot be read is replaced by the next one whose picture can.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PathLike],
+        image_root: PathLike,
+        transform: Transform | None,
+        genome_root: PathLike | None = None,
+        max_words: int = 30,
+        seed: int = 0,
+        cache_mb: float = 0,
+    ) -> None:
+        """genome_root: of entries of data set "vg"; None: `image_root`. transform: may be set later, as an attribute.
+
+        Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside its root, a data
+        set of another name, a question without words, or an entry without an answer.
+        """
+        self.read = PictureReader(image_root, genome_root, cache_mb)
+        entries = _load(files, self.read, with_answers=True)
+        places = ((entry.values["dataset"], entry.values["image"]) for entry in entries)
+        self.images: list[Place] = [(sys.intern(dataset), sys.intern(image)) for dataset, image in places]
+        self.questions = [entry.values["question"] for entry in entries]
+        self.answers = [weighted_answers(entry.values["answer"], entry.values["dataset"]) for entry in entries]
+        self.transform = transform
+        self.max_words = max_words
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> VqaSample:
+        """Return the question for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        epoch, wanted = key
+        image, index, bad = read_or_next(self.read, self.images, wanted)
+        tensor, flipped = self.transform(image, np.random.default_rng([self.seed, epoch, wanted]))
+        question = clean_question(self.questions[index], self.max_words)
+        answers, weights = self.answers[index]
+        if flipped:
+            question, answers = swap_sides(question), tuple(map(swap_sides, answers))
+        return VqaSample(tensor, question, answers, weights, (epoch, wanted), index, bad)
+
+
+def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The different answers in the order of their first mention, and their weights.
+
+    Of VQA the share of people who gave the answer; of Visual Genome 0.5 for each.
+    """
+    counts = Counter([answers] if isinstance(answers, str) else answers)
+    # two million questions share some thousand answers and a few hundred sets of weights
+    return tuple(map(sys.intern, counts)), _weights(tuple(counts.values()), dataset)
+
+
+@cache
+def _weights(counts: tuple[int, ...], dataset: str) -> tuple[float, ...]:
+    return tuple(GENOME_WEIGHT if dataset == "vg" else count / sum(counts) for count in counts)
+
+
+class VqaCollate:
+    """Stack samples; tokenise questions, without [SEP], to `max_tokens` and answers, with it, to `max_answer_tokens`.
+
+    Both limits count [CLS], and that of answers the [SEP].
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, max_answer_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.max_answer_tokens = max_answer_tokens
+
+    def __call__(self, samples: Sequence[VqaSample]) -> VqaBatch:
+        """Make a batch of at least one sample."""
+        ids, mask = self.tokenizer.encode([sample.question for sample in samples], self.max_tokens)
+        answers = [answer for sample in samples for answer in sample.answers]
+        answer_ids, answer_mask = self.tokenizer.encode(answers, self.max_answer_tokens, eos=True)
+        return VqaBatch(
+            ids=ids,
+            mask=mask,
+            answer_ids=answer_ids,
+            answer_mask=answer_mask,
+            weights=torch.tensor([w for sample in samples for w in sample.weights], dtype=torch.float32),
+            counts=torch.tensor([len(sample.answers) for sample in samples], dtype=torch.int64),
+            **stack_common(samples),
+        )
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question of an evaluation, as it was asked. truth: None where the answers are not known."""
+
+    question_id: int
+    text: str
+    image: Place
+    truth: Truth | None = None
+
+
+class VqaEval(Dataset):
+    """Questions to answer, those about one picture together. An item is a picture, float32 [3, H, W].
+
+    asked: questions, ordered by the first mention of their picture. texts: the cleaned questions. images: every picture once.
+    owner: int64, the picture of each question.
+    """
+
+    def __init__(
+        self, asked: Sequence[AskedQuestion], read: PictureReader, transform: Transform, max_words: int = 50
+    ) -> None:
+        """Raises `UserError` for a picture that is absent or outside its root, and for an id that stands twice."""
+        number: dict[Place, int] = {}
+        for question in asked:
+            if question.image not in number:
+                path = resolve_image(read.roots[question.image[0]], question.image[1])
+                if not os.path.isfile(path):
+                    raise ImageError(path, f"no such file (question {question.question_id})")
+                number[question.image] = len(number)
+        self.asked = sorted(asked, key=lambda question: number[question.image])
+        twice = [i for i, count in Counter(q.question_id for q in asked).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"question_id {twice[0]} stands more than once ({len(twice)} such ids); every id must be unique"
+            )
+        self.images = list(number)
+        self.owner = np.asarray([number[question.image] for question in self.asked], dtype=np.int64)
+        self.texts = [clean_question(question.text, max_words) for question in self.asked]
+        self.read = read
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        return self.transform(self.read(self.images[index]), None)[0]
+
+
+def load_asked(file: PathLike, read: PictureReader) -> list[AskedQuestion]:
+    """The questions of one of ALBEF's lists; with the truth where the entry has answers.
+
+    Raises `UserError` as `VqaQuestions` does, and for an entry without question_id.
+    """
+    asked = []
+    for entry in _load([file], read, with_answers=False):
+        values = entry.values
+        if "question_id" not in values:
+            raise UserError(f"{entry.place}: field 'question_id' is missing; predictions are written by it")
+        answers = values.get("answer")
+        truth = None
+        if answers is not None:
+            answers = (answers,) if isinstance(answers, str) else tuple(answers)
+            truth = Truth(answers, values.get("answer_type"), values.get("question_type"))
+        asked.append(
+            AskedQuestion(values["question_id"], values["question"], (values["dataset"], values["image"]), truth)
+        )
+    return asked
+
+
+def load_official(file: PathLike, pattern: str | None = None) -> list[AskedQuestion]:
+    """The questions of an official v2_OpenEnded_*_questions.json. Raises `UserError` as `vqa_raw.read_questions` does."""
+    questions = read_questions(Path(file))
+    return [
+        AskedQuestion(q.question_id, q.text, ("vqa", image_path(questions, q.image_id, pattern)))
+        for q in questions.questions
+    ]
+
+
+def _load(files: Sequence[PathLike], read: PictureReader, with_answers: bool) -> list[Entry]:
+    fields = {"question": (str,), "image": (str,), "dataset": (str,)}
+    optional = {"question_id": (int,), "answer_type": (str,), "question_type": (str,)}
+    answer = {"answer": (str, list)}
+    entries = load_annotations(files, fields | (answer if with_answers else {}), optional | answer)
+    for entry in entries:
+        dataset = entry.values["dataset"]
+        if dataset not in DATASETS:
+            raise UserError(f"{entry.place}: field 'dataset': {dataset!r} is none of {', '.join(DATASETS)}")
+        check_image(entry, read.roots[dataset])
+        check_text(entry, "question", entry.values["question"])
+        if entry.values.get("answer", "-") == []:
+            raise UserError(f"{entry.place}: field 'answer': has no answer; add one or drop the entry")
+    return entries

@@ -1,0 +1,1 @@
+"""What is done with a trained model: compress, optimise, export, submit, visualise."""

@@ -1,0 +1,158 @@
+"""The leaderboard file from a checkpoint: every question of the official file answered once, whatever is killed meanwhile.
+
+While it works, `<output>.partial/` holds the answers found so far: a line a block, a file a rank. A later run with the
+same inputs goes on from there, on any number of ranks; one with other inputs refuses.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from pela_vl.base.distributed import Ranks, gather_objects, start, stop
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json
+from pela_vl.base.progress import Progress
+from pela_vl.data.sets.vqa import VqaEval, load_official
+from pela_vl.data.sets.vqa_results import write_results
+from pela_vl.data.transforms import eval_transform
+from pela_vl.evaluation.answering import Answerer, Blocks, Ranked, answer_questions, question_blocks
+from pela_vl.settings import Settings
+from pela_vl.training.assemble import load_tokenizer_and_model, make_autocast
+from pela_vl.training.runner import set_threads
+from pela_vl.workloads.vqa import Vqa, answer_list, picture_reader
+
+_ABOUT = "run.json"
+
+
+def submit(settings: Settings, questions: Path, output: Path, pattern: str | None = None) -> int:
+    """Answer every question of an official question file with init.checkpoint and write the result file.
+
+    Returns the number of questions. pattern: see `vqa_raw.image_path`. Raises UserError for bad input, before the model is
+    built where that is possible, and for partial answers of another run.
+    """
+    if settings.init.checkpoint is None:
+        raise UserError("init.checkpoint is not set: name the checkpoint to answer with")
+    set_threads(settings)
+    ranks = start(settings.train.device)
+    answers = answer_list(settings)
+    asked = load_official(questions, pattern)
+    ids = [question.question_id for question in asked]
+    read = picture_reader(settings)
+    tokenizer, loaded = load_tokenizer_and_model(Vqa(), settings, settings.init.checkpoint)
+    data = VqaEval(asked, read, eval_transform(loaded.card.numbers["image_size"]), settings.vqa.max_words)
+    autocast = make_autocast(settings.train.precision, ranks.device)
+    answerer = Answerer(loaded.model.to(ranks.device), tokenizer, answers, settings.vqa, autocast)
+    with Partial(output, _about(settings, questions, pattern), ranks) as partial:
+        blocks = question_blocks(data.owner.tolist(), settings.vqa.question_batch)
+        before = sum(len(blocks[number]) for number in partial.done)
+        if before and ranks.is_main:
+            print(f"going on: {before} of {len(ids)} questions are answered", flush=True)
+        share = -(-(len(ids) - before) // ranks.world)
+        with Progress(share, "answer", 0, "question", ranks.is_main) as progress:
+            ranked = answer_questions(
+                answerer, data, ranks, settings.data.workers, partial.done, partial.keep, progress.to
+            )
+        if ranks.is_main:
+            best = {q.question_id: answers[found[0][0]] for q, found in zip(data.asked, ranked, strict=True)}
+            write_results(output, best, ids)
+            partial.remove()
+    stop()
+    return len(ids)
+
+
+class Partial:
+    """The answers found so far, on disk. done: those of earlier runs, the same on every rank."""
+
+    def __init__(self, output: Path, about: dict[str, Any], ranks: Ranks) -> None:
+        """about: what the answers depend on. Raises UserError where the folder holds those of another run."""
+        self.folder = output.with_name(output.name + ".partial")
+        self.path = self.folder / f"rank{ranks.rank}.jsonl"
+        told = None
+        if ranks.is_main:
+            told = self._open(about)
+        # one reading, given to all: a rank that read later would see what others have written since
+        told, self.done = gather_objects((told, self._read() if ranks.is_main and told is None else {}))[0]
+        if told is not None:
+            raise UserError(told)
+        _cut_torn_line(self.path)
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "Partial":
+        self._file = open(self.path, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def keep(self, number: int, answers: list[Ranked]) -> None:
+        """Add a block; only the best answer of a question is needed later."""
+        self._file.write(json.dumps({"block": number, "best": [found[0] for found in answers]}) + "\n")
+        self._file.flush()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self, about: dict[str, Any]) -> str | None:
+        """Make or take over the folder; returns what is wrong with it."""
+        known = self.folder / _ABOUT
+        if known.exists():
+            earlier = json.loads(known.read_text(encoding="utf-8"))
+            changed = [key for key in about if earlier.get(key) != about[key]]
+            if changed:
+                return (
+                    f"{self.folder} holds the partial answers of another run ({', '.join(changed)} differ); remove it or "
+                    "choose another output"
+                )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_json(known, about)
+        return None
+
+    def _read(self) -> Blocks:
+        done: Blocks = {}
+        for path in sorted(self.folder.glob("rank*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # a kill may have torn the last one
+                    entry = json.loads(line)
+                    done[entry["block"]] = [[tuple(best)] for best in entry["best"]]
+        return done
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut what a killed process left of its last line, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(end)
+
+
+def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str, Any]:
+    """All that the answers depend on; files by their content."""
+    files = {
+        "checkpoint": settings.init.checkpoint,
+        "answer list": settings.vqa.answer_list,
+        "question file": questions,
+    }
+    told = {name: _digest(Path(path)) for name, path in files.items()}
+    vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key not in ("answer_list", "examples")}
+    model = {f"model.{key}": value for key, value in asdict(settings.model).items()}
+    rest = {
+        "train.precision": settings.train.precision,
+        "data.image_root": settings.data.image_root,
+        "pattern": pattern,
+    }
+    return told | vqa | model | rest
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,155 @@
+"""Answers of a question answering model to many questions, the same whatever the ranks and however often interrupted.
+
+The questions are cut into blocks once and for all; a block goes through the model as one batch, its pictures encoded once
+each. So the answers of a block do not depend on who computes it or when. Shapes: B questions of a block, I its pictures.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pela_vl.base.distributed import Ranks, gather_objects
+from pela_vl.base.errors import UserError
+from pela_vl.data.loader import make_loader
+from pela_vl.data.sets.vqa import VqaEval
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.metrics.vqa_accuracy import vqa_accuracy
+from pela_vl.models.albef.vqa import AlbefVqa
+from pela_vl.models.albef.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
+from pela_vl.settings import VqaSettings
+
+TOP = 5  # answers kept of a question: the first is the prediction, the others are for people to look at
+Ranked = list[tuple[int, float]]  # (index in the list of answers, probability), best first
+Blocks = dict[int, list[Ranked]]  # by the block's number, for each of its questions
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """What answering needs beside the questions."""
+
+    model: AlbefVqa
+    tokenizer: Tokenizer
+    answers: Sequence[str]
+    settings: VqaSettings
+    autocast: Callable[[], Any]
+
+
+def make_tree(answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> AnswerTree:
+    """The prefix tree of a list of answers. Raises `UserError` for one that is longer than `max_tokens`."""
+    ids, mask = tokenizer.encode(answers, max_tokens + 1, eos=True)
+    long = [answer for answer, length in zip(answers, mask.sum(1).tolist(), strict=True) if length > max_tokens]
+    if long:
+        raise UserError(
+            f"vqa.answer_list: {long[0]!r} has more than {max_tokens} tokens ({len(long)} such answers); raise "
+            "vqa.max_answer_tokens or shorten the list"
+        )
+    return build_answer_tree(ids, mask)
+
+
+def question_blocks(owner: Sequence[int], size: int) -> list[range]:
+    """Cut questions, of which those about one picture follow each other, into blocks of at most `size`.
+
+    A block ends before a picture that would not fit whole; only a picture with more than `size` questions is divided.
+    """
+    blocks: list[range] = []
+    first = start = 0
+    for i in range(1, len(owner) + 1):
+        if i < len(owner) and owner[i] == owner[start]:
+            continue
+        # questions [start, i) are about one picture
+        if i - first > size and start > first:
+            blocks.append(range(first, start))
+            first = start
+        while i - first > size:
+            blocks.append(range(first, first + size))
+            first += size
+        start = i
+    if first < len(owner):
+        blocks.append(range(first, len(owner)))
+    return blocks
+
+
+@torch.no_grad()
+def answer_questions(
+    answerer: Answerer,
+    data: VqaEval,
+    ranks: Ranks,
+    workers: int = 0,
+    done: Mapping[int, list[Ranked]] = {},
+    keep: Callable[[int, list[Ranked]], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Ranked]:
+    """The best answers to every question of `data`, in its order, on every rank; each rank does its share.
+
+    done: blocks that an earlier run answered, the same on every rank. keep(block, answers): called for each block that
+    this rank finishes. progress(questions): questions that this rank has answered. The model's mode is left as found.
+    """
+    training = answerer.model.training
+    answerer.model.eval()
+    blocks = question_blocks(data.owner.tolist(), answerer.settings.question_batch)
+    pending = [number for number in range(len(blocks)) if number not in done]
+    own: Blocks = {}
+    count = 0
+    for number, answers in _answer_blocks(answerer, data, blocks, pending[ranks.rank :: ranks.world], ranks, workers):
+        own[number] = answers
+        if keep is not None:
+            keep(number, answers)
+        count += len(answers)
+        if progress is not None:
+            progress(count)
+    answerer.model.train(training)
+    everything = dict(done)
+    for part in gather_objects(own):
+        everything |= part
+    return [answers for number in range(len(blocks)) for answers in everything[number]]
+
+
+def _answer_blocks(
+    answerer: Answerer, data: VqaEval, blocks: Sequence[range], mine: Sequence[int], ranks: Ranks, workers: int
+) -> Iterator[tuple[int, list[Ranked]]]:
+    model, tokenizer, settings = answerer.model, answerer.tokenizer, answerer.settings
+    positions = model.text_encoder.embeddings.position_embeddings.num_embeddings
+    tree = make_tree(answerer.answers, tokenizer, min(settings.max_answer_tokens, positions)).to(ranks.device)
+    loader = make_loader(_Pictures(data, blocks), [[number] for number in mine], _only, workers)
+    for number, images in loader:
+        block = blocks[number]
+        owner = torch.from_numpy(data.owner[block.start : block.stop] - data.owner[block.start]).to(ranks.device)
+        ids, mask = tokenizer.encode([data.texts[q] for q in block], positions)
+        mask = mask.to(ranks.device)
+        with answerer.autocast():
+            states = model.encode_question(images.to(ranks.device), ids.to(ranks.device), mask, owner)
+            index, probability = rank_answers(model, states, mask, tree, settings.k_test, settings.rows)
+        best = zip(index[:, :TOP].tolist(), probability[:, :TOP].tolist(), strict=True)
+        yield number, [list(zip(indices, chances, strict=True)) for indices, chances in best]
+
+
+class _Pictures(Dataset):
+    """The pictures [I, 3, H, W] of a block, each once, with the block's number."""
+
+    def __init__(self, data: VqaEval, blocks: Sequence[range]) -> None:
+        self.data, self.blocks = data, blocks
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor]:
+        block = self.blocks[number]
+        first, last = int(self.data.owner[block.start]), int(self.data.owner[block.stop - 1])
+        return number, torch.stack([self.data[image] for image in range(first, last + 1)])
+
+
+def _only(samples: list[Any]) -> Any:
+    return samples[0]
+
+
+def accuracy(data: VqaEval, ranked: Sequence[Ranked], answers: Sequence[str]) -> dict[str, Any]:
+    """The official accuracy of the best answers. Raises `UserError` where a question's truth is not known."""
+    truths = [question.truth for question in data.asked]
+    unknown = [question.question_id for question in data.asked if question.truth is None]
+    if unknown:
+        raise UserError(
+            f"question {unknown[0]} has no answers to compare with ({len(unknown)} such questions); for a test whose answers "
+            "are held back use tasks/vqa_submission.py"
+        )
+    return vqa_accuracy([answers[best[0][0]] for best in ranked], truths)

@@ -1,0 +1,106 @@
+"""Where a model looks: Grad-CAM heat maps of ITM or ITC scores, for any number of heads and any grid.
+
+What comes before the chosen layer runs without gradients, and gradients are taken with respect to the attention map alone.
+Where the image encoder merges tokens, their heat goes back to the patches that they are made of (`hand_back`).
+Shapes: B pairs, I images, L text tokens, N image tokens, h x w the grid of patches, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pela_vl.base.errors import UserError
+from pela_vl.metrics.gradcam import gradcam, hand_back, mean_over_tokens, patch_grid
+from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.attention_maps import Trace, tokens_before_block, trace_class_token, trace_matching
+from pela_vl.models.albef.bert import KeyValue, select_images
+from pela_vl.models.token_merging import Merged
+
+Autocast = Callable[[], Any]
+THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
+
+
+@dataclass
+class Images:
+    """Pictures made ready for heat maps. states of I pictures is what the chosen ViT block reads, for ITC; keys_values are
+    those of every fusion layer, for ITM. The other one is absent. source [I, N], for ITM: of the image's `TokenStates`."""
+
+    states: Merged | None
+    keys_values: list[KeyValue] | None
+    source: Tensor | None = None
+
+
+def choose_layer(model: Albef, score: str, layer: int | None) -> int:
+    """The layer to look at: `layer` if given, else the published one.
+
+    score "itm": a text layer, counted from the first text-only one; by default the third fusion layer (8 in ALBEF), or the
+    last where there are fewer. "itc": a block of the image encoder, by default the last. Raises UserError if there is none.
+    """
+    if score == "itm":
+        first, end, what = model.text_encoder.fusion_layer, len(model.text_encoder.encoder.layer), "fusion layers"
+        default = min(first + THIRD_FUSION_LAYER, end - 1)
+    else:
+        first, end, what = 0, len(model.visual_encoder.blocks), "blocks of the image encoder"
+        default = end - 1
+    layer = default if layer is None else layer
+    if not first <= layer < end:
+        raise UserError(f"layer {layer}: for the {score.upper()} score the {what} are {first} to {end - 1}")
+    return layer
+
+
+@torch.no_grad()
+def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocast: Autocast) -> Images:
+    """What is computed once for a picture, however many texts there are for it. images [I, 3, S, S]."""
+    with autocast():
+        if score == "itc":
+            return Images(tokens_before_block(model.visual_encoder, images, layer), None)
+        image = model.visual_encoder(images)
+        return Images(None, model.text_encoder.image_keys_values(image.tokens), image.source)
+
+
+def heat_maps(
+    model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
+) -> Tensor:
+    """Heat [B, h, w] of texts ids, mask [B, L] in the pictures `index` [B] of `images`. The model should be in eval mode."""
+    if images.keys_values is not None:
+        maps, _ = token_heat_maps(model, images, index, ids, mask, layer, autocast)
+        return mean_over_tokens(maps, mask)
+    encoder = model.visual_encoder
+    state = images.states.select(index)
+    with torch.no_grad(), autocast():
+        trace = trace_class_token(encoder, state, layer)
+        text = model.text_feature(model.text_encoder.encode(ids, mask).tokens)
+
+    def similarity(tokens: Tensor) -> Tensor:
+        return (model.image_feature(tokens).float() * text.float()).sum(1) / model.temp.detach()
+
+    cam, _ = _gradcam(trace, similarity, autocast)
+    return patch_grid(hand_back(cam, state.source, state.size), encoder.patch_embed.grid_size)
+
+
+def token_heat_maps(
+    model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
+) -> tuple[Tensor, Tensor]:
+    """Heat of every text token [B, L, h, w], zero on padding, and the matching logits [B, 2]; for the ITM score."""
+    with torch.no_grad(), autocast():
+        tokens = model.text_encoder.encode(ids, mask).tokens
+        trace = trace_matching(model, tokens, mask, select_images(images.keys_values, index), layer)
+    cam, logits = _gradcam(trace, lambda logits: logits[:, 1].float(), autocast)
+    source = None if images.source is None else images.source[index]
+    maps = patch_grid(hand_back(cam, source), model.visual_encoder.patch_embed.grid_size)
+    return maps * mask[:, :, None, None], logits
+
+
+def _gradcam(trace: Trace, score: Callable[[Tensor], Tensor], autocast: Autocast) -> tuple[Tensor, Tensor]:
+    """The maps [B, ...], in fp32, and what the trace ends in. The scores of a batch are summed: no pair sees another."""
+    attention, finish = trace
+    attention = attention.detach().requires_grad_()
+    with torch.enable_grad():
+        with autocast():
+            output = finish(attention)
+            total = score(output).sum()
+        (gradient,) = torch.autograd.grad(total, attention)
+    return gradcam(attention.detach().float(), gradient.float()), output.detach()

@@ -1,0 +1,173 @@
+"""Image-text matching of many pairs: which pairs, in what batches, with what kept. The pieces of scoring.py.
+
+Shapes: I images, T texts, S tokens of all texts together, N image tokens, L text tokens, D width, P pairs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pela_vl.base.distributed import Ranks, gather_rows
+from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.bert import KeyValue, select_images
+
+
+@dataclass(frozen=True)
+class BatchLimit:
+    """The largest batch that goes through the fusion layers.
+
+    pairs: at most so many. mebibytes: what its widest activation may take (fp32), and likewise the copies of images' keys
+    and values where a batch holds several images. A batch has one pair at least.
+    """
+
+    pairs: int
+    mebibytes: float
+
+    def tokens(self, model: Albef) -> int:
+        """Text tokens (or image tokens, for the image encoder) whose MLP activation has that size."""
+        return max(1, int(self.mebibytes * 2**20 / (4 * model.text_encoder.encoder.layer[0].output.dense.in_features)))
+
+    def copied_pairs(self, model: Albef, image_tokens: int) -> int:
+        """Pairs that may hold copies of keys and values."""
+        layers = model.text_encoder.encoder.layer[model.text_encoder.fusion_layer :]
+        width = layers[0].crossattention.output.dense.out_features
+        return min(self.pairs, int(self.mebibytes * 2**20 / (8 * image_tokens * width * len(layers))))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts as the images meet them: the state after the first fusion layer's self-attention, without padding.
+
+    tokens [S, D] fp32; starts, lengths int64 [T], a length of 0 marking a text that is not held.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def padded(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [P, L, D] and mask [P, L] of texts [P]; padding repeats a text's last token, which the mask hides."""
+        lengths = self.lengths[text]
+        position = torch.arange(int(lengths.max()), device=text.device)
+        where = self.starts[text, None] + torch.minimum(position, lengths[:, None] - 1)
+        return self.tokens[where], position < lengths[:, None]
+
+
+def encode_texts(
+    model: Albef,
+    ids: Tensor,
+    mask: Tensor,
+    wanted: Tensor,
+    batch: int,
+    ranks: Ranks,
+    autocast: Callable[[], Any],
+    keep_tokens: bool,
+) -> tuple[Texts | None, Tensor]:
+    """Encode texts `wanted` (indices, int64) of ids, mask [T, L], in batches of similar length, each rank its share.
+
+    Returns all of them on every rank: the texts (None without `keep_tokens`) and their joint features [wanted, E].
+    """
+    lengths = mask.sum(1)
+    order = wanted[torch.argsort(lengths[wanted], stable=True)]
+    share, bert = order[ranks.rank :: ranks.world], model.text_encoder
+    width = bert.embeddings.word_embeddings.embedding_dim
+    tokens = [torch.zeros((0, width), device=ranks.device)]  # a rank may have no text
+    features = [torch.zeros((0, model.text_proj.out_features), device=ranks.device)]
+    for start in range(0, len(share), batch):
+        chosen = share[start : start + batch]
+        longest = int(lengths[chosen].max())
+        own_ids, own_mask = (t[chosen, :longest].to(ranks.device) for t in (ids, mask))
+        with autocast():
+            encoded = bert.encode(own_ids, own_mask).tokens
+            features.append(model.text_feature(encoded).float())
+            if keep_tokens:
+                tokens.append(bert.begin_fusion(encoded, own_mask)[own_mask.bool()].float())
+    order = gather_rows(share.to(ranks.device))
+    # every rank needs every text, since its images may be matched with any
+    gathered = gather_rows(torch.cat(features))
+    back = torch.argsort(order)
+    features_in_order = gathered[back[torch.argsort(torch.argsort(wanted))].to(gathered.device)]
+    if not keep_tokens:
+        return None, features_in_order
+    held = torch.zeros(len(ids), dtype=torch.int64, device=ranks.device)
+    held[order] = lengths.to(ranks.device)[order]
+    starts = torch.zeros_like(held)
+    starts[order] = held[order].cumsum(0) - held[order]
+    return Texts(gather_rows(torch.cat(tokens)), starts, held), features_in_order
+
+
+def encode_images(model: Albef, images: Tensor, limit: BatchLimit) -> Tensor:
+    """Image tokens [B, N, D], a few pictures at a time: an activation that outgrows the cache slows a CPU down."""
+    patches = model.visual_encoder.pos_embed.shape[1]
+    step = max(1, limit.tokens(model) // patches)
+    return torch.cat([model.visual_encoder(part).tokens for part in images.split(step)])
+
+
+def candidates(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Bool [I, T] twice: the k best texts of every image, and the k best images of every text."""
+    by_image = torch.zeros_like(similarity, dtype=torch.bool)
+    by_image.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
+    by_text = torch.zeros_like(similarity, dtype=torch.bool)
+    by_text.scatter_(0, similarity.topk(min(k, similarity.shape[0]), dim=0).indices, True)
+    return by_image, by_text
+
+
+def image_groups(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs [first, last) of images with at most `most` pairs together; an image with more has a run of its own."""
+    first = held = 0
+    for i, count in enumerate(counts):
+        if i > first and held + count > most:
+            yield first, i
+            first, held = i, 0
+        held += count
+    if counts:
+        yield first, len(counts)
+
+
+def text_batches(wanted: Tensor, lengths: Tensor, pairs: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(image, text) indices [P] of the wanted pairs, shortest texts first so that little is padding.
+
+    wanted bool [I, T]; a batch has at most `pairs` pairs and, padded, `tokens` tokens, but one pair at least.
+    """
+    image, text = wanted.nonzero(as_tuple=True)
+    order = torch.argsort(lengths[text], stable=True)
+    image, text = image[order], text[order]
+    longest = lengths[text].tolist()
+    start = 0
+    for stop in range(1, len(longest) + 1):
+        full = stop == len(longest) or stop - start >= pairs or (stop - start + 1) * longest[stop] > tokens
+        if full:
+            yield image[start:stop], text[start:stop]
+            start = stop
+
+
+@torch.no_grad()
+def match_images(
+    model: Albef, tokens: Tensor, wanted: Tensor, texts: Texts, limit: BatchLimit, autocast: Callable[[], Any]
+) -> tuple[Tensor, Tensor]:
+    """ITM logits (index 1) [P] of the wanted pairs, and which they are: (image, text) int64 [P, 2].
+
+    tokens [I, N, D], wanted bool [I, T]. An image's keys and values are computed once; an image that meets many texts
+    goes through the layers by itself, so that they are not copied either.
+    """
+    wanted = wanted & (texts.lengths > 0)
+    none = torch.zeros((0, 2), dtype=torch.int64, device=tokens.device)
+    where, scores = [none], [torch.zeros(0, device=tokens.device)]
+    most = limit.copied_pairs(model, tokens.shape[1])
+    for first, last in image_groups(wanted.sum(1).tolist(), most):
+        if not wanted[first:last].any():
+            continue
+        with autocast():
+            image = model.text_encoder.image_keys_values(tokens[first:last])
+            for own, text in text_batches(wanted[first:last], texts.lengths, limit.pairs, limit.tokens(model)):
+                where.append(torch.stack([own + first, text], dim=1))
+                scores.append(_match(model, image, own, texts, text))
+    return torch.cat(where), torch.cat(scores)
+
+
+def _match(model: Albef, image: list[KeyValue], own: Tensor, texts: Texts, text: Tensor) -> Tensor:
+    context = image if image[0][0].shape[0] == 1 else select_images(image, own)
+    return model.match(*texts.padded(text), context, begun=True)[:, 1].float()

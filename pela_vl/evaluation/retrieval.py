@@ -1,0 +1,154 @@
+"""Retrieval scores of an ALBEF: ITC for every pair, then ITM for the best candidates of both directions.
+
+Shapes: I images, T texts, N image tokens, L text tokens, D width, E joint width.
+
+The published loop scores image-to-text and text-to-image apart and recomputes an image's keys and values for every text.
+Here the candidates of both directions are united, since one matching score serves both, and grouped by image, whose keys
+and values are computed once; what a text goes through before it meets an image is computed once a text, and the last
+layer only for the token that the matching head reads. The scores are the same.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pela_vl.base.distributed import Ranks, gather_rows
+from pela_vl.data.loader import make_image_loader, split_range
+from pela_vl.data.sets.captions import RetrievalEval
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.evaluation.reranking import BatchLimit, candidates, encode_images, encode_texts, match_images
+from pela_vl.metrics.recall import recall_from_scores
+from pela_vl.models.albef.albef import Albef
+from pela_vl.settings import EvalSettings
+
+UNRANKED = -100.0  # the published score of a pair outside the top k
+_PAIR_MB = {"cpu": 16.0}  # a layer's activations then stay in the cache
+_PAIR_MB_GPU = 512.0
+
+
+@dataclass
+class RetrievalScores:
+    """image_to_text [I, T] and text_to_image [T, I], as ranked."""
+
+    image_to_text: np.ndarray
+    text_to_image: np.ndarray
+
+    def recall(self, text2image: np.ndarray) -> dict[str, float]:
+        """R@1/5/10 both ways and their mean, in percent."""
+        return recall_from_scores(self.image_to_text, self.text_to_image, text2image)
+
+
+@torch.no_grad()
+def score_retrieval(
+    model: Albef,
+    data: RetrievalEval,
+    tokenizer: Tokenizer,
+    settings: EvalSettings,
+    ranks: Ranks,
+    max_tokens: int,
+    autocast: Callable[[], Any],
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> RetrievalScores:
+    """Score every image against every text; each rank does its share and all get the whole.
+
+    progress(done) counts this rank's images, twice: encoded, re-ranked. The model's mode is left as found.
+    """
+    training = model.training
+    model.eval()
+    try:
+        job = _Job(model, data, settings, ranks, autocast, workers, progress or (lambda done: None))
+        return job.run(*tokenizer.encode(data.texts, max_tokens))
+    finally:
+        model.train(training)
+
+
+class _Job:
+    """One evaluation on one rank."""
+
+    def __init__(self, model, data, settings: EvalSettings, ranks: Ranks, autocast, workers: int, note):
+        self.model, self.data, self.settings, self.ranks = model, data, settings, ranks
+        self.autocast, self.workers, self.note = autocast, workers, note
+        self.share = split_range(len(data), ranks.rank, ranks.world)
+        mebibytes = settings.pair_mb or _PAIR_MB.get(ranks.device.type, _PAIR_MB_GPU)
+        self.limit = BatchLimit(settings.pair_batch, mebibytes)
+        self.kept: list[Tensor] = []  # encoded images, as long as they fit
+
+    def run(self, ids: Tensor, mask: Tensor) -> RetrievalScores:
+        settings = self.settings
+        blocks = self._text_blocks(mask)
+        texts, text_features = self._texts(ids, mask, torch.arange(len(ids)), len(blocks) == 1)
+        if texts is not None:
+            room = settings.cache_mb - texts.tokens.numel() * 4 / 2**20
+        else:  # each block of texts will want its half
+            room = settings.cache_mb / 2 if settings.k_test else 0.0
+        similarity = gather_rows(self._encode_images(room)) @ text_features.T
+        if not settings.k_test:
+            scores = similarity.cpu().numpy()
+            return RetrievalScores(scores, np.ascontiguousarray(scores.T))
+        by_image, by_text = candidates(similarity, settings.k_test)
+        scores = torch.full(similarity.shape, UNRANKED, device=self.ranks.device)
+        for number, block in enumerate(blocks):
+            if len(blocks) > 1:
+                texts, _ = self._texts(ids, mask, block, True)
+            where, values = self._match(by_image | by_text, texts, number, len(blocks))
+            where, values = gather_rows(where), gather_rows(values)
+            scores[where[:, 0], where[:, 1]] = values
+        unranked = torch.tensor(UNRANKED, device=self.ranks.device)
+        return RetrievalScores(
+            torch.where(by_image, scores, unranked).cpu().numpy(),
+            torch.where(by_text, scores, unranked).T.cpu().numpy(),
+        )
+
+    def _text_blocks(self, mask: Tensor) -> list[Tensor]:
+        """Texts by index in runs whose encoded tokens take half of what may be kept, at most; the rest is for images."""
+        width = self.model.text_encoder.embeddings.word_embeddings.embedding_dim
+        most = max(1, int(self.settings.cache_mb * 2**20 / (2 * 4 * width)))
+        block = (mask.sum(1).cumsum(0) - 1) // most
+        return [(block == number).nonzero()[:, 0] for number in block.unique().tolist()]
+
+    def _texts(self, ids: Tensor, mask: Tensor, wanted: Tensor, keep: bool):
+        keep = keep and self.settings.k_test > 0
+        return encode_texts(
+            self.model, ids, mask, wanted, self.settings.text_batch, self.ranks, self.autocast, keep_tokens=keep
+        )
+
+    def _encode_images(self, room: float) -> Tensor:
+        """Joint features [images of this rank, E]. Image tokens are kept while they fit into `room` MiB."""
+        features, done = [torch.zeros((0, self.model.vision_proj.out_features), device=self.ranks.device)], 0
+        keeping = True
+        for tokens in self._load(self.share):
+            with self.autocast():
+                features.append(self.model.image_feature(tokens).float())
+            room -= tokens.numel() * tokens.element_size() / 2**20
+            keeping = keeping and room >= 0  # from the first that does not fit on, all are encoded again when needed
+            if keeping:
+                self.kept.append(tokens)
+            done += len(tokens)
+            self.note(done)
+        return torch.cat(features)
+
+    def _load(self, indices: range) -> Iterator[Tensor]:
+        for images, _ in make_image_loader(self.data, list(indices), self.settings.image_batch, self.workers):
+            with self.autocast():
+                yield encode_images(self.model, images.to(self.ranks.device), self.limit)
+
+    def _match(self, wanted: Tensor, texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
+        """Pairs [P, 2] and scores [P] of this rank's images with one block of texts."""
+        kept = sum(map(len, self.kept))
+        first, pairs, scores = self.share.start, [], []
+        for source in (self.kept, self._load(self.share[kept:])):
+            for tokens in source:
+                rows = wanted[first : first + len(tokens)]
+                where, values = match_images(self.model, tokens, rows, texts, self.limit, self.autocast)
+                pairs.append(where + torch.tensor([first, 0], device=where.device))
+                scores.append(values)
+                first += len(tokens)
+                done = number * len(self.share) + first - self.share.start
+                self.note(len(self.share) + done // blocks)
+        none = torch.zeros((0, 2), dtype=torch.int64, device=self.ranks.device)
+        return torch.cat([none, *pairs]), torch.cat([torch.zeros(0, device=self.ranks.device), *scores])

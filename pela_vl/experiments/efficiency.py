@@ -1,0 +1,311 @@
+"""The parameter and FLOP columns of the paper's Tables 1, 4 and 5, counted from the models themselves.
+
+Everything is built on the meta device: shapes without weights. How a number is counted stands in `CONDITIONS`.
+Shapes in comments: B images, L text tokens, T answer tokens, S pixels a side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pkgutil import iter_modules
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pela_vl import methods
+from pela_vl.base.errors import UserError
+from pela_vl.cost import Flops, count_parameters, linear_conv_flops
+from pela_vl.lowrank import compress
+from pela_vl.models.albef.albef import Albef, build_albef
+from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.entailment import AlbefEntailment, build_entailment
+from pela_vl.models.albef.momentum import MomentumTwin
+from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
+from pela_vl.settings import ModelSettings, Settings, StudentSettings
+
+TOLERANCE = 0.05
+"""Largest relative difference to a printed FLOP figure that counts as met."""
+BATCH, PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 32, 384, 30, 6
+MERGED_384 = 72
+"""Tokens that ToMe merges in each block of ALBEF's ViT: the paper does not say; this fits its printed FLOPs."""
+LABELS = {
+    "full": "dense",
+    "lora": "LoRA",
+    "tinybert": "TinyBERT",
+    "maskalign": "MaskAlign",
+    "tome": "ToMe",
+    "pela": "PELA",
+}
+"""Modules of pela_vl/methods and what the paper calls them, in the tables' order."""
+PRINTED = {
+    "DeiT-Base": ((86.6, 33.7), None, (44.2, 17.3), (44.2, 17.3), (86.6, 16.5), (44.1, 17.0)),
+    "Swin-Base": ((87.8, 30.3), None, (58.6, 20.6), (58.6, 20.6), None, (62.2, 21.3)),
+    "DeiT-III-Large": ((304.4, 119.4), None, (156.8, 61.5), (156.8, 61.5), None, (153.2, 59.8)),
+    "ALBEF retrieval": ((419, 7.41), (431, 7.49), (230, 4.66), (230, 4.66), (419, 2.61), (173, 2.58)),
+    "ALBEF VQA": ((581, 7.05), (644, 7.14), (392, 4.55), (392, 4.55), (581, 2.55), (259, 2.47)),
+}
+"""The paper's figures: million parameters and G or TFLOPs of each method, in the order of LABELS."""
+CONDITIONS = {
+    "1": "one image of 224 px, inference",
+    "4": f"one training forward at batch {BATCH}, {PIXELS} px, texts of {TEXT_TOKENS} tokens, online model plus momentum "
+    "twin; online: both encoders and joint projections, then image-text matching on 3 pairings a sample (positive, hard "
+    "image, hard text), each with its own image keys and values; twin: both encoders and joint projections",
+    "5": f"one training forward of the VQA model at batch {BATCH}, {PIXELS} px, questions of {TEXT_TOKENS} tokens, one "
+    f"answer of {ANSWER_TOKENS} tokens a question; online and twin alike: image, question fused with it, answer decoder "
+    "with vocabulary logits",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense model of the tables and how it is counted.
+
+    exclude: patterns that PELA keeps dense. forward: the paper's counted pass. twin: likewise for the momentum twin, None
+    where there is none; without: parts that have no twin. sample: what answering for one sample takes. own_step: the
+    pass as this code makes it, where that differs from `forward`. printed: method -> (million parameters, FLOPs in
+    `unit`); a method left out is not in the table, and an empty dict means that the paper prints nothing. settings: what
+    the methods are counted with.
+    """
+
+    table: str
+    name: str
+    build: Callable[[], nn.Module]
+    kappa: float
+    exclude: tuple[str, ...]
+    unit: str
+    forward: Callable[[Any], Any]
+    sample: Callable[[Any], Any]
+    twin: Callable[[Any], Any] | None = None
+    without: tuple[str, ...] = ()
+    own_step: Callable[[Any], Any] | None = None
+    printed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters, flops: as the paper counts, with the twin. online_parameters, sample: of what a user deploys, for one
+    sample. own_step: see Subject; None where it is `flops`."""
+
+    parameters: int
+    flops: Flops
+    online_parameters: int
+    sample: Flops
+    own_step: Flops | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables; cost is None, and `note` says why, where this code has no such model."""
+
+    subject: Subject
+    method: str
+    cost: Cost | None
+    note: str = ""
+
+    @property
+    def printed(self) -> tuple[float, float] | None:
+        return self.subject.printed.get(self.method)
+
+    @property
+    def flops(self) -> float | None:
+        """Linear and Conv layers, in the subject's unit."""
+        return None if self.cost is None else in_unit(self.cost.flops.layers, self.subject.unit)
+
+    @property
+    def differences(self) -> tuple[float, float] | None:
+        """Relative differences to the printed parameters and FLOPs."""
+        if self.cost is None or self.printed is None:
+            return None
+        return self.cost.parameters / 1e6 / self.printed[0] - 1, self.flops / self.printed[1] - 1
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the FLOPs are within TOLERANCE of the printed figure; None where there is nothing to compare."""
+        return None if self.differences is None else abs(self.differences[1]) <= TOLERANCE
+
+
+def in_unit(flops: float, unit: str) -> float:
+    """Operations in "GFLOPs" or "TFLOPs"."""
+    return flops / {"GFLOPs": 1e9, "TFLOPs": 1e12}[unit]
+
+
+def count(subject: Subject, method: str) -> Cost:
+    """Build `subject` as `method` shapes it, on the meta device, and count it.
+
+    Raises UserError if this code has no such method.
+    """
+    change = restructurer(method, subject)
+    if change is None:
+        raise UserError(f"{LABELS.get(method, method)} of {subject.name} cannot be counted: {_missing(method)}")
+    with torch.device("meta"):
+        model = subject.build().eval()
+        change(model)
+    online, flops = count_parameters(model), linear_conv_flops(model, subject.forward)
+    sample = flops if subject.sample is subject.forward else linear_conv_flops(model, subject.sample)
+    own = None if subject.own_step is None else linear_conv_flops(model, subject.own_step)
+    if subject.twin is None:
+        return Cost(online, flops, online, sample, own)
+    twin = MomentumTwin(model, subject.without)
+    same = subject.twin is subject.forward and not subject.without
+    beside = flops if same else linear_conv_flops(twin.model, subject.twin)
+    own = None if own is None else own + beside
+    return Cost(online + count_parameters(twin), flops + beside, online, sample, own)
+
+
+def peft_parameters(row: Row) -> int:
+    """What a LoRA row, of a model with a twin, would count if peft kept a copy of every trained head beside the original."""
+    with torch.device("meta"):
+        dense = row.subject.build()
+        twin = MomentumTwin(dense, row.subject.without).model
+    copies = methods.load("lora").peft_copies
+    return row.cost.parameters + copies(dense) + copies(twin)
+
+
+def restructurer(method: str, subject: Subject) -> Callable[[nn.Module], Any] | None:
+    """What turns the dense model into that of `method`, in place; None where this code cannot.
+
+    Beside `full` and `pela`, a module of pela_vl/methods is counted once it offers `restructure(model, settings)`, which
+    must work on the meta device.
+    """
+    if method == "full":
+        return lambda model: None
+    if method == "pela":
+        return lambda model: compress(model, subject.kappa, exclude=subject.exclude, init="empty")
+    change = getattr(methods.load(method), "restructure", None) if method in present_methods() else None
+    return None if change is None else lambda model: change(model, subject.settings)
+
+
+def present_methods() -> set[str]:
+    """Names of the modules in pela_vl/methods."""
+    return {module.name for module in iter_modules(methods.__path__)}
+
+
+def listed() -> list[tuple[Subject, str, bool]]:
+    """Subject and method of every row of the three tables, in their order, and whether it can be counted."""
+    return [
+        (subject, method, restructurer(method, subject) is not None)
+        for subject in SUBJECTS
+        for method in LABELS
+        if method in (subject.printed or ("full", "pela"))
+    ]
+
+
+def table_rows(progress: Callable[[str], Any] | None = None) -> list[Row]:
+    """The rows of `listed`; what this code does not have keeps the paper's figures alone.
+
+    progress(model) is called after each row that was counted.
+    """
+    rows = []
+    for subject, method, countable in listed():
+        if not countable:
+            rows.append(Row(subject, method, None, _missing(method)))
+            continue
+        rows.append(Row(subject, method, count(subject, method)))
+        if progress is not None:
+            progress(subject.name)
+    return rows
+
+
+def _missing(method: str) -> str:
+    return "in this code, not counted" if method in present_methods() else "not in this code yet"
+
+
+def _images(count: int, pixels: int) -> Tensor:
+    return torch.empty(count, 3, pixels, pixels, device="meta")
+
+
+def _tokens(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """ids and mask [count, length]"""
+    ids = torch.zeros(count, length, dtype=torch.int64, device="meta")
+    return ids, torch.ones_like(ids)
+
+
+def _classify(batch: int, model: nn.Module) -> None:
+    model(_images(batch, 224))
+
+
+def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
+    """Both encoders and projections, then `pairings` image-text pairs a sample through fusion and matching head.
+
+    shared: an image's keys and values are computed once instead of once a pair. The last layer is counted for every
+    token, as the published code computes it, though the matching head reads only the first.
+    """
+    ids, mask = _tokens(batch, TEXT_TOKENS)
+    image, text = model.visual_encoder(_images(batch, PIXELS)).tokens, model.text_encoder.encode(ids, mask).tokens
+    model.image_feature(image), model.text_feature(text)
+    if pairings:
+        index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # which ones does not change the count
+        keys_values = model.text_encoder.image_keys_values
+        context = select_images(keys_values(image), index) if shared else keys_values(image[index])
+        model.itm_head(model.text_encoder.fuse(text[index], mask[index], context).tokens[:, 0])
+
+
+def _answer(batch: int, model: AlbefVqa) -> None:
+    """Image, question, and one answer a question through the decoder and its vocabulary logits."""
+    ids, mask = _tokens(batch, TEXT_TOKENS)
+    question, decoder = model.encode_question(_images(batch, PIXELS), ids, mask), model.text_decoder
+    answer, answer_mask = _tokens(batch, ANSWER_TOKENS)
+    decoder.logits(decoder.decode(answer, answer_mask, decoder.question_keys_values(question), mask))
+
+
+def _entail(batch: int, model: AlbefEntailment) -> None:
+    """Likewise with the last layer in full."""
+    (ids, mask), bert = _tokens(batch, TEXT_TOKENS), model.text_encoder
+    context = bert.image_keys_values(model.visual_encoder(_images(batch, PIXELS)).tokens)
+    model.cls_head(bert.fuse(bert.encode(ids, mask).tokens, mask, context).tokens[:, 0])
+
+
+_ALBEF = ALBEF_SIZES["albef_base"] | {"image_size": PIXELS}
+_SETTINGS = Settings(model=ModelSettings(token_merging=MERGED_384))
+_ENCODERS = {name: value for name, value in _ALBEF.items() if name != "joint_dim"}
+
+
+def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list[int], merge: int = 0) -> Subject:
+    """blocks: that a student of fewer layers keeps of each stage; merge: tokens a block. Both fit the printed figures."""
+    classify, dense = partial(_classify, 1), ("head", "patch_embed", *exclude)
+    build = partial(timm.create_model, timm_name)
+    settings = Settings(model=ModelSettings(token_merging=merge), student=StudentSettings(blocks=blocks))
+    return Subject(
+        "1", name, build, kappa, dense, "GFLOPs", classify, classify, printed=_printed(name), settings=settings
+    )
+
+
+def _task(name: str, build: Callable, exclude: tuple[str, ...], run: Callable[[int, Any], None]) -> Subject:
+    """A model of Table 5, whose twin makes the same pass."""
+    step, build = partial(run, BATCH), partial(build, **_ENCODERS)
+    return Subject(
+        "5", name, build, 3, exclude, "TFLOPs", step, partial(run, 1), step, printed=_printed(name), settings=_SETTINGS
+    )
+
+
+def _printed(name: str) -> dict[str, tuple[float, float]]:
+    return {method: pair for method, pair in zip(LABELS, PRINTED.get(name, ()), strict=False) if pair is not None}
+
+
+SUBJECTS = (
+    _vision("DeiT-Base", "deit_base_patch16_224", 2, blocks=[6], merge=16),
+    _vision("Swin-Base", "swin_base_patch4_window7_224", 1.5, "*.downsample", "*.attn.proj", blocks=[1, 1, 13, 1]),
+    _vision("DeiT-III-Large", "deit3_large_patch16_224", 2, blocks=[12]),
+    Subject(
+        "4",
+        "ALBEF retrieval",
+        partial(build_albef, **_ALBEF, mlm=False),
+        3,
+        ("vision_proj", "text_proj", "itm_head"),
+        "TFLOPs",
+        forward=partial(_match, BATCH, 3, False),
+        sample=partial(_match, 1, 1, True),
+        twin=partial(_match, BATCH, 0, False),
+        without=("itm_head", "temp"),
+        own_step=partial(_match, BATCH, 3, True),
+        printed=_printed("ALBEF retrieval"),
+        settings=_SETTINGS,
+    ),
+    _task("ALBEF VQA", build_vqa, AlbefVqa.HEADS, _answer),
+    # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.
+    _task("ALBEF SNLI-VE", build_entailment, AlbefEntailment.HEADS, _entail),
+)

@@ -1,1 +1,0 @@
-"""Loss functions: tensors in, scalars out."""

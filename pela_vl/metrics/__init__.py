@@ -1,0 +1,1 @@
+"""Evaluation metrics: arrays in, numbers out; no model is known here."""

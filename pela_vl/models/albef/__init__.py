@@ -1,0 +1,1 @@
+"""ALBEF: encoders, task models, EMA models, losses."""

@@ -1,0 +1,101 @@
+"""Attention maps of one chosen layer, as a second path beside the ordinary forward, which never makes them.
+
+A trace is a pair: the map, and the function that goes on from such a map to the model's output. Whoever wants gradients with
+respect to the map makes it a leaf in between. The functions here give what the ordinary forward gives.
+
+Shapes: B pairs, H heads, L text tokens, N image tokens (class token first; where the ViT merges, those that are left), D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.bert import Attention, KeyValue
+from pela_vl.models.token_merging import Merged, after_attention, size_bias
+from pela_vl.models.vit import ImageEncoder
+
+Trace = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+def attention_map(attention: Attention, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention probabilities [B, H, L, N] of x [B, L, D] over keys [B or 1, H, N, D / H]; mask as in `Attention`."""
+    query = attention.projections.split(attention.projections.query(x))
+    scores = query @ keys.transpose(-2, -1) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.float().softmax(-1).to(scores.dtype)
+
+
+def attend_by_map(attention: Attention, probabilities: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """The rest of `Attention.forward`, from the probabilities [B, H, L, N] on."""
+    return attention.output((probabilities @ values).transpose(1, 2).flatten(2), x)
+
+
+def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: list[KeyValue], layer: int) -> Trace:
+    """Cross-attention [B, H, L, N] of text layer `layer`, and from there to the matching logits [B, 2].
+
+    tokens [B, L, D] are encoded texts, mask [B, L]; layer counts from the first text-only layer, as checkpoints do. Raises
+    ValueError for a layer that is no fusion layer.
+    """
+    encoder = model.text_encoder
+    first, layers = encoder.fusion_layer, encoder.encoder.layer
+    if not first <= layer < len(layers):
+        raise ValueError(f"text layer {layer} is no fusion layer; those are {first} to {len(layers) - 1}")
+    attend = mask[:, None, None, :].bool()
+    x = tokens
+    for before, context in zip(layers[first:layer], image, strict=False):
+        x = before(x, attend, context)
+    chosen, (keys, values) = layers[layer], image[layer - first]
+    x = chosen.attention(x, chosen.attention.projections.keys_values(x), attend)
+
+    def finish(probabilities: Tensor) -> Tensor:
+        y = attend_by_map(chosen.crossattention, probabilities, values, x)
+        y = chosen.output(chosen.intermediate(y), y)
+        for after, context in zip(layers[layer + 1 :], image[layer - first + 1 :], strict=True):
+            y = after(y, attend, context)
+        return model.itm_head(y[:, 0])
+
+    return attention_map(chosen.crossattention, x, keys), finish
+
+
+def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Merged:
+    """What block `block` of the ViT reads of images [B, 3, S, S].
+
+    Raises ValueError for a block that the ViT does not have.
+    """
+    if not 0 <= block < len(encoder.blocks):
+        raise ValueError(f"the image encoder has no block {block}; those are 0 to {len(encoder.blocks) - 1}")
+    state = Merged(encoder.embed(images))
+    for number in range(block):
+        state = encoder.run_block(number, state)
+    return state
+
+
+def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace:
+    """The class token's attention [B, H, N] in block `block`, and from there to the final tokens [B, N, D].
+
+    state: what `tokens_before_block` gives. The other tokens' rows need no map: they are attended the ordinary way.
+    """
+    chosen, x = encoder.blocks[block], state.x
+    attention = chosen.attn
+    qkv = attention.qkv(chosen.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, keys, values = qkv.unbind(0)
+    bias = size_bias(state.size, query.dtype)
+    scores = query[:, :, :1] @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
+    row = scores[:, :, 0].float().softmax(-1).to(scores.dtype)
+
+    def finish(probabilities: Tensor) -> Tensor:
+        own = probabilities[:, :, None] @ values
+        others = F.scaled_dot_product_attention(query[:, :, 1:], keys, values, attn_mask=bias)
+        mixed = torch.cat([own, others], dim=2).transpose(1, 2).flatten(2)
+        y, reduction = x + attention.proj(mixed), encoder.reduction(block)
+        after = state.then(*after_attention(chosen, y, keys.mean(1), state.size, reduction, encoder.num_prefix_tokens))
+        for number in range(block + 1, len(encoder.blocks)):
+            after = encoder.run_block(number, after)
+        return encoder.norm(after.x)
+
+    return row, finish

@@ -1,0 +1,313 @@
+"""BERT with cross-attention in its upper layers, on scaled_dot_product_attention.
+
+Shapes: B texts, L tokens, D width, H heads, N image tokens, C image width. Parameter names are those of the BERT and
+ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that key tables stay short.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pela_vl.models.depth import layer_map
+from pela_vl.models.outputs import TokenStates
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Embeddings(nn.Module):
+    """Word + position + (first) token-type embeddings, LayerNorm, dropout."""
+
+    def __init__(self, vocab_size: int, dim: int, max_positions: int, type_vocab: int, eps: float, dropout: float):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, dim, padding_idx=0)
+        self.position_embeddings = nn.Embedding(max_positions, dim)
+        self.token_type_embeddings = nn.Embedding(type_vocab, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, first_position: int = 0, positions: Tensor | None = None) -> Tensor:
+        """ids [B, L] -> [B, L, D]; `first_position` is the position of ids[:, 0] when earlier tokens are cached.
+
+        positions int64 [B, L]: of every token, for tokens that do not follow one another.
+        """
+        if positions is None:
+            positions = self.position_embeddings.weight[first_position : first_position + ids.shape[1]]
+        else:
+            positions = self.position_embeddings(positions)
+        return self.dropout(
+            self.LayerNorm(self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + positions)
+        )
+
+
+class HeadProjections(nn.Module):
+    """The query, key and value products of one attention."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(context_dim, dim)
+        self.value = nn.Linear(context_dim, dim)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, D / H]"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """context [B, N, C] -> keys and values, each [B, H, N, D / H]"""
+        return self.split(self.key(context)), self.split(self.value(context))
+
+    def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
+        """Self-attention's three products of x [B, L, D]: queries [B, Q, D], of the first `queries` tokens (0: of all),
+        and keys and values. One method, so that they can be one product (see inference.py)."""
+        return self.query(x[:, :queries] if queries else x), self.keys_values(x)
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT)."""
+
+    def __init__(self, in_dim: int, dim: int, eps: float, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(in_dim, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a text over a context, with BERT's residual output."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, eps: float, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.attention_dropout = attention_dropout
+        self.add_module("self", HeadProjections(dim, context_dim, heads))
+        self.output = ResidualOutput(dim, dim, eps, dropout)
+
+    @property
+    def projections(self) -> HeadProjections:
+        return self._modules["self"]
+
+    def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
+        """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
+        return self.attend(self.projections.query(x), x, context, mask)
+
+    def attend(self, query: Tensor, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
+        """The same from the query product [B, L, D]; x [B, L, D] is the residual."""
+        shape, (keys, values) = x.shape[:2], context
+        if keys.shape[0] != query.shape[0]:
+            if mask is None or mask.shape[0] == mask.shape[2] == 1:
+                # one context for all: every text's tokens are queries of one large product, not of many small ones
+                query = query.flatten(0, 1)[None]
+            else:
+                keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+        query = self.projections.split(query)
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
+        return self.output(mixed.transpose(1, 2).reshape(*shape, -1), x)
+
+
+class Intermediate(nn.Module):
+    """The widening half of the MLP, exact (erf) GELU."""
+
+    def __init__(self, dim: int, mlp_dim: int):
+        super().__init__()
+        self.dense = nn.Linear(dim, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where `cross`, MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        cross: bool,
+        image_dim: int,
+        eps: float,
+        dropout: float,
+        attention_dropout: float,
+    ):
+        super().__init__()
+        self.attention = Attention(dim, dim, heads, eps, dropout, attention_dropout)
+        self.crossattention = Attention(dim, image_dim, heads, eps, dropout, attention_dropout) if cross else None
+        self.intermediate = Intermediate(dim, mlp_dim)
+        self.output = ResidualOutput(mlp_dim, dim, eps, dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        image: KeyValue | None = None,
+        image_mask: Tensor | None = None,
+        past: KeyValue | None = None,
+    ) -> Tensor:
+        """x [B, L, D]; `past` keys/values of earlier positions are attended to before those of x."""
+        return self.after_self_attention(self.self_attention(x, mask, past), image, image_mask)
+
+    def self_attention(self, x: Tensor, mask: Tensor | None, past: KeyValue | None = None, queries: int = 0) -> Tensor:
+        """The text's own half of the layer, [B, L, D], or [B, Q, D] of the first `queries` tokens alone."""
+        query, (keys, values) = self.attention.projections.query_keys_values(x, queries)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        return self.attention.attend(query, x[:, :queries] if queries else x, (keys, values), mask)
+
+    def after_self_attention(self, x: Tensor, image: KeyValue | None, image_mask: Tensor | None = None) -> Tensor:
+        """Cross-attention where the layer has one, and the MLP: token by token, x [B, Q, D]."""
+        if self.crossattention is not None:
+            if image is None:
+                raise ValueError("a fusion layer needs the image's keys and values")
+            x = self.crossattention(x, image, image_mask)
+        return self.output(self.intermediate(x), x)
+
+    def first_token(
+        self, x: Tensor, mask: Tensor | None, image: KeyValue | None = None, image_mask: Tensor | None = None
+    ) -> Tensor:
+        """The layer's output [B, 1, D] at the first token: the others enter it through self-attention alone."""
+        return self.after_self_attention(self.self_attention(x, mask, queries=1), image, image_mask)
+
+
+class Encoder(nn.Module):
+    def __init__(self, layers: list[Layer]):
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class TextEncoder(nn.Module):
+    """BERT whose layers from `fusion_layer` on also attend to an image."""
+
+    activation_checkpointing = False
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        fusion_layer: int,
+        image_dim: int,
+        max_positions: int = 512,
+        type_vocab: int = 2,
+        eps: float = 1e-12,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.fusion_layer = fusion_layer
+        self.embeddings = Embeddings(vocab_size, dim, max_positions, type_vocab, eps, dropout)
+        self.encoder = Encoder(
+            [
+                Layer(dim, heads, mlp_dim, i >= fusion_layer, image_dim, eps, dropout, attention_dropout)
+                for i in range(depth)
+            ]
+        )
+        self.apply(_init_bert)
+
+    def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
+        """The text-only layers: ids, mask [B, L] -> tokens [B, L, D]; hidden: embeddings and every layer's output."""
+        return self._run(self.embeddings(ids), _attend(mask), 0, self.fusion_layer, None, None, keep_hidden)
+
+    def fuse(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        image: list[KeyValue],
+        image_mask: Tensor | None = None,
+        keep_hidden: bool = False,
+        causal: bool = False,
+    ) -> TokenStates:
+        """The fusion layers on encoded text tokens [B, L, D], with one keys/values pair a fusion layer.
+
+        The pairs may have batch 1 (one image for every text). `image_mask` [B, N], 1 = attend, None = all; it may have
+        batch 1 too. causal: a token does not attend to later ones.
+        """
+        attend, last = _attend(mask, causal), len(self.encoder.layer)
+        return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
+
+    def begin_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The first fusion layer's self-attention on encoded text tokens [B, L, D]: no image has entered yet, so this is
+        computed once a text, whatever number of images it meets. For `fuse_first(..., begun=True)`."""
+        return self.encoder.layer[self.fusion_layer].self_attention(tokens, _attend(mask))
+
+    def fuse_first(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], begun: bool = False) -> Tensor:
+        """`fuse` at the first token alone, [B, D]: the last layer is then computed for no other token.
+
+        begun: `tokens` come from `begin_fusion`. As in `fuse`, the keys and values may have batch 1.
+        """
+        attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
+        for i in range(first, last + 1):
+            layer, own = self.encoder.layer[i], image[i - first]
+            if begun and i == first:
+                tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, own)
+                continue
+            run = layer.first_token if i == last else layer
+            if self.activation_checkpointing and self.training:
+                tokens = checkpoint(run, tokens, attend, own, use_reentrant=False)
+            else:
+                tokens = run(tokens, attend, own)
+        return tokens[:, 0]
+
+    def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
+        """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""
+        layers = self.encoder.layer[self.fusion_layer :]
+        return [layer.crossattention.projections.keys_values(image_tokens) for layer in layers]
+
+    def _run(
+        self,
+        x: Tensor,
+        attend: Tensor,
+        first: int,
+        last: int,
+        image: list[KeyValue] | None,
+        image_mask: Tensor | None,
+        keep_hidden: bool,
+    ) -> TokenStates:
+        attend_image = None if image_mask is None else _attend(image_mask)
+        hidden = [x]
+        for i in range(first, last):
+            context = image[i - first] if image is not None else None
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(self.encoder.layer[i], x, attend, context, attend_image, use_reentrant=False)
+            else:
+                x = self.encoder.layer[i](x, attend, context, attend_image)
+            if keep_hidden:
+                hidden.append(x)
+        return TokenStates(x, tuple(hidden) if keep_hidden else ())
+
+
+def _attend(mask: Tensor, causal: bool = False) -> Tensor:
+    """Which token may attend to which: bool [B, 1, 1 or L, L] from the padding mask [B, L]."""
+    attend = mask[:, None, None, :].bool()
+    return attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril() if causal else attend
+
+
+def select_images(image: list[KeyValue], index: Tensor) -> list[KeyValue]:
+    """The keys/values of images `index` [M] out of a batch, in that order."""
+    return [(keys[index], values[index]) for keys, values in image]
+
+
+def _init_bert(module: nn.Module) -> None:
+    """BERT's initialisation: normal 0.02, biases and padding row zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+
+def keep_text_layers(encoder: TextEncoder, text: int, fusion: int) -> None:
+    """Keep so many text-only and so many fusion layers of a text encoder, in place."""
+    layers, first = encoder.encoder.layer, encoder.fusion_layer
+    kept = [layers[i] for i in layer_map(first, text)]
+    kept += [layers[first + i] for i in layer_map(len(layers) - first, fusion)]
+    encoder.encoder.layer, encoder.fusion_layer = nn.ModuleList(kept), text

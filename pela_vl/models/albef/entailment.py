@@ -1,0 +1,53 @@
+"""ALBEF for visual entailment (SNLI-VE): does the picture entail the sentence, contradict it, or neither?
+
+Shapes: B pairs, N image tokens, L text tokens, D text width. No forward here has a side effect.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pela_vl.models.albef.bert import KeyValue, TextEncoder
+from pela_vl.models.albef.encoders import build_encoders
+from pela_vl.models.vit import ImageEncoder
+
+CLASSES = ("contradiction", "neutral", "entailment")
+"""By index, as published."""
+
+
+class AlbefEntailment(nn.Module):
+    """The encoders and a classifier of two Linears on the fused [CLS] token.
+
+    HEADS: what stays dense when the model is compressed as published.
+    """
+
+    HEADS = ("cls_head",)
+
+    def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, classes: int = len(CLASSES)):
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.text_encoder = text_encoder
+        dim = text_encoder.embeddings.word_embeddings.embedding_dim
+        self.cls_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """images [B, 3, S, S]; ids, mask [B, L] -> class logits [B, 3]."""
+        return self.classify(ids, mask, self.text_encoder.image_keys_values(self.visual_encoder(images).tokens))
+
+    def classify(self, ids: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+        """Class logits [B, 3] of sentences ids, mask [B, L] with their images' keys and values (batch B or 1)."""
+        return self.judge(self.text_encoder.encode(ids, mask).tokens, mask, image)
+
+    def judge(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+        """Class logits [B, 3] of encoded sentences [B, L, D]."""
+        return self.cls_head(self.text_encoder.fuse_first(tokens, mask, image))
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""
+        self.visual_encoder.activation_checkpointing = enabled
+        self.text_encoder.activation_checkpointing = enabled
+
+
+def build_entailment(classes: int = len(CLASSES), **numbers: Any) -> AlbefEntailment:
+    """A model of any size; numbers: of `build_encoders`. Runs under `torch.device("meta")` too."""
+    return AlbefEntailment(*build_encoders(**numbers), classes)

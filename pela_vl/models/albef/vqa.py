@@ -1,0 +1,133 @@
+"""ALBEF for visual question answering: a decoder that generates, and so ranks, answers from the fused question.
+
+Shapes: B questions, L question tokens, A answers, T answer tokens, M token positions, D width, V words. No forward here has
+a side effect.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pela_vl.models.albef.bert import KeyValue, TextEncoder, select_images
+from pela_vl.models.albef.encoders import build_encoders
+from pela_vl.models.albef.heads import MaskedLanguageHead
+from pela_vl.models.outputs import TokenStates
+from pela_vl.models.vit import ImageEncoder
+
+
+class AnswerDecoder(TextEncoder):
+    """BERT with causal self-attention and, in every layer, cross-attention to a question's states; language model head."""
+
+    def __init__(
+        self, vocab_size: int, dim: int, depth: int, heads: int, mlp_dim: int, max_positions: int, dropout: float
+    ):
+        super().__init__(
+            vocab_size,
+            dim,
+            depth,
+            heads,
+            mlp_dim,
+            fusion_layer=0,
+            image_dim=dim,
+            max_positions=max_positions,
+            dropout=dropout,
+            attention_dropout=dropout,
+        )
+        self.mlm_head = MaskedLanguageHead(dim, vocab_size)
+
+    def question_keys_values(self, states: Tensor) -> list[KeyValue]:
+        """Keys and values of question states [B, L, D] for every layer: computed once a question, used by any answer."""
+        return self.image_keys_values(states)
+
+    def decode(self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor) -> Tensor:
+        """States [A, T, D] of answers; that at position t predicts token t + 1.
+
+        ids, mask [A, T]; question: one pair a layer, of batch A or 1 (one question for every answer); question_mask
+        [A or 1, L].
+        """
+        return self.fuse(self.embeddings(ids), mask, question, question_mask, causal=True).tokens
+
+    def decode_tree(
+        self, ids: Tensor, depth: Tensor, attend: Tensor, question: list[KeyValue], question_mask: Tensor
+    ) -> Tensor:
+        """States [B, P, D] of the nodes of a prefix tree, one tree a question.
+
+        ids, depth int64 [B, P]: a node's token and its position in any answer that passes through it; attend bool
+        [B, P, P]: a node's ancestors and itself; question: keys and values of batch B; question_mask [B, L]. A node's
+        state is what `decode` gives at the end of its prefix.
+        """
+        x = self.embeddings(ids, positions=depth)
+        given = question_mask[:, None, None, :].bool()
+        for layer, context in zip(self.encoder.layer, question, strict=True):
+            x = layer(x, attend[:, None], context, given)
+        return x
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [M, V] of states [M, D]."""
+        return self.mlm_head(states, self.embeddings.word_embeddings.weight)
+
+    def next_token_logits(
+        self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [M, V] and labels [M] of every answer token but the first, padding left out, in row-major order."""
+        states = self.decode(ids, mask, question, question_mask)[:, :-1]
+        real = mask[:, 1:].bool()
+        return self.logits(states[real]), ids[:, 1:][real]
+
+
+class AlbefVqa(nn.Module):
+    """The encoders, in which the question is fused with the image, and the answer decoder.
+
+    HEADS: what stays dense when the model is compressed as published.
+    """
+
+    HEADS = ("text_decoder.mlm_head",)
+
+    def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, text_decoder: AnswerDecoder):
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.text_encoder = text_encoder
+        self.text_decoder = text_decoder
+
+    def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor | None = None) -> Tensor:
+        """images [I, 3, S, S]; ids, mask [B, L] -> fused question states [B, L, D].
+
+        owner int64 [B]: the picture that each question is about; None: a picture a question.
+        """
+        return self.question_hidden(images, ids, mask, owner)[0]
+
+    def question_hidden(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        owner: Tensor | None = None,
+        keep_hidden: bool = False,
+    ) -> tuple[Tensor, TokenStates, TokenStates]:
+        """The same, and what the ViT and the text-only layers made of images and questions."""
+        image = self.visual_encoder(images, keep_hidden)
+        text = self.text_encoder.encode(ids, mask, keep_hidden)
+        context = self.text_encoder.image_keys_values(image.tokens)
+        if owner is not None:
+            context = select_images(context, owner)
+        return self.text_encoder.fuse(text.tokens, mask, context).tokens, image, text
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""
+        for part in (self.visual_encoder, self.text_encoder, self.text_decoder):
+            part.activation_checkpointing = enabled
+
+
+def build_vqa(decoder_depth: int = 6, **numbers: Any) -> AlbefVqa:
+    """A model of any size; numbers: of `build_encoders`. Runs under `torch.device("meta")` too."""
+    vit, bert = build_encoders(**numbers)
+    decoder = AnswerDecoder(
+        numbers["vocab_size"],
+        numbers["text_dim"],
+        decoder_depth,
+        numbers["text_heads"],
+        numbers["text_mlp_dim"],
+        bert.embeddings.position_embeddings.num_embeddings,
+        numbers.get("dropout", bert.embeddings.dropout.p),
+    )
+    return AlbefVqa(vit, bert, decoder)

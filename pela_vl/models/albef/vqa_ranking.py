@@ -1,0 +1,150 @@
+"""Which of a list of answers a model finds likeliest, with all that answers share computed once.
+
+Shapes: B questions, L question tokens, A answers, T answer tokens, k candidates, N nodes of the list's prefix tree, P nodes
+of the largest candidates' tree, R nodes of all questions, V words, D width.
+
+Published: every candidate of every question is decoded whole, padded to the longest answer of the list, and the question's
+states are copied, and their keys and values computed, for each of the k candidates. Here a question's keys and values are
+computed once, and the candidates' prefixes form a tree whose every node is decoded once: a node attends to its
+ancestors alone. The scores are the same sums.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pela_vl.models.albef.bert import KeyValue
+from pela_vl.models.albef.vqa import AlbefVqa, AnswerDecoder
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """The prefixes of a list of answers, each a node; built once for a list.
+
+    ids, mask int64 [A, T]: [CLS], words, [SEP], padding. token, depth int64 [N]: a node's last token and its position; node
+    0 is [CLS]. path int64 [A, T - 1]: the node of an answer's prefix that ends at t, so that it predicts token t + 1; N where
+    the answer is shorter. line int64 [N, T - 1]: a node's ancestors and itself by depth; N where there is none.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    token: Tensor
+    depth: Tensor
+    path: Tensor
+    line: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> "AnswerTree":
+        return AnswerTree(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def build_answer_tree(ids: Tensor, mask: Tensor) -> AnswerTree:
+    """The tree of answers ids, mask [A, T]. Raises ValueError for an answer without a token to predict."""
+    width = ids.shape[1] - 1
+    if not len(ids) or int(mask.sum(1).min()) < 2:
+        raise ValueError("every answer needs [CLS] and at least one token after it")
+    known: dict[tuple[int, ...], int] = {}
+    token: list[int] = []
+    line: list[list[int]] = []
+    path: list[list[int]] = []
+    for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True):
+        nodes: list[int] = []
+        for end in range(1, length):
+            prefix = tuple(row[:end])
+            if prefix not in known:
+                known[prefix] = len(token)
+                token.append(row[end - 1])
+                line.append([*nodes, known[prefix]])
+            nodes.append(known[prefix])
+        path.append(nodes)
+    count = len(token)
+    depth = torch.tensor([len(nodes) - 1 for nodes in line])
+    padded = [torch.tensor([nodes + [count] * (width - len(nodes)) for nodes in rows]) for rows in (path, line)]
+    tree = AnswerTree(ids.cpu(), mask.cpu(), torch.tensor(token), depth, *padded)
+    return tree.to(ids.device)
+
+
+@torch.no_grad()
+def rank_answers(
+    model: AlbefVqa, states: Tensor, mask: Tensor, tree: AnswerTree, k: int, rows: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The `k` likeliest answers to each question, best first: (index, probability), both [B, k].
+
+    states [B, L, D], mask [B, L]: of `encode_question`. rows: nodes whose logits over the vocabulary are held at a time.
+    As published: the k answers with the likeliest first word are scored by the log-probability of the first word plus
+    that of the whole answer (the first word counts twice), and a softmax over these k gives the probabilities.
+    All answers are returned where there are fewer than k.
+    """
+    decoder, k = model.text_decoder, min(k, len(tree))
+    question = decoder.question_keys_values(states)
+    begin = tree.ids[:1, :1].expand(len(states), 1)
+    first = decoder.decode(begin, torch.ones_like(begin), question, mask)[:, 0]
+    first = decoder.logits(first).float()
+    candidates = first.softmax(dim=1)[:, tree.ids[:, 1]].topk(k, dim=1).indices
+    # From log_softmax: the logarithm of a probability that underflowed would be minus infinity.
+    first_log = first.log_softmax(dim=1)[:, tree.ids[:, 1]].gather(1, candidates)
+    later = _later_words(decoder, question, mask, tree, candidates, rows)
+    probability, order = (2 * first_log + later).softmax(dim=1).topk(k, dim=1)
+    return candidates.gather(1, order), probability
+
+
+def _later_words(
+    decoder: AnswerDecoder, question: list[KeyValue], mask: Tensor, tree: AnswerTree, candidates: Tensor, rows: int
+) -> Tensor:
+    """Log-probability [B, k] of candidates [B, k], an answer's first word left out, its [SEP] included."""
+    count = len(tree.token)
+    paths = tree.path[candidates]  # [B, k, T - 1]
+    present = torch.zeros((len(candidates), count + 1), dtype=torch.bool, device=mask.device)
+    present.scatter_(1, paths.flatten(1), True)
+    present[:, count] = False
+    nodes, real = _packed(present[:, :count])
+    place = present.long().cumsum(1) - 1  # of a node in its question's own tree
+    attend = _ancestors(tree, nodes, real, place)
+    states = decoder.decode_tree(tree.token[nodes], tree.depth[nodes], attend, question, mask)
+    # [CLS] is in every tree and first in it; it has predicted the first words already.
+    real[:, 0] = False
+    row = real.flatten().long().cumsum(0).sub(1).view_as(real)
+    states = states[real]
+    # The edges: which row predicts which token of which candidate, in the order of the rows.
+    wanted = (paths < count) & (tree.depth.new_tensor(range(paths.shape[2])) > 0)
+    owner, which, step = wanted.nonzero(as_tuple=True)
+    source = row[owner, place[owner, paths[wanted]]]
+    target = tree.ids[candidates[owner, which], step + 1]
+    source, order = source.sort(stable=True)
+    owner, which, target = owner[order], which[order], target[order]
+    bounds = torch.searchsorted(source, torch.arange(0, len(states) + rows, rows, device=source.device)).tolist()
+    total = torch.zeros(candidates.shape, dtype=torch.float32, device=mask.device)
+    for i, begin in enumerate(range(0, len(states), rows)):
+        own = slice(bounds[i], bounds[i + 1])
+        logits = decoder.logits(states[begin : begin + rows]).float()
+        at = source[own] - begin
+        value = logits[at, target[own]] - logits.logsumexp(1)[at]
+        total.index_put_((owner[own], which[own]), value, accumulate=True)
+    return total
+
+
+def _packed(present: Tensor) -> tuple[Tensor, Tensor]:
+    """The true columns of present [B, N] as indices [B, P] in ascending order, and which of these are real.
+
+    Rows with fewer are filled with node 0.
+    """
+    sizes = present.sum(1)
+    real = torch.arange(int(sizes.max()), device=present.device) < sizes[:, None]
+    nodes = torch.zeros(real.shape, dtype=torch.int64, device=present.device)
+    nodes[real] = present.nonzero()[:, 1]
+    return nodes, real
+
+
+def _ancestors(tree: AnswerTree, nodes: Tensor, real: Tensor, place: Tensor) -> Tensor:
+    """Bool [B, P, P]: which node of a question's tree attends to which; a filler attends to the first node."""
+    wide = nodes.shape[1]
+    line = tree.line[nodes]  # [B, P, T - 1]
+    none = line == len(tree.token)
+    at = place.gather(1, line.flatten(1)).view_as(line).masked_fill(none | ~real[..., None], wide)
+    attend = torch.zeros((*nodes.shape, wide + 1), dtype=torch.bool, device=nodes.device)
+    attend.scatter_(2, at, True)
+    attend[..., 0] = True
+    return attend[..., :wide]

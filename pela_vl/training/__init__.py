@@ -1,0 +1,1 @@
+"""One training run: assembly, the loop, back ends, optimiser, schedule, log."""

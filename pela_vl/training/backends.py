@@ -1,0 +1,250 @@
+"""What runs a step's forward, backward and update: this process alone, or DeepSpeed under a launcher.
+
+Both offer the same calls, and optimiser state leaves and enters them by parameter name, whole, so that a run may be
+resumed with another number of ranks or another ZeRO stage.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.base.distributed import Ranks, broadcast_from_main, sum_over_ranks
+from pela_vl.base.errors import UserError
+from pela_vl.training.optim import set_lr
+
+OptimiserState = dict[str, dict[str, Tensor]]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Backend(Protocol):
+    """forward(batch, prepared) -> StepOutput; backward(loss); step(lr) -> gradient norm, or None between updates."""
+
+    def forward(self, *args: Any) -> Any: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self, lr: float) -> float | None: ...
+    def optimiser_state(self) -> OptimiserState: ...
+    def load_optimiser_state(self, state: OptimiserState) -> None: ...
+    def destroy(self) -> None: ...
+
+
+class AutocastModule(nn.Module):
+    """Runs a module under autocast. Weights and optimiser stay fp32, so bf16 means the same in every backend."""
+
+    def __init__(self, module: nn.Module, autocast: Callable[[], Any]):
+        super().__init__()
+        self.module = module
+        self.autocast = autocast
+
+    def forward(self, *args: Any) -> Any:
+        with self.autocast():
+            return self.module(*args)
+
+
+class LocalBackend:
+    """One process, torch's optimiser."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accumulation: int,
+        clip: float,
+        autocast: Callable[[], Any],
+    ):
+        """clip: largest gradient norm, 0 for none; accumulation: backwards an update averages over."""
+        self.module = AutocastModule(module, autocast)
+        self.optimizer, self.accumulation, self.clip = optimizer, accumulation, clip
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._backwards = 0
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
+        self._backwards += 1
+
+    def step(self, lr: float) -> float | None:
+        if self._backwards < self.accumulation:
+            return None
+        self._backwards = 0
+        norm = _clip(self._parameters, self.clip)
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def optimiser_state(self) -> OptimiserState:
+        return _read_state(self.optimizer)
+
+    def load_optimiser_state(self, state: OptimiserState) -> None:
+        _write_state(self.optimizer, state)
+
+    def destroy(self) -> None:
+        pass
+
+
+class DeepSpeedBackend:
+    """DeepSpeed's engine, ZeRO stage 0 to 2. Every configuration key relied upon is written out."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accumulation: int,
+        clip: float,
+        autocast: Callable[[], Any],
+        batch_size: int,
+        stage: int,
+        ranks: Ranks,
+    ):
+        """batch_size: samples a rank and backward."""
+        if stage not in (0, 1, 2):
+            raise UserError(f"deepspeed.stage is {stage}: feature distillation and weight perturbation read whole "
+                            "weights, so choose 0, 1 or 2")  # fmt: skip
+        # DeepSpeed asks for a CUDA compiler at import unless told that the accelerator is the CPU
+        if ranks.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        if ranks.device.type == "cpu":
+            # compiling this shared-memory collective takes minutes and buys nothing over gloo here
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.accumulation, self.clip, self.stage = accumulation, clip, stage
+        self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.base = optimizer
+        config = {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulation,
+            # without ZeRO DeepSpeed tells no norm, and fails at a gradient without dimensions: there `step` clips
+            "gradient_clipping": clip if stage else 0.0,
+            "zero_optimization": {"stage": stage, "overlap_comm": False, "contiguous_gradients": True},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": False},
+            "fp16": {"enabled": False},
+            "prescale_gradients": False,
+            "gradient_predivide_factor": 1.0,
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+        # DeepSpeed 0.19 sends rank 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
+        # temperature): such numbers are sent here, and marked in its own way as not to be sent
+        numbers = [p for p in module.parameters() if p.ndim == 0]
+        for parameter in numbers:
+            broadcast_from_main(parameter.data)
+            parameter.ds_optim_param = True
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=AutocastModule(module, autocast), optimizer=optimizer, config=config
+        )
+        for parameter in numbers:
+            del parameter.ds_optim_param
+
+    def forward(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> float | None:
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return None
+        set_lr(self.optimizer, lr)
+        if self.stage == 0:
+            # the gradients are whole and averaged by now
+            norm = _clip([parameter for group in self._groups for parameter in group], self.clip)
+            self.engine.step()
+            return norm
+        self._take_weights()
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def _take_weights(self) -> None:
+        """ZeRO updates copies of the weights: what was changed in place (a loaded checkpoint, the clamped temperature)
+        would be undone by the next update."""
+        self.optimizer.refresh_fp32_params()
+
+    def optimiser_state(self) -> OptimiserState:
+        """A collective: every rank calls it, every rank gets the whole state."""
+        if self.stage == 0:
+            return _read_state(self.base)
+        state: OptimiserState = {}
+        for group, parameters in enumerate(self._groups):
+            flat = self.optimizer.single_partition_of_fp32_groups[group]
+            held = self.base.state.get(flat, {})
+            steps = sum_over_ranks(torch.tensor([float(held["step"]) if "step" in held else -1.0], device=flat.device))
+            if steps.item() < 0:
+                continue
+            for parameter in parameters:
+                entry = {"step": torch.tensor(float(held["step"]))}
+                for key in _MOMENTS:
+                    whole = torch.zeros(parameter.numel(), device=flat.device)
+                    here = self._fragment(parameter)
+                    if here is not None:
+                        (lp_start, hp_start, count) = here
+                        whole[lp_start : lp_start + count] = held[key][hp_start : hp_start + count]
+                    entry[key] = sum_over_ranks(whole).view(parameter.shape).cpu()
+                state[self._names[id(parameter)]] = entry
+        return state
+
+    def load_optimiser_state(self, state: OptimiserState) -> None:
+        if self.stage == 0:
+            _write_state(self.base, state)
+            return
+        for group, parameters in enumerate(self._groups):
+            flat = self.optimizer.single_partition_of_fp32_groups[group]
+            held = {key: torch.zeros_like(flat) for key in _MOMENTS}
+            for parameter in parameters:
+                saved = state.get(self._names[id(parameter)])
+                if saved is None:
+                    continue
+                # one count serves the whole group; a parameter that was idle for a while is behind
+                held["step"] = torch.maximum(saved["step"], held.get("step", saved["step"]))
+                here = self._fragment(parameter)
+                if here is not None:
+                    (lp_start, hp_start, count) = here
+                    for key in _MOMENTS:
+                        held[key][hp_start : hp_start + count] = saved[key].flatten()[lp_start : lp_start + count]
+            if "step" in held:
+                self.base.state[flat] = held
+
+    def _fragment(self, parameter: nn.Parameter) -> tuple[int, int, int] | None:
+        """Where this rank's part of a parameter lies: (start in it, start in the flat partition, length)."""
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        own, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return own.start, flat.start, own.numel
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+        self.engine = self.optimizer = self.base = None
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> float:
+    """Scale gradients to a norm of at most `limit` (0: any); the norm before."""
+    return float(nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+
+
+def _read_state(optimizer: torch.optim.Optimizer) -> OptimiserState:
+    state = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if parameter in optimizer.state:
+                state[name] = {key: value.cpu() for key, value in optimizer.state[parameter].items()}
+    return state
+
+
+def _write_state(optimizer: torch.optim.Optimizer, state: OptimiserState) -> None:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in state:
+                optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    for key, value in state[name].items()
+                }

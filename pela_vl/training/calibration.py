@@ -1,0 +1,178 @@
+"""Running an ALBEF of any kind on a few pictures and texts, so that a compression sees what its layers are fed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.base.progress import Progress
+from pela_vl.checkpoints.loading import LoadedModel
+from pela_vl.data.collate import Key
+from pela_vl.data.images import ImageReader
+from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
+from pela_vl.data.text import clean_caption
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.data.transforms import Transform, eval_transform
+from pela_vl.models.albef.bert import select_images
+
+TEXTS = {"entailment": "sentence", "vqa": "question"}
+"""The field of a list's entries that holds the text, by kind of model ("caption" for all that are not named)."""
+MAX_WORDS, MAX_TOKENS, BATCH = 30, 30, 16
+MOST_SHARDS = 8
+"""A shard is read from front to back for whatever is wanted of it, so samples are taken from a few."""
+
+
+class _Calibration:
+    """Call it with the model: each sample goes through all that its task runs, without padding."""
+
+    def __init__(
+        self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], picture: Callable[[int], Tensor], show: bool
+    ) -> None:
+        """ids: of each sample's text [L], answers: of its answer [T], for VQA; picture(i) is the image [3, S, S] of sample i.
+
+        show: progress.
+        """
+        self.ids, self.answers, self.picture, self.show = ids, answers, picture, show
+        self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
+
+    def __call__(self, model: nn.Module) -> None:
+        """Raises UserError for a picture that cannot be read."""
+        device = next(model.parameters()).device
+        with Progress(len(self.ids), "calibrate", unit="sample", enabled=self.show) as progress:
+            for chosen in self._batches():
+                images = torch.stack([self.picture(i) for i in chosen]).to(device)
+                ids = torch.stack([self.ids[i] for i in chosen]).to(device)
+                self.run(model, images, ids, torch.ones_like(ids), chosen)
+                progress.update(len(chosen))
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Samples whose texts are equally long: padding would count as input."""
+        lengths = torch.tensor([len(ids) for ids in self.ids])
+        for length in lengths.unique():
+            for chosen in (lengths == length).nonzero()[:, 0].split(BATCH):
+                yield chosen.tolist()
+
+    def _match(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> None:
+        """Both encoders and the fusion of every text with its own picture and, as in matching, with another's."""
+        image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
+        model.image_feature(image), model.text_feature(text)
+        keys_values = model.text_encoder.image_keys_values(image)
+        model.match(text, mask, keys_values)
+        if len(images) > 1:
+            model.match(text, mask, select_images(keys_values, torch.arange(len(ids), device=ids.device).roll(1)))
+        if model.mlm_head is not None:
+            model.mlm_logits(model.text_encoder.fuse(text, mask, keys_values).tokens)
+
+    def _classify(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> None:
+        model(images, ids, mask)
+
+    def _answer(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> None:
+        """The question, and its first answer in the decoder: one at a time, for answers differ in length."""
+        decoder, states = model.text_decoder, model.encode_question(images, ids, mask)
+        for row, sample in enumerate(chosen):
+            answer = self.answers[sample][None].to(ids.device)
+            question = decoder.question_keys_values(states[row : row + 1])
+            decoder.next_token_logits(answer, torch.ones_like(answer), question, mask[row : row + 1])
+
+
+class AlbefCalibration(_Calibration):
+    """Samples of an annotation list."""
+
+    def __init__(self, loaded: LoadedModel, file: PathLike, image_root: PathLike, samples: int) -> None:
+        """file: a list of the model's task, as its training reads it; `samples` of its entries are drawn, always the same.
+
+        For retrieval and pre-training "image" and "caption", for SNLI-VE "image" and "sentence", for VQA "image", "question"
+        and "answer". Raises UserError naming file, entry and field for what is wrong with them.
+        """
+        kind, numbers = loaded.card.kind, loaded.card.numbers
+        tokenizer = Tokenizer.load(loaded.card.tokenizer)
+        field = TEXTS.get(kind, "caption")
+        fields = {"image": (str,), field: (str, list)} | ({"answer": (str, list)} if kind == "vqa" else {})
+        entries = load_annotations([file], fields)
+        names, texts, answers = [], [], []
+        for entry in (entries[index] for index in draw(len(entries), samples)):
+            check_image(entry, image_root)
+            names.append(entry.values["image"])
+            texts.append(clean_caption(_first(entry, field), MAX_WORDS))
+            if kind == "vqa":
+                answers.append(clean_caption(_first(entry, "answer"), MAX_WORDS))
+        longest, read = min(MAX_TOKENS, numbers["max_positions"]), ImageReader(image_root)
+        transform = eval_transform(numbers["image_size"])
+        super().__init__(
+            kind,
+            [tokenizer.encode([text], longest)[0][0] for text in texts],
+            [tokenizer.encode([answer], longest, eos=True)[0][0] for answer in answers],
+            lambda i: transform(read(names[i]), None)[0],
+            show=True,
+        )
+
+
+class TrainingCalibration(_Calibration):
+    """Samples of a training set: what a run reads itself, lists or shards, with the texts as its batches have them.
+
+    Pictures are whole, neither cropped nor flipped nor augmented; one that cannot be read is replaced as in training. Of an
+    entry with several captions one is drawn, always the same.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        data: Dataset,
+        collate: Callable[[list[Any]], Any],
+        samples: int,
+        show: bool = True,
+    ) -> None:
+        """data, collate: of the run's task (workloads/base.py). The data set's transform is left as found."""
+        places = [(0, index) for index in draw_training(data, samples)]
+        transform = eval_transform(loaded.card.numbers["image_size"])
+        ids, answers = [], []
+        for place in places:
+            batch = collate([_read(data, place, transform)])
+            ids.append(batch.ids[0])
+            if loaded.card.kind == "vqa":
+                answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
+        # Read anew when their turn comes: some hundred pictures at 384 px would take half a GB.
+        super().__init__(loaded.card.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
+
+
+def draw(count: int, samples: int) -> list[int]:
+    """Which of `count` entries calibrate: always the same ones, spread at random since lists have an order."""
+    return sorted(np.random.default_rng(0).permutation(count)[:samples].tolist())
+
+
+def draw_training(data: Any, samples: int) -> list[int]:
+    """`draw` of a training set; of shards, the front of a few at equal distances, equal parts as far as they have so many."""
+    sizes = getattr(data, "sizes", None)
+    if sizes is None:
+        return draw(len(data), samples)
+    count = min(len(sizes), MOST_SHARDS)
+    chosen = sorted((k * len(sizes) // count for k in range(count)), key=lambda shard: sizes[shard])
+    left, drawn = samples, []
+    for position, shard in enumerate(chosen):  # the smallest first: what they lack, the others give
+        take = min(-(-left // (count - position)), sizes[shard])
+        start = sum(sizes[:shard])
+        drawn += range(start, start + take)
+        left -= take
+    return sorted(drawn)
+
+
+def _read(data: Any, place: Key, transform: Transform) -> Any:
+    before, data.transform = data.transform, transform
+    try:
+        return data[place]
+    finally:
+        data.transform = before
+
+
+def _first(entry: Entry, field: str) -> str:
+    """The text of a field, or the first of its texts."""
+    value = entry.values[field]
+    if not value:
+        raise UserError(f"{entry.place}: field '{field}' is empty; give a text or drop the entry")
+    text = value if isinstance(value, str) else value[0]
+    check_text(entry, field, text)
+    return text

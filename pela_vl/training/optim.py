@@ -1,0 +1,95 @@
+"""Parameter groups by name and shape, and the optimiser over them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from pela_vl.base.errors import UserError
+
+DecayRule = Literal["published", "matrices", "all"]
+
+_EMBEDDING_PARTS = frozenset(
+    ("pos_embed", "cls_token", "dist_token", "word_embeddings", "position_embeddings", "token_type_embeddings")
+)
+
+
+def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
+    """Whether weight decay applies to a parameter.
+
+    published: everything but biases and 1-d weights, as ALBEF and timm do it; so `temp` (0-d), `pos_embed`, `cls_token`
+    and the embedding tables are decayed. matrices: only weights with two dimensions or more that are no embeddings.
+    all: everything.
+    """
+    if rule == "published":
+        return parameter.ndim != 1 and name.rpartition(".")[2] != "bias"
+    if rule == "matrices":
+        return parameter.ndim >= 2 and not _EMBEDDING_PARTS.intersection(name.split("."))
+    if rule == "all":
+        return True
+    raise ValueError(f"unknown decay rule {rule!r}; choose one of {', '.join(get_args(DecayRule))}")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    decay: DecayRule = "published",
+    lr_scale: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups of equal decay and learning rate, each parameter exactly once.
+
+    `lr_scale` maps globs on full names ("cls_head.*") to factors on `lr`; where several match, the last one given wins.
+    A group holds `params`, their `names` in the same order, `lr`, `lr_scale` and `weight_decay`. The order follows the
+    model's and is thus the same in every run. Raises `UserError` when nothing is trainable or a glob matches nothing.
+    """
+    scales = dict(lr_scale or {})
+    unmatched = set(scales)
+    seen: dict[int, str] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad or id(parameter) in seen:
+            continue
+        seen[id(parameter)] = name
+        factor = 1.0
+        for pattern, value in scales.items():
+            if fnmatchcase(name, pattern):
+                unmatched.discard(pattern)
+                factor = float(value)
+        this_decay = weight_decay if is_decayed(name, parameter, decay) else 0.0
+        group = groups.setdefault(
+            (this_decay, factor),
+            {"params": [], "names": [], "lr": lr * factor, "lr_scale": factor, "weight_decay": this_decay},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not seen:
+        raise UserError("no parameter is trainable, so there is nothing to optimise; look at what the method freezes")
+    if unmatched:
+        raise UserError(f"lr_scale: no trainable parameter matches {', '.join(map(repr, sorted(unmatched)))}")
+    return list(groups.values())
+
+
+def make_optimizer(
+    groups: Sequence[dict[str, Any]],
+    kind: str = "adamw",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """Build the optimiser over `parameter_groups`; learning rates and decays are the groups' own.
+
+    `fused` takes torch's one-kernel AdamW: the same mathematics, rounded differently, and deterministic too.
+    """
+    if kind != "adamw":
+        raise ValueError(f"unknown optimiser {kind!r}; choose adamw")
+    # lr only serves as a default for groups without one, and weight_decay likewise: the groups have both
+    return torch.optim.AdamW(list(groups), betas=tuple(betas), eps=eps, fused=True if fused else None)
+
+
+def set_lr(optimizer: Any, lr: float) -> None:
+    """Set the rate of every group to `lr` times the group's own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

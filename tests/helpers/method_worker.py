@@ -1,0 +1,60 @@
+"""One rank of the runs of test_methods_on_ranks.py: `method_worker.py jobs.json`, started by the deepspeed launcher.
+
+All runs share one process group, which takes longer to start than a run. What a run's evaluation gives goes to
+metrics.json, and what every rank holds of a whitened model to factors.<rank>.pt, both in the folder of jobs.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from method_runs import WORKLOADS, settings_of
+
+from pela_vl.base.distributed import Ranks, start, stop
+from pela_vl.settings import Settings
+from pela_vl.training import runner
+from pela_vl.training.assemble import assemble
+
+
+def settings_of_job(job: dict, folder: Path) -> Settings:
+    made = settings_of(job["task"], job["method"], Path(job["listed"]), folder / job["name"])
+    made.train.batch_size, made.train.checkpoint_every = 2, 0
+    made.deepspeed.stage = job["stage"]
+    return made
+
+
+def whitened_factors(listed: Path, folder: Path, ranks: Ranks) -> dict:
+    """Of the model and its twin. Rank 1 is given fewer samples: alone it would come to other ranks and factors."""
+    made = settings_of("retrieval", "svd", listed, folder / "whitened")
+    made.compress.init, made.compress.ranks, made.compress.samples = "whitened", "allocated", 12 - 6 * ranks.rank
+    parts = assemble(WORKLOADS["retrieval"](), made, ranks)
+    twin = parts.objective.companions["twin"].model
+    held = {
+        f"{kind}.{name}": v.clone()
+        for kind, m in (("own", parts.model), ("twin", twin))
+        for name, v in m.state_dict().items()
+    }
+    if ranks.launched:
+        parts.backend.destroy()
+    return {"plan": parts.card.ranks, "weights": held}
+
+
+def main() -> None:
+    file = Path(sys.argv[-1])
+    folder, jobs = file.parent, json.loads(file.read_text())
+    torch.set_num_threads(1)
+    ranks = start("cpu")
+    runner.start = lambda device: ranks
+    runner.stop = lambda destroy=None: destroy() if destroy else None
+    metrics = {}
+    for job in jobs:
+        _, metrics[job["name"]] = runner.train(WORKLOADS[job["task"]](), settings_of_job(job, folder), resume=False)
+    torch.save(whitened_factors(Path(jobs[0]["listed"]), folder, ranks), folder / f"factors.{ranks.rank}.pt")
+    if ranks.is_main:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    stop()
+
+
+if __name__ == "__main__":
+    main()

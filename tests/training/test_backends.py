@@ -1,0 +1,165 @@
+"""DeepSpeed against the local backend, step by step; optimiser state across stages and numbers of ranks."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from deepspeed_worker import run_job
+from tiny_runs import ONE, ROOT, finish, make_loop, start_ranks
+
+from pela_vl.base.errors import UserError
+from pela_vl.training.backends import DeepSpeedBackend, LocalBackend
+from pela_vl.training.engine import fit
+
+STEPS, HALF = 5, 2
+# fp32 sums in another order, through five updates of AdamW
+LOSS = {"rel": 1e-4}
+NORM = {"rel": 2e-3}
+WORKER = str(ROOT / "tests" / "helpers" / "deepspeed_worker.py")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The same global batches on the local backend, two micro-batches an update."""
+    job = {"folder": str(tmp_path_factory.mktemp("local")), "stage": None, "steps": STEPS, "accumulation": 2}
+    return run_job(job, ONE)
+
+
+def run_ranks(folder, world, jobs, forked_ranks=None):
+    """The jobs' results; in processes of their own where no `forked_ranks` are given."""
+    for job in jobs:
+        job.setdefault("folder", str(folder / job["name"]))
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    if forked_ranks:
+        forked_ranks("import deepspeed_worker; deepspeed_worker.main()", world, file)
+    else:
+        finish(start_ranks([WORKER, str(file)], world))
+    return {job["name"]: json.loads((folder / f"result.{job['name']}.json").read_text()) for job in jobs}
+
+
+def same(result, reference, first=0):
+    assert result["losses"] == pytest.approx(reference["losses"][first:], **LOSS)
+    assert result["norms"] == pytest.approx(reference["norms"][first:], **NORM)
+    assert max(result["steps"]) == STEPS
+    # ZeRO also holds, and decays, what got no gradient: the head of the term that is off
+    idle = result["moments"].keys() - reference["moments"].keys()
+    assert {name.partition(".")[0] for name in idle} <= {"itm_head"} and not any(result["moments"][n] for n in idle)
+    for kind, tolerance in (("weights", {"rel": 1e-3, "abs": 1e-3}), ("moments", {"rel": 5e-3, "abs": 1e-12})):
+        found = {name: value for name, value in result[kind].items() if "itm_head" not in name}
+        expected = {name: value for name, value in reference[kind].items() if "itm_head" not in name}
+        assert found == pytest.approx(expected, **tolerance)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_ranks):
+    """The state that two ranks wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
+    assert min(reference["norms"]) > 0.5  # clipping acts at every step
+    results = run_ranks(
+        tmp_path,
+        2,
+        [
+            {"name": "zero1", "stage": 1, "steps": STEPS},
+            {"name": "zero2", "stage": 2, "steps": HALF},
+            {"name": "zero2", "stage": 2, "steps": STEPS, "resume": True},
+        ],
+        forked_ranks,
+    )
+    same(results["zero1"], reference)
+    same(results["zero2"], reference, HALF)
+
+
+@pytest.fixture(scope="module")
+def stopped_at_zero2(tmp_path_factory):
+    """A run of two ranks at ZeRO 2 that stopped half-way."""
+    folder = tmp_path_factory.mktemp("zero2")
+    run_ranks(folder, 2, [{"name": "half", "stage": 2, "steps": HALF}])
+    return folder / "half"
+
+
+@pytest.mark.slow
+def test_state_of_two_ranks_goes_on_locally(stopped_at_zero2, tmp_path, reference):
+    shutil.copytree(stopped_at_zero2, tmp_path / "run")
+    job = {"folder": str(tmp_path / "run"), "stage": None, "steps": STEPS, "accumulation": 2, "resume": True}
+    same(run_job(job, ONE), reference, HALF)
+
+
+@pytest.mark.slow
+def test_one_rank_at_every_stage_trains_as_the_local_backend(stopped_at_zero2, tmp_path, reference):
+    """Accumulation 2; and a state written by two ranks at ZeRO 2 resumed by one rank at the others."""
+    jobs = [{"name": f"zero{stage}", "stage": stage, "steps": STEPS, "accumulation": 2} for stage in (0, 1, 2)]
+    for stage in (0, 1):
+        shutil.copytree(stopped_at_zero2, tmp_path / f"resumed{stage}")
+        jobs.append({**jobs[stage], "name": f"resumed{stage}", "resume": True})
+    results = run_ranks(tmp_path, 1, jobs)
+    for stage in (0, 1, 2):
+        same(results[f"zero{stage}"], reference)
+    for stage in (0, 1):
+        same(results[f"resumed{stage}"], reference, HALF)
+
+
+@pytest.mark.slow
+def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
+    """The clamp changes a weight in place: ZeRO's own copy of it must follow. Norms are told without clipping too."""
+    common = {"steps": 3, "clip": 0.0, "temp": 1e-4, "method": "full"}
+    local = run_job({**common, "folder": str(tmp_path / "local"), "stage": None}, ONE)
+    # AdamW's first update is the learning rate, a thousandth for this parameter, from where the clamp put it
+    assert local["temp"][:2] == pytest.approx([0.001, 0.002], rel=1e-3)
+    results = run_ranks(tmp_path, 1, [{**common, "name": f"zero{stage}", "stage": stage} for stage in (0, 1, 2)])
+    for result in results.values():
+        assert result["losses"] == pytest.approx(local["losses"], rel=1e-3)
+        assert result["temp"] == pytest.approx(local["temp"], rel=1e-3)
+        assert result["norms"] == pytest.approx(local["norms"], rel=1e-2)
+
+
+def test_stage_3_is_refused():
+    with pytest.raises(UserError, match=r"deepspeed\.stage is 3"):
+        DeepSpeedBackend(torch.nn.Linear(1, 1), None, 1, 0.0, None, 1, 3, ONE)
+
+
+def tiny_backend(accumulation=1, clip=0.0):
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "names": ["w", "b"], "lr": 0.1}])
+    from contextlib import nullcontext
+
+    return module, LocalBackend(module, optimizer, accumulation, clip, nullcontext)
+
+
+def test_an_update_comes_after_the_last_of_its_backwards():
+    module, backend = tiny_backend(accumulation=3)
+    start = module.weight.clone()
+    for number in (1, 2, 3):
+        backend.backward(backend.forward(torch.ones(2, 3)).sum())
+        norm = backend.step(0.1)
+        assert (norm is None) == (number < 3)
+        assert torch.equal(module.weight, start) == (number < 3)
+    assert norm == pytest.approx((3 * 2**2 + 2**2) ** 0.5)  # the mean over three equal gradients
+    assert module.weight.grad is None
+
+
+def test_the_norm_is_told_before_clipping():
+    norms, lengths = [], []
+    for clip in (0.0, 0.25):
+        module, backend = tiny_backend(clip=clip)
+        backend.backward(backend.forward(torch.ones(2, 3)).sum())
+        norms.append(backend.step(0.0))
+        entry = backend.optimiser_state()
+        lengths.append(sum(float((state["exp_avg"] / 0.1).square().sum()) for state in entry.values()) ** 0.5)
+    assert norms[0] == pytest.approx(4.0) and norms[1] == pytest.approx(4.0)
+    assert lengths == pytest.approx([4.0, 0.25], rel=1e-4)
+
+
+def test_optimiser_state_goes_by_name(tmp_path):
+    loop = make_loop(tmp_path / "a", total_steps=2)
+    fit(loop, SimpleNamespace(scalars=lambda *a: None, event=None, say=None))
+    state = loop.backend.optimiser_state()
+    assert state.keys() == dict(loop.objective.module.model.named_parameters()).keys()
+    other = make_loop(tmp_path / "b")
+    other.backend.load_optimiser_state(dict(reversed(state.items())))
+    for name, entry in other.backend.optimiser_state().items():
+        for key, value in entry.items():
+            assert torch.equal(value, state[name][key])
+            assert value.data_ptr() != state[name][key].data_ptr()

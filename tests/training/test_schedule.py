@@ -1,0 +1,82 @@
+"""Schedules against timm's scheduler, torch's, and their own definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from timm.scheduler import CosineLRScheduler
+
+from pela_vl.training.schedule import make_schedule
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "per_epoch"),
+    [(30, 20, 2500), (10, 1, 250), (5, 0, 130), (4, 3, 40), (3, 2, 1), (2, 5, 700)],
+)
+def test_cosine_epoch_equals_albef_on_timm(epochs: int, warmup: int, per_epoch: int) -> None:
+    """ALBEF's own loop around timm's scheduler, around every change of the rate, beyond the last epoch too."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    scheduler = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=1e-5, warmup_lr_init=3e-6, warmup_t=warmup)
+    lr = make_schedule("cosine_epoch", 2e-4, 1e-5, 3e-6, warmup, epochs * per_epoch, per_epoch)
+    for epoch in range(epochs + 2):
+        if epoch > 0:
+            scheduler.step(epoch + warmup)
+        for i in range(per_epoch):
+            if epoch == 0 and i % 100 == 0 and i <= warmup * 100:
+                scheduler.step(i // 100)
+            if i % 50 in (0, 1, 49):
+                assert lr(epoch * per_epoch + i) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), (
+                    epoch,
+                    i,
+                )
+
+
+def test_cosine_equals_torch_after_the_warmup() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    twin = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90, eta_min=1e-5)
+    lr = make_schedule("cosine", 1e-3, 1e-5, 1e-6, 10, 100, 7)
+    for step in range(10, 101):
+        assert lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        twin.step()
+
+
+# no time limits of hypothesis: a busy machine is no defect
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(["constant", "cosine"]),
+    warmup=st.integers(0, 50),
+    rest=st.integers(1, 100),
+    low=st.floats(0, 1e-4),
+    first=st.floats(0, 1e-3),
+)
+def test_shape(kind: str, warmup: int, rest: int, low: float, first: float) -> None:
+    total, base = warmup + rest, 1e-3
+    lr = make_schedule(kind, base, low, first, warmup, total, 10)
+    rates = [lr(step) for step in range(total + 5)]
+    assert all(a <= b + 1e-15 for a, b in zip(rates[:warmup], rates[1 : warmup + 1], strict=True))
+    assert all(a >= b - 1e-15 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert rates[warmup] == pytest.approx(base)
+    if warmup:
+        assert rates[0] == first
+    end = base if kind == "constant" else low
+    assert rates[total:] == pytest.approx([end] * 5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("linear", 1, 0, 0, 0, 10, 5),
+        ("cosine", math.nan, 0, 0, 0, 10, 5),
+        ("cosine", -1, 0, 0, 0, 10, 5),
+        ("cosine", 1, 0, 0, -1, 10, 5),
+        ("cosine", 1, 0, 0, 11, 10, 5),
+        ("cosine", 1, 0, 0, 0, 0, 5),
+        ("cosine_epoch", 1, 0, 0, 0, 10, 0),
+    ],
+)
+def test_refuses(arguments: tuple) -> None:
+    with pytest.raises(ValueError):
+        make_schedule(*arguments)
