@@ -1,4 +1,4 @@
-"""Factorising a whole pre-training ALBEF with its momentum twin: ours against a full SVD of every matrix, as published."""
+"""Factorising a whole pre-training ALBEF with its EMA model: ours against a full SVD of every matrix, as published."""
 
 import json
 import os
@@ -29,11 +29,11 @@ def measure(quick: bool) -> list[Row]:
         f"the target is {LIMIT:g} s; took {own['cpu_seconds']:.0f} CPU s and {own['peak_mib']:,.0f} MiB at the peak; the "
         "published way is one full SVD timed for each shape and multiplied by how many there are"
     )
-    return [Row.of("factorise ALBEF and its twin", before, own["seconds"], before / LIMIT, note)]
+    return [Row.of("factorise ALBEF and its EMA model", before, own["seconds"], before / LIMIT, note)]
 
 
 def _published() -> float:
-    """Seconds of torch.linalg.svd, full matrices, over all layers of model and twin, from one of each shape."""
+    """Seconds of torch.linalg.svd, full matrices, over all layers of model and EMA model, from one of each shape."""
     with torch.device("meta"):
         model = albef_base_on_meta()
     shapes = Counter(tuple(model.get_submodule(name).weight.shape) for name in plan_ranks(model, 3, exclude=HEADS))
@@ -48,25 +48,25 @@ def _published() -> float:
 
 def albef_base_on_meta():
     from pela_vl.models.albef.albef import build_albef
-    from pela_vl.models.albef.sizes import ALBEF_SIZES
+    from pela_vl.models.albef.config import ALBEF_SIZES
 
-    return build_albef(**ALBEF_SIZES["albef_base"])
+    return build_albef(ALBEF_SIZES["albef_base"])
 
 
 def main() -> None:
+    from pela_vl.checkpoints.header import Header
     from pela_vl.checkpoints.loading import LoadedModel
-    from pela_vl.checkpoints.ours import ModelCard
-    from pela_vl.deploy.compression import compress_with_twin, usage_since
-    from pela_vl.models.albef.sizes import ALBEF_SIZES
+    from pela_vl.deploy.compression import compress_with_ema, usage_since
+    from pela_vl.models.albef.config import ALBEF_SIZES
     from pela_vl.settings import CompressSettings
 
     model = albef_base(256, False, mlm=True)
     torch.manual_seed(1)
-    twin = {name: torch.randn_like(value) * 0.02 for name, value in model.named_parameters() if value.ndim == 2}
-    twin = {name: twin.get(name, value.detach()) for name, value in model.state_dict().items() if name != "temp"}
-    loaded = LoadedModel(model, ModelCard(ALBEF_SIZES["albef_base"]), twin)
+    ema = {name: torch.randn_like(value) * 0.02 for name, value in model.named_parameters() if value.ndim == 2}
+    ema = {name: ema.get(name, value.detach()) for name, value in model.state_dict().items() if name != "temp"}
+    loaded = LoadedModel(model, Header("albef", ALBEF_SIZES["albef_base"]), ema)
     start, cpu = time.perf_counter(), time.process_time()
-    compress_with_twin(loaded, CompressSettings(kappa=3.0))
+    compress_with_ema(loaded, CompressSettings(kappa=3.0))
     used = usage_since(start)
     figures = {"seconds": used.seconds, "cpu_seconds": time.process_time() - cpu, "peak_mib": used.peak_mib}
     print(json.dumps(figures))

@@ -1,10 +1,12 @@
 """Models of published size with random weights: what they compute means nothing, how long it takes is the same."""
 
+from dataclasses import replace
+
 import torch
 
 from pela_vl.lowrank import apply_plan, plan_ranks
 from pela_vl.models.albef.albef import Albef, build_albef
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.config import ALBEF_SIZES
 
 HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 
@@ -13,7 +15,7 @@ def albef_base(image_size: int, low_rank: bool, mlm: bool = False, rank_multiple
     """ALBEF base, dense or with the factors of kappa 3, in eval mode."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = build_albef(**ALBEF_SIZES["albef_base"] | {"image_size": image_size}, mlm=mlm)
+        model = build_albef(replace(ALBEF_SIZES["albef_base"], image_size=image_size), mlm=mlm)
     if low_rank:
         exclude = [name for name in HEADS if getattr(model, name) is not None]
         apply_plan(model, plan_ranks(model, 3, exclude=exclude, rank_multiple=rank_multiple), init="empty")

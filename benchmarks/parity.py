@@ -25,11 +25,12 @@ from pela_vl.base.progress import Progress
 from pela_vl.data.collate import Batch
 from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.albef.vqa import AnswerDecoder
-from pela_vl.objectives import vision_language
-from pela_vl.objectives.vision_language import VisionLanguageObjective
+from pela_vl.models.ema import EmaModel
+from pela_vl.workloads import contrastive
+from pela_vl.workloads.contrastive import ContrastiveStep
 
 SIZE = {"vocab_size": 30522, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-ALPHA, MOMENTUM, QUEUE = 0.4, 0.995, 32
+ALPHA, EMA, QUEUE = 0.4, 0.995, 32
 Line = tuple[str, str, float, float]  # model, quantity, largest relative difference, what it should be below
 
 
@@ -101,18 +102,19 @@ def step(low_rank: bool, mlm: bool) -> Iterator[Line]:
     what = ("pre-training step" if mlm else "ITC + ITM step") + (", low rank" if low_rank else ", dense")
     model = albef_base(256, low_rank, mlm=True)
     weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0 if mlm else 0.0}
-    objective = VisionLanguageObjective(model, weights, MOMENTUM, QUEUE)
+    ema = EmaModel(model, ("itm_head", "temp") if mlm else ("itm_head", "temp", "mlm_head"))
+    ours = ContrastiveStep(model, weights, False, ema, momentum=EMA, queue_size=QUEUE)
     with torch.no_grad():
-        for parameter in objective.companions["twin"].parameters():
+        for parameter in ema.parameters():
             parameter.add_(0.002 * torch.randn_like(parameter))
-    twin, queue = copy.deepcopy(objective.companions["twin"].model), copy.deepcopy(objective.companions["queue"])
+    twin, queue = copy.deepcopy(ema.model), copy.deepcopy(ours.queue)
     if twin.mlm_head is None:
         twin.mlm_head = copy.deepcopy(model.mlm_head)
     other, batch = copy.deepcopy(model), batch_of(3, 16, 256)
-    vision_language.sample_negatives = published_draw
-    output = objective.module(batch, objective.prepare(batch, ALPHA, new_step=True))
+    contrastive.sample_negatives = published_draw
+    output = ours(batch, ours.prepare(batch, ALPHA, first=True))
     sum(output.terms.values()).backward()
-    losses, _ = published.pretraining_forward(other, twin, queue, batch, ALPHA, MOMENTUM, published_draw)
+    losses, _ = published.pretraining_forward(other, twin, queue, batch, ALPHA, EMA, published_draw)
     losses = {name: losses[name] for name in output.terms}
     sum(losses.values()).backward()
     for name, loss in losses.items():

@@ -24,26 +24,27 @@ from pela_vl.deploy.compression import usage_since
 from pela_vl.deploy.inference import can_compile, compile_blocks
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods.pela import Pela
+from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.losses import sample_negatives
-from pela_vl.models.albef.momentum import FeatureQueue
-from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.models.albef.queue import FeatureQueue
+from pela_vl.settings import LossSettings, Settings
 from pela_vl.training.assemble import make_autocast
 from pela_vl.training.optim import make_optimizer, parameter_groups
+from pela_vl.workloads.pretraining import Pretraining
 
-BATCH, PIXELS, LONGEST, QUEUE, MOMENTUM, ALPHA = 4, 256, 25, 65536, 0.995, 0.4
+BATCH, PIXELS, LONGEST, QUEUE, EMA, ALPHA = 4, 256, 25, 65536, 0.995, 0.4
 TARGET = 2.0
 WAYS = {
     "published": "",
-    "twin": "soft targets of the twin, as published",
-    "teacher": "soft targets of the teacher, no twin",
+    "ema": "soft targets of the EMA model, as published",
+    "teacher": "soft targets of the teacher, no EMA model",
     "teacher compiled": "the same under torch.compile",
     "teacher bf16": "the same under bf16 autocast",
 }
 
 
 def measure(quick: bool) -> list[Row]:
-    ways = ["published", "twin", "teacher"]
+    ways = ["published", "ema", "teacher"]
     if not quick and can_compile():
         ways.append("teacher compiled")
     if not quick or machine()["bf16 in hardware"]:
@@ -93,8 +94,8 @@ def published_step(teacher, student) -> Callable[[Batch], float]:
     def step(batch: Batch) -> float:
         forward = published.pretraining_forward
         with torch.no_grad():
-            _, target = forward(teacher, twins[0], queues[0], batch, ALPHA, MOMENTUM, sample_negatives)
-        losses, features = forward(student, twins[1], queues[1], batch, ALPHA, MOMENTUM, sample_negatives)
+            _, target = forward(teacher, twins[0], queues[0], batch, ALPHA, EMA, sample_negatives)
+        losses, features = forward(student, twins[1], queues[1], batch, ALPHA, EMA, sample_negatives)
         loss = sum(losses.values()) + 0.1 * published.feature_distillation(features, target)
         loss = loss + published.weight_perturbation(pairs, 1e-3)
         optimizer.zero_grad()
@@ -105,32 +106,46 @@ def published_step(teacher, student) -> Callable[[Batch], float]:
     return step
 
 
-def our_step(teacher, student, twin: bool, precision: str) -> Callable[[Batch], float]:
-    """The step that the engine runs, by the same objects."""
-    frozen = FrozenTeacher(teacher)
-    weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
-    objective = VisionLanguageObjective(student, weights, MOMENTUM, QUEUE, keep_hidden=True, twin=twin)
-    if not twin:
-        objective.use_teacher(frozen)
-    method = Pela(student, frozen, 0.1, 0.5, 1e-3, "released", "released")
+def our_step(teacher: Albef, student: Albef, ema: bool, precision: str) -> Callable[[Batch], float]:
+    """The step that the engine runs, by the same objects.
+
+    Args:
+        teacher: The dense model.
+        student: The low-rank model.
+        ema: An EMA model gives the soft targets, not the teacher.
+        precision: "fp32" or "bf16".
+    """
+    task = Pretraining()
+    losses = LossSettings(
+        fd=0.1,
+        rwp=0.5,
+        fd_form="released",
+        rwp_form="released",
+        momentum=EMA,
+        queue_size=QUEUE,
+        soft_targets="ema" if ema else "teacher",
+    )
+    frozen = task.make_teacher(teacher)
+    step = task.step(Settings(losses=losses), student, True, frozen)
+    method = Pela(student, frozen, losses)
     optimizer = make_optimizer(parameter_groups(student.named_parameters(), 1e-5, 0.02, "published", {}))
     autocast = make_autocast(precision, torch.device("cpu"))
 
-    def step(batch: Batch) -> float:
+    def run(batch: Batch) -> float:
         with torch.no_grad(), autocast():
-            prepared = objective.prepare(batch, ALPHA, True)
-            extra = method.prepare(batch)
+            prepared = step.prepare(batch, ALPHA, True)
+            prepared_terms = method.prepare(batch)
         with autocast():
-            output = objective.module(batch, prepared)
-        output.terms.update(method.terms(output, extra, batch))
+            output = step(batch, prepared)
+        output.terms.update(method.terms(output.features, prepared_terms))
         loss = sum(output.terms.values())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        objective.finish(batch, prepared)
+        step.after_backward(batch, prepared)
         return loss.item()
 
-    return step
+    return run
 
 
 def main() -> None:
@@ -146,13 +161,13 @@ def main() -> None:
         if args.way.endswith("compiled"):
             compile_blocks(student), compile_blocks(teacher)
         precision = "bf16" if args.way.endswith("bf16") else "fp32"
-        step = our_step(teacher, student, args.way == "twin", precision)
+        step = our_step(teacher, student, args.way == "ema", precision)
     batch, seconds = make_batch(), []
     start = time.perf_counter()
     for _ in range(args.steps + 1):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         step(batch)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     median = sorted(seconds[1:])[args.steps // 2]
     print(json.dumps({"seconds": median, "peak_mib": usage_since(start).peak_mib, "cpu": time.process_time()}))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.table import Row, medians
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.lowrank import compress
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.vqa import AnswerDecoder
 from pela_vl.models.albef.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
 
@@ -70,12 +70,12 @@ def published(decoder: AnswerDecoder, states: Tensor, mask: Tensor, tree: Answer
 def measure(quick: bool) -> list[Row]:
     """Seconds a question, fp32 and bf16, dense and low rank."""
     torch.manual_seed(0)
-    numbers = ALBEF_SIZES["albef_base"]
+    config = ALBEF_SIZES["albef_base"]
     tokenizer = Tokenizer.load("bert-base-uncased")
-    size = (numbers["vocab_size"], numbers["text_dim"], 6, numbers["text_heads"], numbers["text_mlp_dim"])
+    size = (config.vocab_size, config.text_dim, 6, config.text_heads, config.text_mlp_dim)
     decoder = AnswerDecoder(*size, max_positions=512, dropout=0.0).eval()
     tree = build_answer_tree(*tokenizer.encode(make_answers(tokenizer), 64, eos=True))
-    states, mask = torch.randn(QUESTIONS, QUESTION_TOKENS, numbers["text_dim"]), torch.ones(QUESTIONS, QUESTION_TOKENS)
+    states, mask = torch.randn(QUESTIONS, QUESTION_TOKENS, config.text_dim), torch.ones(QUESTIONS, QUESTION_TOKENS)
     rows = [_compare("dense, fp32", decoder, states, mask, tree, nullcontext, quick)]
     if not quick:
         bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731

@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclass
 class ModelSettings:
-    """size: a name of models/sizes.py; None takes what the checkpoint says (albef_base for a foreign one).
+    """size: a name of models/albef/config.py; None takes what the checkpoint says (albef_base for a foreign one).
 
-    overrides: numbers of `build_albef` to change, for a model built anew. image_size: pixels a side; a checkpoint's
+    overrides: sizes of `AlbefConfig` to change, for a model built anew. image_size: pixels a side; a checkpoint's
     positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
     token_merging: image tokens to merge in every block of the ViT, or one number a block (ToMe; 0: none); None takes what the
     checkpoint says. init_std: of the weights of a model built anew;
@@ -28,10 +28,16 @@ class ModelSettings:
 @dataclass
 class InitSettings:
     """checkpoint: ours or a published one; None starts from random weights. teacher: the dense model that a low-rank
-    checkpoint came from; None takes `checkpoint` itself where that is dense."""
+    checkpoint came from; None takes `checkpoint` itself where that is dense.
+
+    bert, vit: files (or folders) of BERT and of a ViT such as DeiT-B, from which the encoders of a new model start, as
+    ALBEF's own pre-training does; for a model without `checkpoint`.
+    """
 
     checkpoint: str | None = None
     teacher: str | None = None
+    bert: str | None = None
+    vit: str | None = None
 
 
 @dataclass
@@ -76,18 +82,20 @@ class DataSettings:
 
 @dataclass
 class LossSettings:
-    """Weights of the terms (0 switches one off) and their constants.
+    """Weights of the loss terms (0 switches one off) and their constants.
 
-    soft_targets: who gives them. "twin" is ALBEF's momentum twin, as published; "teacher" the method's frozen dense teacher:
-    no twin in memory, its update and its three passes saved, since the teacher's pass is the one that FD reads anyway.
-    alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch).
+    itc, itm, mlm: of a vision-language task; None takes the task's own: 1 for each term that the task has.
+    soft_targets: who gives them. "ema" is the EMA model, as published; "teacher" is the method's frozen dense teacher. With
+    the teacher there is no EMA model in memory, and its update and three passes are saved, since FD reads the same pass.
+    alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch). momentum: of the
+    EMA model. queue_size: features that the contrastive loss keeps of earlier batches.
     hidden, attention (tinybert), align (maskalign): weights of the terms that these methods add.
     fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
     """
 
-    itc: float = 1.0
-    itm: float = 1.0
-    mlm: float = 0.0
+    itc: float | None = None
+    itm: float | None = None
+    mlm: float | None = None
     fd: float = 0.0
     rwp: float = 0.0
     hidden: float = 1.0
@@ -97,7 +105,7 @@ class LossSettings:
     rwp_form: Literal["paper", "released"] = "paper"
     rwp_epsilon: float = 0.001
     mlm_probability: float = 0.15
-    soft_targets: Literal["twin", "teacher"] = "twin"
+    soft_targets: Literal["ema", "teacher"] = "ema"
     alpha: float = 0.4
     alpha_ramp_steps: int | None = None
     momentum: float = 0.995
@@ -106,7 +114,7 @@ class LossSettings:
 
 @dataclass
 class LoraSettings:
-    """Of `method: lora`. rank: 16 is the paper's by its parameter counts; updates are scaled by alpha / rank."""
+    """Of the method lora. rank: 16 is the paper's by its parameter counts; updates are scaled by alpha / rank."""
 
     rank: int = 16
     alpha: float = 16.0
@@ -127,6 +135,17 @@ class StudentSettings:
     fusion_depth: int | None = None
     blocks: list[int] = field(default_factory=list)
     keep: float = 0.3
+
+
+@dataclass
+class MethodSettings:
+    """name: of a method in pela_vl/methods; `method: pela` alone sets it. lora, student: options of the methods that have any."""
+
+    SHORTHAND = "name"
+
+    name: str = "full"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
 
 
 @dataclass
@@ -197,8 +216,8 @@ class GroundingSettings:
 
     score: whose Grad-CAM, "itm" (cross-attention of a text layer) or "itc" (class token's attention in the ViT). layer: text
     layer counted from the first text-only one, or ViT block; None is the third fusion layer (8 of ALBEF) or the last block.
-    area_power: a box scores mass / area ** area_power. image_batch, pair_batch: pictures encoded, and heat maps made, at a
-    time. overlays: expressions that are drawn after the evaluation.
+    area_power: a box scores mass / area ** area_power. image_batch, pair_batch: images encoded, and heat maps made, at a
+    time.
     """
 
     boxes: str | None = None
@@ -207,7 +226,6 @@ class GroundingSettings:
     area_power: float = 0.5
     image_batch: int = 16
     pair_batch: int = 64
-    overlays: int = 16
 
 
 @dataclass
@@ -218,7 +236,7 @@ class VqaSettings:
     k_test: answers, of the likeliest first words, that are scored whole. max_answer_tokens: [CLS] and [SEP] included.
     max_words: of a question that is evaluated; data.max_words holds for training, data.max_tokens likewise.
     question_batch: questions that go through the model at a time; rows: tree nodes whose logits over the vocabulary are
-    held at a time. examples: questions on the sheet of pictures.
+    held at a time.
     """
 
     answer_list: str | None = None
@@ -228,25 +246,32 @@ class VqaSettings:
     max_words: int = 50
     question_batch: int = 16
     rows: int = 1024
+
+
+@dataclass
+class DrawingSettings:
+    """Images that an evaluation draws for people to look at. overlays: of expressions with their heat maps, in grounding.
+    examples: questions on the sheet of visual question answering."""
+
+    overlays: int = 16
     examples: int = 24
 
 
 @dataclass
 class Settings:
-    """A run. output: its folder. method: a module of pela_vl/methods."""
+    """A run. output: its folder."""
 
     output: str = "runs/run"
-    method: str = "full"
+    method: MethodSettings = field(default_factory=MethodSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     init: InitSettings = field(default_factory=InitSettings)
     compress: CompressSettings = field(default_factory=CompressSettings)
     data: DataSettings = field(default_factory=DataSettings)
     losses: LossSettings = field(default_factory=LossSettings)
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    student: StudentSettings = field(default_factory=StudentSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     grounding: GroundingSettings = field(default_factory=GroundingSettings)
     vqa: VqaSettings = field(default_factory=VqaSettings)
+    drawings: DrawingSettings = field(default_factory=DrawingSettings)

@@ -29,20 +29,21 @@ def main() -> None:
 
     from pela_vl.base.files import atomic_json
     from pela_vl.base.progress import Progress
-    from pela_vl.checkpoints.loading import dense_heads, describe_parts
+    from pela_vl.checkpoints.albef import describe_parts
+    from pela_vl.checkpoints.loading import dense_heads
     from pela_vl.checkpoints.ours import save_model
-    from pela_vl.deploy.compression import compress_with_twin, usage_since
+    from pela_vl.deploy.compression import compress_with_ema, usage_since
     from pela_vl.settings import CompressSettings
-    from pela_vl.training.calibration import AlbefCalibration
+    from pela_vl.workloads.calibration import AlbefCalibration
 
     if args.threads:
         torch.set_num_threads(args.threads)
     loaded = _load(args)
-    what = describe_parts(loaded.card, loaded.momentum)
+    what = describe_parts(loaded.header, loaded.ema)
     print(f"{args.checkpoint or 'random weights, ' + args.random}: {what}", flush=True)
     for note in loaded.notes:
         print(f"  {note}")
-    if loaded.card.ranks:
+    if loaded.header.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
     settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple, ranks=args.ranks, init=args.init)
     settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
@@ -56,9 +57,9 @@ def main() -> None:
     calibration = None
     if args.init == "whitened":
         calibration = AlbefCalibration(loaded, args.calibration, args.image_root, args.samples)
-    result = compress_with_twin(loaded, settings, show, calibration)
+    result = compress_with_ema(loaded, settings, show, calibration)
     bar[0].close()
-    loaded.card.notes["compressed"] = {
+    loaded.header.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
         "kappa": args.kappa,
         "rank_multiple": args.rank_multiple,
@@ -66,9 +67,9 @@ def main() -> None:
         "init": args.init,
         "ranks": args.ranks,
     }
-    save_model(args.output, loaded.model, loaded.card, extra=result.twin)
+    save_model(args.output, loaded.model, loaded.header, extra=result.ema)
     used = usage_since(start)
-    print(f"{result.table()}\n\n{result.totals(loaded.card)}")
+    print(f"{result.table()}\n\n{result.totals(loaded.header)}")
     print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
     print(f"written: {args.output} ({os.path.getsize(args.output) / 2**20:.0f} MiB)")
     if args.json:
@@ -127,7 +128,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(args: argparse.Namespace) -> "LoadedModel":
-    from pela_vl.checkpoints.loading import load_any, load_model
+    from pela_vl.checkpoints.albef import load_any, load_model
     from pela_vl.data.tokenizer import Tokenizer
     from pela_vl.settings import ModelSettings
 

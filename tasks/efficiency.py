@@ -24,7 +24,7 @@ def main() -> None:
     from pela_vl.experiments.efficiency import CONDITIONS, LABELS, listed, peft_parameters, table_rows
 
     imported = usage_since(start)
-    bar = Progress(sum(countable for *_, countable in listed()), "count", unit="row")
+    bar = Progress(len(listed()), "count", unit="row")
     try:
         rows = table_rows(lambda model: bar.update(1, model))
     finally:
@@ -68,11 +68,10 @@ def counted_table(rows: list, labels: dict[str, str]) -> list[list[str]]:
     unit = rows[0].subject.unit
     cells = [["model", "method", "parameters", "printed", "diff.", unit, "printed", "diff.", "with attention", "note"]]
     for row in rows:
-        line = [row.subject.name, labels[row.method]] + ["-"] * 7 + [row.note]
-        if row.cost is not None:
-            scale = row.flops / row.cost.flops.layers
-            line[2], line[5] = f"{row.cost.parameters:,}", f"{row.flops:.2f}"
-            line[8] = f"{row.cost.flops.total * scale:.2f}"
+        line = [row.subject.name, labels[row.method]] + ["-"] * 7 + [""]
+        scale = row.flops / row.cost.flops.layers
+        line[2], line[5] = f"{row.cost.parameters:,}", f"{row.flops:.2f}"
+        line[8] = f"{row.cost.flops.total * scale:.2f}"
         if row.printed is not None:
             line[3], line[6] = f"{row.printed[0]} M", f"{row.printed[1]}"
         else:
@@ -92,8 +91,6 @@ def hidden_table(rows: list, labels: dict[str, str]) -> list[list[str]]:
     ]
     dense = {row.subject.name: row.cost for row in rows if row.method == "full"}
     for row in rows:
-        if row.cost is None:
-            continue
         own, base = row.cost, dense[row.subject.name]
         line = [row.subject.name, labels[row.method], f"{own.online_parameters:,}"]
         line.append(share(own.online_parameters, base.online_parameters))
@@ -112,8 +109,8 @@ def closing_notes(rows: list, labels: dict[str, str]) -> list[str]:
         f"FLOPs: {len(compared) - len(missed)} of {len(compared)} counted rows are within 5 % of the printed figure"
     )
     notes = [verdict + (f"; not met: {', '.join(missed)}" if missed else f" (largest difference {share(worst, 1)})")]
-    for name in dict.fromkeys(row.subject.name for row in rows if row.cost is not None and row.cost.own_step):
-        own = [row for row in rows if row.subject.name == name and row.cost is not None]
+    for name in dict.fromkeys(row.subject.name for row in rows if row.cost.own_step):
+        own = [row for row in rows if row.subject.name == name]
         figures = ", ".join(f"{labels[row.method]} {row.cost.own_step.layers / 1e12:.2f} TFLOPs" for row in own)
         notes.append(f"{name}: this code computes an image's keys and values once, not once a pairing: {figures}")
     return notes
@@ -141,9 +138,9 @@ def markdown(cells: list[list[str]]) -> str:
 
 def record(row) -> dict:
     """A row's figures, plain; operations in units, not in millions."""
-    entry = {"table": row.subject.table, "model": row.subject.name, "method": row.method, "note": row.note}
+    entry = {"table": row.subject.table, "model": row.subject.name, "method": row.method}
     printed = None if row.printed is None else {"parameters_m": row.printed[0], row.subject.unit: row.printed[1]}
-    return entry | {"printed": printed, "differences": row.differences, "cost": row.cost and asdict(row.cost)}
+    return entry | {"printed": printed, "differences": row.differences, "cost": asdict(row.cost)}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main() -> None:
     args = _arguments()
     import torch
 
-    from pela_vl.checkpoints.loading import load_model
+    from pela_vl.checkpoints.albef import load_model
     from pela_vl.deploy.export import (
         PairScorer,
         largest_difference,

@@ -26,7 +26,7 @@ def main() -> None:
         raise UserError(f"--output {args.output}: the figure is a PNG file; end its name in .png")
     from pela_vl.base.distributed import choose_device
     from pela_vl.base.files import atomic_write
-    from pela_vl.checkpoints.loading import load_model
+    from pela_vl.checkpoints.albef import load_model
     from pela_vl.data.tokenizer import Tokenizer
     from pela_vl.deploy.visualise import figure, look
     from pela_vl.settings import ModelSettings
@@ -34,7 +34,7 @@ def main() -> None:
     settings = ModelSettings(image_size=args.image_size, tokenizer=args.tokenizer)
     loaded = load_model(settings, args.checkpoint, mlm=False)
     model = loaded.model.to(choose_device(args.device)).eval()
-    seen = look(model, Tokenizer.load(loaded.card.tokenizer), args.image, args.text, args.layer)
+    seen = look(model, Tokenizer.load(loaded.header.tokenizer), args.image, args.text, args.layer)
     with atomic_write(args.output) as file:
         figure(seen).save(file, format="PNG")
     print(f"match {seen.match:.4f}  (ITM: probability that picture and text belong together)")

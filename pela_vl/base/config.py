@@ -2,6 +2,7 @@
 
 A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, Optional and unions of them, list, tuple,
 dict with string keys, and other dataclasses. A ValueError from `__post_init__` is reported with its section's place.
+A dataclass may name one of its fields as `SHORTHAND`: a plain value in place of the section sets that field.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def load(schema: type[T], path: str | os.PathLike[str], overrides: Sequence[str]
     Raises `UserError`, one line, for anything wrong in the files or the overrides.
     """
     path = os.fspath(path)
-    tree = read_with_bases(path)
+    tree = read_with_bases(path, lambda node: _expand(schema, node))
     for override in overrides:
         tree = _override(schema, tree, override)
     return _convert(schema, Node(tree.value, path), "", schema)
@@ -39,7 +40,7 @@ def load(schema: type[T], path: str | os.PathLike[str], overrides: Sequence[str]
 
 def from_dict(schema: type[T], data: Mapping[str, Any], place: str) -> T:
     """Build a config from plain data, such as a checkpoint's; `place` is what errors name."""
-    return _convert(schema, plain_tree(data, place), "", schema)
+    return _convert(schema, _expand(schema, plain_tree(data, place)), "", schema)
 
 
 def to_dict(config: Any) -> Any:
@@ -69,7 +70,19 @@ def _override(schema: type, tree: Node, text: str) -> Node:
     node = read_value(value, place)
     for part in reversed(_split_key(schema, key)):
         node = Node({part: node}, place)
-    return Node(merge(tree, node).value, tree.place)
+    return Node(merge(tree, _expand(schema, node)).value, tree.place)
+
+
+def _expand(schema: Any, node: Node) -> Node:
+    """Write out the sections that are given by a plain value alone, see `SHORTHAND`, before trees are merged."""
+    section = next((kind for kind in _members(schema) if dataclasses.is_dataclass(kind)), None)
+    if section is None:
+        return node
+    if not isinstance(node.value, dict):
+        name = getattr(section, "SHORTHAND", None)
+        return Node({name: node}, node.place) if name and not isinstance(node.value, list | types.NoneType) else node
+    hints = typing.get_type_hints(section)
+    return Node({key: _expand(hints.get(key, Any), child) for key, child in node.value.items()}, node.place)
 
 
 def _split_key(schema: Any, key: str) -> list[str]:

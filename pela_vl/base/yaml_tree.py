@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,11 @@ def read_file(path: str) -> Node:
     return Node(node.value, path)
 
 
-def read_with_bases(path: str) -> Node:
+def read_with_bases(path: str, prepare: Callable[[Node], Node] = lambda node: node) -> Node:
     """Read a file and, below it, the files it builds on through `base: other.yaml` (relative to the file itself).
 
-    Mappings merge key by key; a list or a single value of the file replaces the base's. Raises `UserError` on a cycle.
+    Mappings merge key by key; a list or a single value of the file replaces the base's. prepare: applied to the tree of
+    each file before they are merged. Raises `UserError` on a cycle.
     """
     layers: list[Node] = []
     chain: list[str] = []
@@ -59,7 +60,7 @@ def read_with_bases(path: str) -> Node:
             raise UserError(f"{place}: base file {path} is absent; 'base' is relative to the file that names it")
         node = read_file(path)
         base = node.value.pop("base", None)
-        layers.append(node)
+        layers.append(prepare(node))
         if base is None:
             break
         if not isinstance(base.value, str) or not base.value:

@@ -1,18 +1,8 @@
-"""Foreign checkpoints to this project's names: ALBEF, released PELA, bert-base-uncased, DeiT-B. Dicts in, dicts out."""
+"""Checkpoints: ours with their headers, foreign ones through key tables, the resume state of a run."""
 
-from pela_vl.checkpoints.foreign import Converted, convert_checkpoint, recognise, with_image_size
+from pela_vl.checkpoints import albef  # noqa: F401 (registers the family's kinds)
+from pela_vl.checkpoints.foreign import Converted, convert_checkpoint, recognise
 from pela_vl.checkpoints.positions import interpolate_pos_embed
 from pela_vl.checkpoints.reading import read_state
-from pela_vl.checkpoints.starts import bert_decoder, encoders_only, with_decoder
 
-__all__ = [
-    "Converted",
-    "bert_decoder",
-    "convert_checkpoint",
-    "encoders_only",
-    "interpolate_pos_embed",
-    "read_state",
-    "recognise",
-    "with_decoder",
-    "with_image_size",
-]
+__all__ = ["Converted", "convert_checkpoint", "interpolate_pos_embed", "read_state", "recognise"]

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.positions import grid_of, interpolate_pos_embed
+from pela_vl.checkpoints.positions import grid_of
 from pela_vl.checkpoints.reading import listed, read_state, unwrap
 from pela_vl.checkpoints.tables import ABSENT, MOMENTUM_PARTS, QUEUES, TABLES, TIES, momentum_of
 
@@ -92,27 +92,6 @@ def convert_checkpoint(source: str | os.PathLike[str] | Mapping[str, object]) ->
     if not momentum and kind not in ("bert", "deit"):
         notes.append("momentum twin: absent, to be copied from the online model")
     return Converted(kind, online, momentum, queues, ranks, image_size, patch_size, absent, notes)
-
-
-def with_image_size(converted: Converted, image_size: int) -> Converted:
-    """The same weights for square images of `image_size` pixels: positional embeddings interpolated, twin's too.
-
-    Raises UserError when there is no image encoder or its patches do not divide the size.
-    """
-    if converted.patch_size is None:
-        raise UserError(f"a {converted.kind} checkpoint has no image encoder to resize")
-    if image_size < converted.patch_size or image_size % converted.patch_size:
-        raise UserError(f"image size {image_size} is not a multiple of the patch size {converted.patch_size}")
-    grid = image_size // converted.patch_size
-
-    def resized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: interpolate_pos_embed(value, grid) if name == _POSITIONS else value for name, value in weights.items()
-        }
-
-    return replace(
-        converted, online=resized(converted.online), momentum=resized(converted.momentum), image_size=image_size
-    )
 
 
 Weights = dict[str, Tensor]

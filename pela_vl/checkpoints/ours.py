@@ -1,74 +1,73 @@
-"""Our checkpoints: one safetensors file with the weights and, in its header, all that is needed to build the model.
+"""Our checkpoints: one safetensors file with the weights and, in its header, all that is needed to build the model."""
 
-A run's resume state is a folder beside it: the weights, the momentum twin and queues, the optimiser, and the position.
-"""
-
-import json
 import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_folder, atomic_write, recover_folder
+from pela_vl.base.files import atomic_write
+from pela_vl.checkpoints.header import Header, check_against_tensors, parse_header
 
-FORMAT = "pela_vl/1"
-
-
-@dataclass
-class ModelCard:
-    """What a checkpoint says of its model: `numbers` for `build_albef`, the low-rank plan and the vocabulary's name."""
-
-    numbers: dict[str, Any]
-    ranks: dict[str, int] = field(default_factory=dict)
-    tokenizer: str = "bert-base-uncased"
-    kind: str = "albef"
-    notes: dict[str, Any] = field(default_factory=dict)
+EMA = "momentum."
+"""Prefix of the EMA model's weights in a file."""
+_METADATA = (
+    "pela_vl"  # one entry: safetensors writes several in an order of its own, and equal checkpoints are equal files
+)
 
 
 def save_model(
     path: str | os.PathLike[str],
-    model: nn.Module | dict[str, Tensor],
-    card: ModelCard,
+    model: nn.Module | Mapping[str, Tensor],
+    header: Header,
     dtype: torch.dtype | None = None,
-    extra: dict[str, Tensor] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model, or its weights by name, whole or not at all;
-    `dtype` (such as float16) stores floating-point weights in fewer bytes.
+    """Write a checkpoint, whole or not at all.
 
-    extra: more tensors to store, under names of their own, such as a momentum twin's.
+    Args:
+        path: File to write.
+        model: The model, or its weights by name.
+        header: What the file says of it.
+        dtype: Store floating-point weights in this type, such as float16; None keeps theirs.
+        extra: More tensors to store, under names of their own, such as an EMA model's.
     """
     weights = model.state_dict() if isinstance(model, nn.Module) else model
     state = {
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in (weights | (extra or {})).items()
+        for name, tensor in {**weights, **(extra or {})}.items()
     }
     with atomic_write(path) as stream:
-        stream.write(save(state, metadata={"pela_vl": json.dumps({"format": FORMAT, "card": asdict(card)})}))
+        stream.write(save(state, metadata={_METADATA: header.to_json()}))
 
 
-def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
-    """The card of one of our checkpoints; None if the file is not ours. Reads the header only.
+def read_header(path: str | os.PathLike[str]) -> Header | None:
+    """The header of one of our checkpoints; None if the file is not ours. No tensor is read.
 
-    Raises UserError if there is no such file or it is damaged.
+    Raises:
+        UserError: If there is no such file, it is damaged, of another format, or its header does not fit its tensors.
     """
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UserError(f"checkpoint {path}: no such file")
-    if not str(path).endswith(".safetensors"):
+    if not str(path).endswith(".safetensors") or not os.path.isfile(path):
         return None
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
+            text = (file.metadata() or {}).get(_METADATA)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path}: damaged or no safetensors file ({error})") from None
-    # one entry: safetensors writes several in an order of its own, and equal checkpoints should be equal files
-    header = json.loads(metadata.get("pela_vl", "{}"))
-    return ModelCard(**header["card"]) if header.get("format") == FORMAT else None
+    if text is None:
+        return None
+    try:
+        header = parse_header(text)
+        check_against_tensors(header, shapes)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
+    return header
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -107,51 +106,3 @@ def _covered(key: str, names: tuple[str, ...]) -> bool:
 
 def _some(keys: list[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
-
-
-@dataclass
-class Position:
-    """Where a run stands: optimiser steps done, epoch, batches of it done, and the best evaluation so far."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: float | None = None
-
-
-def save_resume(
-    folder: str | os.PathLike[str],
-    module: nn.Module,
-    companions: nn.Module,
-    optimiser: dict[str, dict[str, Tensor]],
-    position: Position,
-) -> None:
-    """Replace the run's resume state, whole or not at all."""
-    flat = {f"{name}/{key}": value.contiguous() for name, entry in optimiser.items() for key, value in entry.items()}
-    with atomic_folder(folder, replace=True) as target:
-        save_file(_plain(module), target / "model.safetensors")
-        save_file(_plain(companions), target / "companions.safetensors")
-        save_file(flat, target / "optimiser.safetensors")
-        (target / "state.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
-
-
-def load_resume(
-    folder: str | os.PathLike[str], module: nn.Module, companions: nn.Module
-) -> tuple[dict[str, dict[str, Tensor]], Position] | None:
-    """Load what `save_resume` wrote into the modules and return the optimiser's state and the position; None if there
-    is nothing to resume."""
-    if not recover_folder(folder):
-        return None
-    folder = Path(folder)
-    load_strict(module, read_weights(folder / "model.safetensors"), str(folder))
-    load_strict(companions, read_weights(folder / "companions.safetensors"), str(folder))
-    optimiser: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_weights(folder / "optimiser.safetensors").items():
-        name, _, entry = key.rpartition("/")
-        optimiser.setdefault(name, {})[entry] = value
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return optimiser, Position(**state)
-
-
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}

@@ -6,9 +6,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints import Converted, bert_decoder, convert_checkpoint, interpolate_pos_embed
+from pela_vl.checkpoints.foreign import Converted, convert_checkpoint
 from pela_vl.checkpoints.ours import load_strict
-from pela_vl.checkpoints.positions import grid_of
+from pela_vl.checkpoints.positions import grid_of, interpolate_pos_embed
+from pela_vl.checkpoints.starts import bert_decoder
 
 _POSITIONS = "visual_encoder.pos_embed"
 

@@ -7,32 +7,34 @@ H, W: height and width, both the image size S.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 
 from pela_vl.data.augment import random_augment
+from pela_vl.data.normalization import CLIP, Normalization
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's statistics, which ALBEF uses
-STD = (0.26862954, 0.26130258, 0.27577711)
 RATIO = (3 / 4, 4 / 3)
-_MEAN = torch.tensor(MEAN).view(3, 1, 1)
-_STD = torch.tensor(STD).view(3, 1, 1)
 
 Transform = Callable[[Image.Image, np.random.Generator | None], tuple[torch.Tensor, bool]]
 
 
 def train_transform(
-    image_size: int, min_scale: float = 0.5, hflip: float = 0.5, augment: bool = True
+    image_size: int,
+    min_scale: float = 0.5,
+    hflip: float = 0.5,
+    augment: bool = True,
+    normalization: Normalization = CLIP,
 ) -> "TrainTransform":
     """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`."""
-    return TrainTransform(image_size, min_scale, hflip, augment)
+    return TrainTransform(image_size, min_scale, hflip, augment, normalization)
 
 
-def eval_transform(image_size: int) -> "EvalTransform":
+def eval_transform(image_size: int, normalization: Normalization = CLIP) -> "EvalTransform":
     """Plain bicubic resize of the whole picture to a square; see `EvalTransform`."""
-    return EvalTransform(image_size)
+    return EvalTransform(image_size, normalization)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TrainTransform:
     min_scale: float
     hflip: float
     augment: bool
+    normalization: Normalization = CLIP
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
@@ -65,7 +68,7 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment:
             image = random_augment(image, rng)
-        return to_tensor(image), flipped
+        return to_tensor(image, self.normalization), flipped
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,14 @@ class EvalTransform:
     """Bicubic resize of the whole picture to `image_size` x `image_size` pixels."""
 
     image_size: int
+    normalization: Normalization = CLIP
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
         """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
-        return to_tensor(resize(image, self.image_size)), False
+        return to_tensor(resize(image, self.image_size), self.normalization), False
 
 
 def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -106,17 +110,25 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """8-bit RGB to float32 [3, H, W], divided by 255 and normalised by `MEAN` and `STD`."""
+def to_tensor(image: Image.Image, normalization: Normalization = CLIP) -> torch.Tensor:
+    """8-bit RGB to float32 [3, H, W], divided by 255 and normalised."""
+    mean, std = _statistics(normalization)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return pixels.sub_(_MEAN).div_(_STD)
+    return pixels.sub_(mean).div_(std)
 
 
-def to_image(tensor: torch.Tensor) -> Image.Image:
+def to_image(tensor: torch.Tensor, normalization: Normalization = CLIP) -> Image.Image:
     """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, for looking at what the model sees."""
-    pixels = tensor.detach().float().cpu() * _STD + _MEAN
+    mean, std = _statistics(normalization)
+    pixels = tensor.detach().float().cpu() * std + mean
     return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+@lru_cache
+def _statistics(normalization: Normalization) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std [3, 1, 1]."""
+    return torch.tensor(normalization.mean).view(3, 1, 1), torch.tensor(normalization.std).view(3, 1, 1)
 
 
 def _check_size(image_size: int) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from pela_vl.base import config
 from pela_vl.base.distributed import start
 from pela_vl.base.files import atomic_json
-from pela_vl.checkpoints.loading import load_model
+from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import read_weights
 from pela_vl.data.images import resolve_image
 from pela_vl.demo.downstream import downstream_results, list_stages, tuning_stages

@@ -1,18 +1,20 @@
-"""Turning a dense checkpoint into a low-rank one: the online model, its momentum twin, and what it saves."""
+"""Turning a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
 
 import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import MOMENTUM, LoadedModel, build_kind
-from pela_vl.checkpoints.ours import ModelCard
+from pela_vl.checkpoints.albef import ALBEF_KINDS
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel, build_meta
+from pela_vl.checkpoints.ours import EMA
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan
 from pela_vl.models.albef.albef import Albef
@@ -36,20 +38,24 @@ SAMPLES = {
 
 @dataclass(frozen=True)
 class Compression:
-    """What was done. layers and twin_layers: the same layers in the same order, the latter empty without a twin.
+    """What was done.
 
-    twin: the momentum twin's low-rank weights under the names that a checkpoint stores them by. parameters and flops:
-    (before, after), of the online model.
+    Args:
+        layers: The model's layers.
+        ema_layers: The EMA model's, the same layers in the same order; empty without an EMA model.
+        ema: The EMA model's low-rank weights, under the names that a checkpoint stores them by.
+        parameters: Of the model before and after.
+        flops: Of the model for one sample, before and after.
     """
 
     layers: list[LayerReport]
-    twin_layers: list[LayerReport]
-    twin: dict[str, Tensor]
+    ema_layers: list[LayerReport]
+    ema: dict[str, Tensor]
     parameters: tuple[int, int]
     flops: tuple[Flops, Flops]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the twin's),
+        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the EMA model's),
         output_error on calibration samples if there were any."""
         rows = []
         for number, layer in enumerate(self.layers):
@@ -59,8 +65,8 @@ class Compression:
             row["rel_error"] = layer.rel_error
             if layer.output_error is not None:
                 row["output_error"] = layer.output_error
-            if self.twin_layers:
-                row["twin_rel_error"] = self.twin_layers[number].rel_error
+            if self.ema_layers:
+                row["ema_rel_error"] = self.ema_layers[number].rel_error
             rows.append(row)
         return rows
 
@@ -68,7 +74,7 @@ class Compression:
         """The rows as lines of text, under a title."""
         rows = self.rows()
         wide = max(len(row["layer"]) for row in rows)
-        more = {"twin_rel_error": "   twin error", "output_error": "  out. error"}
+        more = {"ema_rel_error": "    EMA error", "output_error": "  out. error"}
         more = {key: title for key, title in more.items() if key in rows[0]}
         lines = [f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{''.join(more.values())}"]
         for row in rows:
@@ -77,18 +83,19 @@ class Compression:
             lines.append(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
         return "\n".join(lines)
 
-    def totals(self, card: ModelCard) -> str:
-        """Parameters and operations before and after, as lines of text; card: of the model that was compressed."""
+    def totals(self, header: Header) -> str:
+        """Parameters and operations before and after, as lines of text; header: of the model that was compressed."""
         before, after = self.parameters
         first, second = (sum(row[key] for row in self.rows()) for key in ("before", "after"))
         dense, small = self.flops
-        size, length = card.numbers["image_size"], min(TEXT_TOKENS, card.numbers["max_positions"])
+        config = header.config
+        size, length = config.image_size, min(TEXT_TOKENS, config.max_positions)
         lines = [
             f"parameters {before:,} -> {after:,} ({after / before:.1%})",
             f"  weights of these {len(self.layers)} layers {first:,} -> {second:,} ({second / first:.1%})",
             f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})",
             f"  in Linear and Conv layers (2 x multiply-adds), with images of {size} px and texts of {length} tokens,",
-            f"  {SAMPLES.get(card.kind, SAMPLES['match'])};",
+            f"  {SAMPLES.get(header.kind, SAMPLES['match'])};",
             f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either",
         ]
         return "\n".join(lines)
@@ -100,84 +107,109 @@ class Compression:
         return {"layers": self.rows(), "parameters": {"before": before, "after": after}, "flops": flops}
 
 
-def compress_with_twin(
+def compress_with_ema(
     loaded: LoadedModel,
     settings: CompressSettings,
-    progress: Callable[[int, int, str], Any] | None = None,
+    on_progress: Callable[[int, int, str], Any] | None = None,
     calibration: Calibration | None = None,
 ) -> Compression:
-    """Replace the Linears of a loaded dense model by factors, in place, and factorise its momentum weights likewise.
+    """Replace the Linears of a loaded dense model by factors, in place, and factorise its EMA weights likewise.
 
-    The twin gets the online model's plan and its own decomposition; with calibration samples it is whitened by the inputs
-    of the online model, whose average it is. progress(done, total, layer) counts both.
-    Raises UserError if the model is low rank already, a pattern does not fit, or the twin lacks a layer.
+    The EMA model gets the model's plan and its own decomposition. With calibration samples it is whitened by the inputs of
+    the model, whose average it is.
+
+    Args:
+        loaded: The dense model.
+        settings: How.
+        on_progress: on_progress(done, total, layer) counts the layers of both.
+        calibration: Samples, for whitened factors.
+
+    Raises:
+        UserError: If the model is low rank already, a pattern does not fit, or the EMA weights lack a layer.
     """
-    note = progress or (lambda done, total, name: None)
-    momentum, passes = loaded.momentum, 2 if loaded.momentum else 1
-    card, mlm = loaded.card, getattr(loaded.model, "mlm_head", None) is not None
+    report = on_progress or (lambda done, total, name: None)
+    ema, passes = loaded.ema, 2 if loaded.ema else 1
+    dense = replace(loaded.header)
     parameters = count_parameters(loaded.model)
-    flops = sample_flops(card.kind, card.numbers, {})
     layers, recipe = compress_loaded(
-        loaded, settings, lambda done, total, name: note(done, passes * total, name), calibration
+        loaded, settings, lambda done, total, name: report(done, passes * total, name), calibration
     )
-    plan = recipe.plan
-    twin_layers, twin = [], {}
-    if momentum:
-        twin_layers, twin = _compress_twin(build_meta(card.kind, card.numbers, mlm), momentum, recipe, note)
+    ema_layers: list[LayerReport] = []
+    stored: dict[str, Tensor] = {}
+    if ema:
+        mlm = getattr(loaded.model, "mlm_head", None) is not None
+        ema_layers, stored = _compress_ema(meta_model(dense, mlm), ema, recipe, report)
     return Compression(
         layers,
-        twin_layers,
-        twin,
+        ema_layers,
+        stored,
         (parameters, count_parameters(loaded.model)),
-        (flops, sample_flops(card.kind, card.numbers, plan)),
+        (sample_flops(dense), sample_flops(loaded.header)),
     )
 
 
-def _compress_twin(
-    twin: nn.Module, momentum: dict[str, Tensor], recipe: Recipe, note: Callable
+def _compress_ema(
+    model: nn.Module, weights: dict[str, Tensor], recipe: Recipe, on_progress: Callable[[int, int, str], Any]
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
-    """Reports and stored weights of the twin; `twin` is a model of its kind on the meta device."""
-    own = twin.state_dict()
-    strange = [key for key, value in momentum.items() if key not in own or own[key].shape != value.shape]
-    absent = [name for name in recipe.plan if name + ".weight" not in momentum]
+    """Factorise EMA weights.
+
+    Args:
+        model: A dense model of their kind on the meta device.
+        weights: The EMA weights.
+        recipe: The plan and statistics of the model that they are the average of.
+        on_progress: As in `compress_with_ema`.
+
+    Returns:
+        Reports, and the weights that a checkpoint stores.
+    """
+    wanted = model.state_dict()
+    strange = [key for key, value in weights.items() if key not in wanted or wanted[key].shape != value.shape]
+    absent = [name for name in recipe.plan if name + ".weight" not in weights]
     if strange or absent:
-        raise UserError(f"the momentum twin does not pair with the online model at {(strange + absent)[0]}")
-    # The tensors become the twin's own: a copy of a full-size model is not needed. What has no twin stays on meta.
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in momentum.items()}
-    twin.load_state_dict(weights, strict=False, assign=True)
+        raise UserError(f"the EMA weights do not pair with the model at {(strange + absent)[0]}")
+    # The tensors become the EMA model's own: a copy of a full-size model is not needed. What has none stays on meta.
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    model.load_state_dict(weights, strict=False, assign=True)
     try:
         reports = apply_plan(
-            twin,
+            model,
             recipe.plan,
             recipe.init,
-            lambda done, total, name: note(total + done, 2 * total, name),
+            lambda done, total, name: on_progress(total + done, 2 * total, name),
             recipe.statistics,
         )
     except PlanError as error:
-        raise UserError(f"compress: momentum twin: {error}") from None
-    stored = {MOMENTUM + key: value for key, value in twin.state_dict().items() if value.device.type != "meta"}
+        raise UserError(f"compress: EMA model: {error}") from None
+    stored = {EMA + key: value for key, value in model.state_dict().items() if value.device.type != "meta"}
     return reports, stored
 
 
-def sample_flops(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> Flops:
-    """Operations for one sample of a model of `kind`, as `SAMPLES` says it. The MLM head of pre-training has no part in it.
+def sample_flops(header: Header) -> Flops:
+    """Operations for one sample of a checkpoint's model, as `SAMPLES` says it; only shapes are computed.
 
-    numbers: of the kind's builder. plan: ranks of the low-rank layers, empty for a dense model. Only shapes are computed.
+    The MLM head of pre-training has no part in it.
     """
-    model = build_deployed(kind, numbers, plan)
-    images = torch.empty(1, 3, numbers["image_size"], numbers["image_size"], device="meta")
-    ids = torch.zeros(1, min(TEXT_TOKENS, numbers["max_positions"]), dtype=torch.int64, device="meta")
-    run = {"entailment": _classify, "vqa": _answer}.get(kind, _match)
+    model, config = deployed(header), header.config
+    images = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    ids = torch.zeros(1, min(TEXT_TOKENS, config.max_positions), dtype=torch.int64, device="meta")
+    run = {"entailment": _classify, "vqa": _answer}.get(header.kind, _match)
     return linear_conv_flops(model.eval(), lambda model: run(model, images, ids, torch.ones_like(ids)))
 
 
-def build_deployed(kind: str, numbers: dict[str, Any], plan: dict[str, int]) -> nn.Module:
-    """A model of a checkpoint's kind without weights, with these ranks, and without the MLM head of pre-training."""
-    model = build_meta(kind, numbers, False)
-    plan = {name: rank for name, rank in plan.items() if not name.startswith("mlm_head.")}
-    if plan:
-        apply_plan(model, plan, init="empty")
-    return model
+def deployed(header: Header) -> nn.Module:
+    """A checkpoint's model without weights and without the MLM head of pre-training."""
+    ranks = {name: rank for name, rank in header.ranks.items() if not name.startswith("mlm_head.")}
+    return meta_model(replace(header, ranks=ranks), False)
+
+
+def meta_model(header: Header, mlm: bool) -> nn.Module:
+    """A checkpoint's model without weights.
+
+    Args:
+        header: What the checkpoint says of it.
+        mlm: With the MLM head, where the kind may have one.
+    """
+    return build_meta(header, **({"mlm": mlm} if header.kind in ALBEF_KINDS else {}))
 
 
 def _match(model: Albef, images: Tensor, ids: Tensor, mask: Tensor) -> None:
@@ -197,12 +229,6 @@ def _answer(model: AlbefVqa, images: Tensor, ids: Tensor, mask: Tensor) -> None:
     question = model.text_decoder.question_keys_values(model.encode_question(images, ids, mask))
     answer = ids[:, :ANSWER_TOKENS]
     model.text_decoder.logits(model.text_decoder.decode(answer, torch.ones_like(answer), question, mask))
-
-
-def build_meta(kind: str, numbers: dict[str, Any], mlm: bool) -> nn.Module:
-    """A model of a checkpoint's kind without weights."""
-    with torch.device("meta"):
-        return build_kind(kind, numbers, mlm)
 
 
 @dataclass(frozen=True)

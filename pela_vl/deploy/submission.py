@@ -20,8 +20,9 @@ from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.answering import Answerer, Blocks, Ranked, answer_questions, question_blocks
 from pela_vl.settings import Settings
-from pela_vl.training.assemble import load_tokenizer_and_model, make_autocast
+from pela_vl.training.assemble import make_autocast
 from pela_vl.training.runner import set_threads
+from pela_vl.workloads.albef import load_tokenizer
 from pela_vl.workloads.vqa import Vqa, answer_list, picture_reader
 
 _ABOUT = "run.json"
@@ -41,8 +42,10 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     asked = load_official(questions, pattern)
     ids = [question.question_id for question in asked]
     read = picture_reader(settings)
-    tokenizer, loaded = load_tokenizer_and_model(Vqa(), settings, settings.init.checkpoint)
-    data = VqaEval(asked, read, eval_transform(loaded.card.numbers["image_size"]), settings.vqa.max_words)
+    loaded = Vqa().load(settings, settings.init.checkpoint)
+    tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
+    transform = eval_transform(config.image_size, loaded.header.normalization)
+    data = VqaEval(asked, read, transform, settings.vqa.max_words)
     autocast = make_autocast(settings.train.precision, ranks.device)
     answerer = Answerer(loaded.model.to(ranks.device), tokenizer, answers, settings.vqa, autocast)
     with Partial(output, _about(settings, questions, pattern), ranks) as partial:
@@ -140,7 +143,7 @@ def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str
         "question file": questions,
     }
     told = {name: _digest(Path(path)) for name, path in files.items()}
-    vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key not in ("answer_list", "examples")}
+    vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key != "answer_list"}
     model = {f"model.{key}": value for key, value in asdict(settings.model).items()}
     rest = {
         "train.precision": settings.train.precision,

@@ -84,7 +84,7 @@ def encode_texts(
             encoded = bert.encode(own_ids, own_mask).tokens
             features.append(model.text_feature(encoded).float())
             if keep_tokens:
-                tokens.append(bert.begin_fusion(encoded, own_mask)[own_mask.bool()].float())
+                tokens.append(bert.start_fusion(encoded, own_mask)[own_mask.bool()].float())
     order = gather_rows(share.to(ranks.device))
     # every rank needs every text, since its images may be matched with any
     gathered = gather_rows(torch.cat(features))
@@ -170,4 +170,4 @@ def match_images(
 
 def _match(model: Albef, image: list[KeyValue], own: Tensor, texts: Texts, text: Tensor) -> Tensor:
     context = image if image[0][0].shape[0] == 1 else select_images(image, own)
-    return model.match(*texts.padded(text), context, begun=True)[:, 1].float()
+    return model.match(*texts.padded(text), context, fusion_started=True)[:, 1].float()

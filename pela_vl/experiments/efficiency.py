@@ -5,26 +5,25 @@ Shapes in comments: B images, L text tokens, T answer tokens, S pixels a side.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pkgutil import iter_modules
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from pela_vl import methods
-from pela_vl.base.errors import UserError
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.lowrank import compress
+from pela_vl.methods import METHODS
+from pela_vl.methods.lora import peft_copies
 from pela_vl.models.albef.albef import Albef, build_albef
 from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.entailment import AlbefEntailment, build_entailment
-from pela_vl.models.albef.momentum import MomentumTwin
-from pela_vl.models.albef.sizes import ALBEF_SIZES
 from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
-from pela_vl.settings import ModelSettings, Settings, StudentSettings
+from pela_vl.models.ema import EmaModel
+from pela_vl.settings import MethodSettings, ModelSettings, Settings, StudentSettings
 
 TOLERANCE = 0.05
 """Largest relative difference to a printed FLOP figure that counts as met."""
@@ -39,7 +38,7 @@ LABELS = {
     "tome": "ToMe",
     "pela": "PELA",
 }
-"""Modules of pela_vl/methods and what the paper calls them, in the tables' order."""
+"""Methods and what the paper calls them, in the tables' order."""
 PRINTED = {
     "DeiT-Base": ((86.6, 33.7), None, (44.2, 17.3), (44.2, 17.3), (86.6, 16.5), (44.1, 17.0)),
     "Swin-Base": ((87.8, 30.3), None, (58.6, 20.6), (58.6, 20.6), None, (62.2, 21.3)),
@@ -50,11 +49,11 @@ PRINTED = {
 """The paper's figures: million parameters and G or TFLOPs of each method, in the order of LABELS."""
 CONDITIONS = {
     "1": "one image of 224 px, inference",
-    "4": f"one training forward at batch {BATCH}, {PIXELS} px, texts of {TEXT_TOKENS} tokens, online model plus momentum "
-    "twin; online: both encoders and joint projections, then image-text matching on 3 pairings a sample (positive, hard "
-    "image, hard text), each with its own image keys and values; twin: both encoders and joint projections",
+    "4": f"one training forward at batch {BATCH}, {PIXELS} px, texts of {TEXT_TOKENS} tokens, model plus EMA "
+    "model; trained model: both encoders and joint projections, then image-text matching on 3 pairings a sample (positive, hard "
+    "image, hard text), each with its own image keys and values; EMA model: both encoders and joint projections",
     "5": f"one training forward of the VQA model at batch {BATCH}, {PIXELS} px, questions of {TEXT_TOKENS} tokens, one "
-    f"answer of {ANSWER_TOKENS} tokens a question; online and twin alike: image, question fused with it, answer decoder "
+    f"answer of {ANSWER_TOKENS} tokens a question; trained and EMA model alike: image, question fused with it, answer decoder "
     "with vocabulary logits",
 }
 
@@ -63,11 +62,21 @@ CONDITIONS = {
 class Subject:
     """A dense model of the tables and how it is counted.
 
-    exclude: patterns that PELA keeps dense. forward: the paper's counted pass. twin: likewise for the momentum twin, None
-    where there is none; without: parts that have no twin. sample: what answering for one sample takes. own_step: the
-    pass as this code makes it, where that differs from `forward`. printed: method -> (million parameters, FLOPs in
-    `unit`); a method left out is not in the table, and an empty dict means that the paper prints nothing. settings: what
-    the methods are counted with.
+    Args:
+        table: Its number in the paper.
+        name: Of the model.
+        build: Makes the dense model.
+        kappa: Of PELA's row.
+        exclude: Patterns that PELA keeps dense.
+        unit: Of the printed operations, "GFLOPs" or "TFLOPs".
+        forward: The paper's counted pass.
+        sample: What answering for one sample takes.
+        ema: The counted pass of the EMA model; None where there is none.
+        without: Parts that the EMA model does not have.
+        own_step: The pass as this code makes it, where that differs from `forward`.
+        printed: method -> (million parameters, operations in `unit`). A method left out is not in the table, and an empty
+            dict means that the paper prints nothing.
+        settings: What the methods are counted with.
     """
 
     table: str
@@ -78,7 +87,7 @@ class Subject:
     unit: str
     forward: Callable[[Any], Any]
     sample: Callable[[Any], Any]
-    twin: Callable[[Any], Any] | None = None
+    ema: Callable[[Any], Any] | None = None
     without: tuple[str, ...] = ()
     own_step: Callable[[Any], Any] | None = None
     printed: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -87,8 +96,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters, flops: as the paper counts, with the twin. online_parameters, sample: of what a user deploys, for one
-    sample. own_step: see Subject; None where it is `flops`."""
+    """What a model costs.
+
+    Args:
+        parameters: As the paper counts, with the EMA model.
+        flops: Likewise.
+        online_parameters: Of what a user deploys.
+        sample: Of what a user deploys, for one sample.
+        own_step: See `Subject`; None where it is `flops`.
+    """
 
     parameters: int
     flops: Flops
@@ -99,26 +115,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the tables; cost is None, and `note` says why, where this code has no such model."""
+    """A line of the tables."""
 
     subject: Subject
     method: str
-    cost: Cost | None
-    note: str = ""
+    cost: Cost
 
     @property
     def printed(self) -> tuple[float, float] | None:
         return self.subject.printed.get(self.method)
 
     @property
-    def flops(self) -> float | None:
+    def flops(self) -> float:
         """Linear and Conv layers, in the subject's unit."""
-        return None if self.cost is None else in_unit(self.cost.flops.layers, self.subject.unit)
+        return in_unit(self.cost.flops.layers, self.subject.unit)
 
     @property
     def differences(self) -> tuple[float, float] | None:
         """Relative differences to the printed parameters and FLOPs."""
-        if self.cost is None or self.printed is None:
+        if self.printed is None:
             return None
         return self.cost.parameters / 1e6 / self.printed[0] - 1, self.flops / self.printed[1] - 1
 
@@ -134,84 +149,56 @@ def in_unit(flops: float, unit: str) -> float:
 
 
 def count(subject: Subject, method: str) -> Cost:
-    """Build `subject` as `method` shapes it, on the meta device, and count it.
-
-    Raises UserError if this code has no such method.
-    """
-    change = restructurer(method, subject)
-    if change is None:
-        raise UserError(f"{LABELS.get(method, method)} of {subject.name} cannot be counted: {_missing(method)}")
+    """Build `subject` as `method` shapes it, on the meta device, and count it."""
     with torch.device("meta"):
         model = subject.build().eval()
-        change(model)
+        reshape(model, subject, method)
     online, flops = count_parameters(model), linear_conv_flops(model, subject.forward)
     sample = flops if subject.sample is subject.forward else linear_conv_flops(model, subject.sample)
-    own = None if subject.own_step is None else linear_conv_flops(model, subject.own_step)
-    if subject.twin is None:
-        return Cost(online, flops, online, sample, own)
-    twin = MomentumTwin(model, subject.without)
-    same = subject.twin is subject.forward and not subject.without
-    beside = flops if same else linear_conv_flops(twin.model, subject.twin)
-    own = None if own is None else own + beside
-    return Cost(online + count_parameters(twin), flops + beside, online, sample, own)
+    step = None if subject.own_step is None else linear_conv_flops(model, subject.own_step)
+    if subject.ema is None:
+        return Cost(online, flops, online, sample, step)
+    ema = EmaModel(model, subject.without)
+    same = subject.ema is subject.forward and not subject.without
+    beside = flops if same else linear_conv_flops(ema.model, subject.ema)
+    step = None if step is None else step + beside
+    return Cost(online + count_parameters(ema), flops + beside, online, sample, step)
 
 
 def peft_parameters(row: Row) -> int:
-    """What a LoRA row, of a model with a twin, would count if peft kept a copy of every trained head beside the original."""
+    """What a LoRA row, with an EMA model, would count if peft kept a copy of every trained head beside the original."""
     with torch.device("meta"):
         dense = row.subject.build()
-        twin = MomentumTwin(dense, row.subject.without).model
-    copies = methods.load("lora").peft_copies
-    return row.cost.parameters + copies(dense) + copies(twin)
+        ema = EmaModel(dense, row.subject.without).model
+    return row.cost.parameters + peft_copies(dense) + peft_copies(ema)
 
 
-def restructurer(method: str, subject: Subject) -> Callable[[nn.Module], Any] | None:
-    """What turns the dense model into that of `method`, in place; None where this code cannot.
-
-    Beside `full` and `pela`, a module of pela_vl/methods is counted once it offers `restructure(model, settings)`, which
-    must work on the meta device.
-    """
-    if method == "full":
-        return lambda model: None
+def reshape(model: nn.Module, subject: Subject, method: str) -> None:
+    """Turn the dense model into that of a method, in place; the model may be on the meta device."""
     if method == "pela":
-        return lambda model: compress(model, subject.kappa, exclude=subject.exclude, init="empty")
-    change = getattr(methods.load(method), "restructure", None) if method in present_methods() else None
-    return None if change is None else lambda model: change(model, subject.settings)
+        compress(model, subject.kappa, exclude=subject.exclude, init="empty")
+    else:
+        METHODS[method].restructure(model, None, subject.settings)
 
 
-def present_methods() -> set[str]:
-    """Names of the modules in pela_vl/methods."""
-    return {module.name for module in iter_modules(methods.__path__)}
-
-
-def listed() -> list[tuple[Subject, str, bool]]:
-    """Subject and method of every row of the three tables, in their order, and whether it can be counted."""
+def listed() -> list[tuple[Subject, str]]:
+    """Subject and method of every row of the three tables, in their order."""
     return [
-        (subject, method, restructurer(method, subject) is not None)
+        (subject, method)
         for subject in SUBJECTS
         for method in LABELS
         if method in (subject.printed or ("full", "pela"))
     ]
 
 
-def table_rows(progress: Callable[[str], Any] | None = None) -> list[Row]:
-    """The rows of `listed`; what this code does not have keeps the paper's figures alone.
-
-    progress(model) is called after each row that was counted.
-    """
+def table_rows(on_progress: Callable[[str], Any] | None = None) -> list[Row]:
+    """The rows of `listed`. on_progress(model) is called after each."""
     rows = []
-    for subject, method, countable in listed():
-        if not countable:
-            rows.append(Row(subject, method, None, _missing(method)))
-            continue
+    for subject, method in listed():
         rows.append(Row(subject, method, count(subject, method)))
-        if progress is not None:
-            progress(subject.name)
+        if on_progress is not None:
+            on_progress(subject.name)
     return rows
-
-
-def _missing(method: str) -> str:
-    return "in this code, not counted" if method in present_methods() else "not in this code yet"
 
 
 def _images(count: int, pixels: int) -> Tensor:
@@ -259,24 +246,24 @@ def _entail(batch: int, model: AlbefEntailment) -> None:
     model.cls_head(bert.fuse(bert.encode(ids, mask).tokens, mask, context).tokens[:, 0])
 
 
-_ALBEF = ALBEF_SIZES["albef_base"] | {"image_size": PIXELS}
+_ALBEF = replace(ALBEF_SIZES["albef_base"], image_size=PIXELS)
 _SETTINGS = Settings(model=ModelSettings(token_merging=MERGED_384))
-_ENCODERS = {name: value for name, value in _ALBEF.items() if name != "joint_dim"}
 
 
 def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list[int], merge: int = 0) -> Subject:
     """blocks: that a student of fewer layers keeps of each stage; merge: tokens a block. Both fit the printed figures."""
     classify, dense = partial(_classify, 1), ("head", "patch_embed", *exclude)
     build = partial(timm.create_model, timm_name)
-    settings = Settings(model=ModelSettings(token_merging=merge), student=StudentSettings(blocks=blocks))
+    method = MethodSettings(student=StudentSettings(blocks=blocks))
+    settings = Settings(model=ModelSettings(token_merging=merge), method=method)
     return Subject(
         "1", name, build, kappa, dense, "GFLOPs", classify, classify, printed=_printed(name), settings=settings
     )
 
 
-def _task(name: str, build: Callable, exclude: tuple[str, ...], run: Callable[[int, Any], None]) -> Subject:
-    """A model of Table 5, whose twin makes the same pass."""
-    step, build = partial(run, BATCH), partial(build, **_ENCODERS)
+def _task(name: str, task: str, build: Callable, exclude: tuple[str, ...], run: Callable[[int, Any], None]) -> Subject:
+    """A model of Table 5, whose EMA model makes the same pass."""
+    step, build = partial(run, BATCH), partial(build, _ALBEF.for_task(task))
     return Subject(
         "5", name, build, 3, exclude, "TFLOPs", step, partial(run, 1), step, printed=_printed(name), settings=_SETTINGS
     )
@@ -293,19 +280,19 @@ SUBJECTS = (
     Subject(
         "4",
         "ALBEF retrieval",
-        partial(build_albef, **_ALBEF, mlm=False),
+        partial(build_albef, _ALBEF, mlm=False),
         3,
         ("vision_proj", "text_proj", "itm_head"),
         "TFLOPs",
         forward=partial(_match, BATCH, 3, False),
         sample=partial(_match, 1, 1, True),
-        twin=partial(_match, BATCH, 0, False),
+        ema=partial(_match, BATCH, 0, False),
         without=("itm_head", "temp"),
         own_step=partial(_match, BATCH, 3, True),
         printed=_printed("ALBEF retrieval"),
         settings=_SETTINGS,
     ),
-    _task("ALBEF VQA", build_vqa, AlbefVqa.HEADS, _answer),
+    _task("ALBEF VQA", "vqa", build_vqa, AlbefVqa.HEADS, _answer),
     # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.
-    _task("ALBEF SNLI-VE", build_entailment, AlbefEntailment.HEADS, _entail),
+    _task("ALBEF SNLI-VE", "entailment", build_entailment, AlbefEntailment.HEADS, _entail),
 )

@@ -1,7 +1,7 @@
 """What a grid will take before it is begun: its commands, and hours estimated from counted operations.
 
 A training step costs three forward passes of the online model (its backward is two), of which LoRA's frozen base saves one,
-one of the momentum twin and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device
+one of the EMA model and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device
 at the lengths of efficiency.py, attention's products included, and for MaskAlign as if its student saw every patch.
 Evaluation, data loading and the factorising are left out.
 """
@@ -18,12 +18,12 @@ import torch
 
 from pela_vl.base import config
 from pela_vl.cost import linear_conv_flops
-from pela_vl.experiments.efficiency import BATCH, SUBJECTS, Subject, restructurer
+from pela_vl.experiments.efficiency import BATCH, SUBJECTS, Subject, reshape
 from pela_vl.experiments.runs import Grid, Run
 from pela_vl.experiments.variants import Variant
 from pela_vl.models.albef.albef import build_albef
-from pela_vl.models.albef.momentum import MomentumTwin
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.config import ALBEF_SIZES
+from pela_vl.models.ema import EmaModel
 from pela_vl.settings import Settings
 
 PUBLISHED_SAMPLES = {
@@ -90,10 +90,10 @@ def _training_flops(path: str, variant: Variant) -> float:
     step, batch = subject.own_step or subject.forward, _PAIRS if pretraining else BATCH
     with torch.device("meta"):
         model, teacher = subject.build().eval(), subject.build().eval()
-        restructurer(method, subject)(model)
-        twin = MomentumTwin(model, subject.without).model
+        reshape(model, subject, method)
+        ema = EmaModel(model, subject.without).model
     online = linear_conv_flops(model, step).total
-    total = (2 if method == "lora" else 3) * online + linear_conv_flops(twin, subject.twin).total
+    total = (2 if method == "lora" else 3) * online + linear_conv_flops(ema, subject.ema).total
     if pretraining and not {"method=svd", "losses.fd=0"} & set(variant.pretrain or ()):
         total += linear_conv_flops(teacher, _features).total
     return total / batch
@@ -136,13 +136,13 @@ def _with_head(run: Callable[[Any], None], pairings: int, model: Any) -> None:
 _PRETRAINING = Subject(
     "pre-training",
     "ALBEF pre-training",
-    lambda: build_albef(**ALBEF_SIZES["albef_base"] | {"image_size": _PIXELS}, mlm=True),
+    lambda: build_albef(replace(ALBEF_SIZES["albef_base"], image_size=_PIXELS), mlm=True),
     3,
     ("vision_proj", "text_proj", "itm_head", "mlm_head"),
     "TFLOPs",
     forward=lambda model: _with_head(_features, 3, model),
     sample=lambda model: None,
-    twin=lambda model: _with_head(_features, 0, model),
+    ema=lambda model: _with_head(_features, 0, model),
     without=("itm_head", "temp"),
 )
 

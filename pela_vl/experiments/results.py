@@ -5,14 +5,14 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 from pela_vl.base.files import atomic_write
-from pela_vl.checkpoints.ours import read_card
+from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters
-from pela_vl.deploy.compression import build_deployed, sample_flops
+from pela_vl.deploy.compression import deployed, sample_flops
 from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Column, Table, TableRow
@@ -91,15 +91,14 @@ def _value(scale: Scale, column: Column, run, grid: Grid) -> float | None:
 def _cost(scale: Scale, row: TableRow, seeds: Sequence[int], grid: Grid) -> tuple[int | None, float | None]:
     """Of the model as it is deployed, before a task adds its own head: parameters and GFLOPs a sample."""
     path, needs = scale.pretrained(row.variant, seeds[0])
-    card = read_card(path) if path.is_file() and all(grid.done(run) for run in needs) else None
-    if card is None:
+    header = read_header(path) if path.is_file() and all(grid.done(run) for run in needs) else None
+    if header is None:
         return None, None  # not there yet, or a published file: tasks/efficiency.py counts those
-    numbers = dict(card.numbers)
     merged = [change for change in row.variant.tune if change.startswith("model.token_merging=")]
     if merged:
-        numbers["token_merging"] = int(merged[0].split("=")[1].format(**scale.numbers))
-    parameters = count_parameters(build_deployed(card.kind, numbers, card.ranks))
-    return parameters, sample_flops(card.kind, numbers, card.ranks).layers / 1e9
+        tokens = int(merged[0].split("=")[1].format(**scale.numbers))
+        header.config = replace(header.config, token_merging=tokens)
+    return count_parameters(deployed(header)), sample_flops(header).layers / 1e9
 
 
 def as_csv(found: Found) -> str:

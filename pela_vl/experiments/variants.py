@@ -21,7 +21,9 @@ class Variant:
 
 DENSE = Variant("dense")
 TRUNCATED = Variant("truncated", 3)
-LORA = Variant("lora", tune=("method=lora", "lora.rank={lora_rank}", "lora.alpha={lora_rank}", "optim.lr={lora_lr}"))
+LORA = Variant(
+    "lora", tune=("method=lora", "method.lora.rank={lora_rank}", "method.lora.alpha={lora_rank}", "optim.lr={lora_lr}")
+)
 TINYBERT = Variant("tinybert", pretrain=("method=tinybert",))
 MASKALIGN = Variant("maskalign", pretrain=("method=maskalign",))
 TOME = Variant("tome", tune=("method=tome", "model.token_merging={merged}"))

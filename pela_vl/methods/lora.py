@@ -11,18 +11,44 @@ from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
-from pela_vl.methods import Method
+from pela_vl.methods.base import Method
 from pela_vl.models.albef.heads import MaskedLanguageHead
-from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings, Settings
+from pela_vl.settings import Settings
 
-NEEDS_TEACHER = False
-NEEDS_HIDDEN = False
 _ADAPTER = "default"
 
 
 class Lora(Method):
     """Nothing beside the task's losses; what is saved is merged."""
+
+    @classmethod
+    def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
+        """Put adapters beside every Linear outside the heads, and freeze all but these and the heads.
+
+        Raises:
+            UserError: For a model that is, or is to be made, low rank, and if there is no Linear.
+        """
+        if low_rank_layers(model) or settings.compress.kappa is not None:
+            raise UserError(
+                "method: lora adapts a dense model; leave compress.kappa out and start from a dense checkpoint"
+            )
+        is_head = tuple(head + "." for head in _heads(model))
+        targets = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and not f"{name}.".startswith(is_head)
+        ]
+        if not targets:
+            raise UserError("method: lora finds no Linear outside the heads")
+        options = settings.method.lora
+        adapters = LoraConfig(
+            r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
+        )
+        inject_adapter_in_model(adapters, model, _ADAPTER)
+        for name, parameter in model.named_parameters():
+            # the temperature belongs to the contrastive heads
+            parameter.requires_grad_(".lora_" in name or name.startswith(is_head) or name == "temp")
+        return config
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         return merged_weights(model)
@@ -39,8 +65,8 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         if ".lora_" in name:
             continue
-        own = name.replace(".base_layer.", ".")
-        state[own] = value + deltas[own].detach().to(value.dtype) if own in deltas else value
+        dense = name.replace(".base_layer.", ".")
+        state[dense] = value + deltas[dense].detach().to(value.dtype) if dense in deltas else value
     return state
 
 
@@ -58,34 +84,3 @@ def peft_copies(model: nn.Module) -> int:
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
     return getattr(type(model), "HEADS", ("head",))
-
-
-def restructure(model: nn.Module, settings: Settings) -> dict[str, Any]:
-    """Put adapters of rank `lora.rank` beside every Linear outside the heads, and freeze all but these and the heads.
-
-    Raises UserError for a model that is, or is to be made, low rank, and if there is no Linear.
-    """
-    if low_rank_layers(model) or settings.compress.kappa is not None:
-        raise UserError("method: lora adapts a dense model; leave compress.kappa out and start from a dense checkpoint")
-    is_head = tuple(head + "." for head in _heads(model))
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not f"{name}.".startswith(is_head)
-    ]
-    if not targets:
-        raise UserError("method: lora finds no Linear outside the heads")
-    options = settings.lora
-    config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
-    )
-    inject_adapter_in_model(config, model, _ADAPTER)
-    for name, parameter in model.named_parameters():
-        # the temperature belongs to the contrastive heads
-        parameter.requires_grad_(".lora_" in name or name.startswith(is_head) or name == "temp")
-    return {}
-
-
-def build(model: nn.Module, teacher: FrozenTeacher | None, losses: LossSettings) -> Lora:
-    """Nothing to build from: the adapters are in the model."""
-    return Lora()

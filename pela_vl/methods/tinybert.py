@@ -1,78 +1,79 @@
 """TinyBERT (Jiao et al., 2020): fewer layers, each started from a layer of the teacher and taught to follow it.
 
-Beside the task's losses, the hidden states' and the self-attention scores' mean squared difference to the teacher's, each
-student layer against the layer it stands for (distill/student.py). Widths are equal, so TinyBERT's projections of narrow
-hidden states have nothing to do; its loss on predictions is the task's own with the momentum twin's soft targets.
+Beside the task's losses stand two terms: the mean squared differences to the teacher's hidden states and to its
+self-attention scores, each student layer against the layer that it stands for (methods/student.py). Widths are equal, so
+TinyBERT's projections of narrow hidden states have nothing to do. Its loss on predictions is the task's own, with the soft
+targets of the EMA model.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from pela_vl.base.errors import UserError
-from pela_vl.methods import Method
-from pela_vl.models.outputs import StepOutput
-from pela_vl.recovery.attention import attention_distance, image_scores, text_scores
-from pela_vl.recovery.features import Streams
-from pela_vl.recovery.student import cut_student, map_layers
+from pela_vl.methods.base import Method, require_teacher
+from pela_vl.methods.student import cut_student, map_layers
+from pela_vl.models.albef.encoders import AlbefModel
+from pela_vl.recovery.attention import attention_distance
+from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings
-
-NEEDS_TEACHER = True
-NEEDS_HIDDEN = True
-restructure = cut_student
+from pela_vl.settings import LossSettings, Settings
 
 
 class TinyBert(Method):
-    """hidden, attention: the two terms' weights."""
+    """Distillation of hidden states and attention scores.
 
-    def __init__(self, model: nn.Module, teacher: FrozenTeacher, hidden: float, attention: float):
-        self.model, self.teacher, self.hidden, self.attention = model, teacher, hidden, attention
+    Args:
+        model: The student.
+        teacher: The dense model.
+        losses: Weights of the two terms, `hidden` and `attention`.
+    """
+
+    needs_teacher = True
+    needs_features = True
+
+    def __init__(self, model: AlbefModel, teacher: FrozenTeacher, losses: LossSettings):
+        self.model, self.teacher, self.losses = model, teacher, losses
         self.places = map_layers(model, teacher.model).streams
 
-    def prepare(self, batch: Any) -> Streams:
-        return self.teacher.features(batch.images, batch.ids, batch.mask, getattr(batch, "masked_ids", None))
+    @classmethod
+    def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
+        return cut_student(model, config, settings)
 
-    def terms(self, output: StepOutput, prepared: Streams, batch: Any) -> dict[str, Tensor]:
+    @classmethod
+    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        return cls(model, require_teacher("tinybert", teacher), settings.losses)
+
+    def prepare(self, batch: Any) -> Features:
+        return self.teacher.features(batch)
+
+    def terms(self, features: Features, prepared: Features) -> dict[str, Tensor]:
         """Averages over all pairs of layers; padding of texts is left out."""
         hidden, scores = [], []
-        for stream, teacher in prepared.items():
-            student = output.hidden[stream]
-            mask = None if stream == "image" else batch.mask
-            for own, place in zip(student, self.places[stream], strict=True):
-                hidden.append(_hidden_distance(own, teacher[place], mask))
-            if self.attention:
+        for stream, teacher in prepared.layers.items():
+            student, mask = features.layers[stream], features.masks.get(stream)
+            for state, place in zip(student, self.places[stream], strict=True):
+                hidden.append(_hidden_distance(state, teacher[place], mask))
+            if self.losses.attention:
                 scores += self._score_distances(stream, student, teacher, mask)
-        terms = {"hidden": self.hidden * torch.stack(hidden).mean()} if self.hidden else {}
-        if self.attention:
-            terms["attention"] = self.attention * torch.stack(scores).mean()
+        terms = {"hidden": self.losses.hidden * torch.stack(hidden).mean()} if self.losses.hidden else {}
+        if self.losses.attention:
+            terms["attention"] = self.losses.attention * torch.stack(scores).mean()
         return terms
 
-    def _score_distances(self, stream, student, teacher, mask) -> list[Tensor]:
+    def _score_distances(
+        self, stream: str, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor | None
+    ) -> list[Tensor]:
         """Of each student layer; a layer's input is the hidden state before its output."""
-        scores = image_scores if stream == "image" else text_scores
-        own_layers, other_layers = _layers(self.model, stream), _layers(self.teacher.model, stream)
         distances = []
         for number, place in enumerate(self.places[stream][1:]):
-            own = scores(own_layers[number], student[number])
-            target = scores(other_layers[place - 1], teacher[place - 1])
-            distances.append(attention_distance(own, target, mask))
+            scores = self.model.attention_scores(stream, number, student[number])
+            target = self.teacher.model.attention_scores(stream, place - 1, teacher[place - 1])
+            distances.append(attention_distance(scores, target, mask))
         return distances
 
 
-def _layers(model: nn.Module, stream: str) -> Any:
-    return model.visual_encoder.blocks if stream == "image" else model.text_encoder.encoder.layer
-
-
-def _hidden_distance(own: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+def _hidden_distance(state: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared difference over real tokens."""
-    square = (own.float() - target.float()).square().mean(-1)
+    square = (state.float() - target.float()).square().mean(-1)
     return square.mean() if mask is None else (square * mask).sum() / mask.sum()
-
-
-def build(model: nn.Module, teacher: FrozenTeacher | None, losses: LossSettings) -> TinyBert:
-    """Raises UserError without a teacher, or if the student is deeper."""
-    if teacher is None:
-        raise UserError("method: tinybert needs the dense model as teacher; set init.teacher or start from a dense one")
-    return TinyBert(model, teacher, losses.hidden, losses.attention)

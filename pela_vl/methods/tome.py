@@ -4,40 +4,40 @@ Merging is an option of the model (`model.token_merging`, models/token_merging.p
 one only makes sure that it is on. Nothing is trained for it: it also works on a finished checkpoint.
 """
 
+from typing import Any
+
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.methods import Method
+from pela_vl.methods.base import Method
 from pela_vl.models.token_merging import MergingBlocks
 from pela_vl.models.vit import ImageEncoder
-from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings, Settings
-
-NEEDS_TEACHER = False
-NEEDS_HIDDEN = False
+from pela_vl.settings import Settings
 
 
-def restructure(model: nn.Module, settings: Settings) -> None:
-    """Switch merging on by `model.token_merging`, in an ALBEF's image encoder or in any timm ViT.
+class ToMe(Method):
+    """Nothing beside the task's losses."""
 
-    The weights stay as they are, and what an ALBEF is built from says the schedule already.
+    @classmethod
+    def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> None:
+        """Switch merging on by `model.token_merging`, in an ALBEF's image encoder or in any timm ViT.
 
-    Raises UserError where there is no schedule, neither in the settings nor in the checkpoint, or the model has no ViT.
-    """
-    schedule = settings.model.token_merging
-    if isinstance(model, VisionTransformer):
-        model.blocks = MergingBlocks(model.blocks, schedule or 0, model.num_prefix_tokens)
-        return
-    encoder = getattr(model, "visual_encoder", None)
-    if not isinstance(encoder, ImageEncoder):
-        raise UserError(f"method: tome merges the tokens of a ViT, which {type(model).__name__} has not")
-    if schedule:
-        encoder.set_token_merging(schedule)
-    if not encoder.merging:
-        raise UserError("method: tome wants model.token_merging: how many tokens to merge in every block, or a list")
+        The weights stay as they are, and what an ALBEF is built from has the schedule already.
 
-
-def build(model: nn.Module, teacher: FrozenTeacher | None, losses: LossSettings) -> Method:
-    """Nothing to build from."""
-    return Method()
+        Raises:
+            UserError: If there is no schedule, neither in the settings nor in the checkpoint, or the model has no ViT.
+        """
+        schedule = settings.model.token_merging
+        if isinstance(model, VisionTransformer):
+            model.blocks = MergingBlocks(model.blocks, schedule or 0, model.num_prefix_tokens)
+            return
+        encoder = getattr(model, "visual_encoder", None)
+        if not isinstance(encoder, ImageEncoder):
+            raise UserError(f"method: tome merges the tokens of a ViT, which {type(model).__name__} has not")
+        if schedule:
+            encoder.set_token_merging(schedule)
+        if not encoder.merging:
+            raise UserError(
+                "method: tome wants model.token_merging: how many tokens to merge in every block, or a list"
+            )

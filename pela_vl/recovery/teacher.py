@@ -1,63 +1,49 @@
 """The frozen original model as teacher."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pela_vl.models.outputs import TokenStates
+from pela_vl.recovery.features import Features
 
 
-@dataclass(frozen=True)
-class TeacherStates:
-    """Of the image encoder, the text-only layers and, with masked text, all layers on it."""
+class Pass(Protocol):
+    """One forward pass of a model on a batch, as a task makes it with student and teacher alike."""
 
-    image: TokenStates
-    text: TokenStates
-    mlm: TokenStates | None
+    def features(self, streams: Collection[str] | None = None) -> Features:
+        """The hidden states that distillation pairs; of some streams alone where they are named."""
 
 
 class FrozenTeacher:
     """The dense model made before compression: no gradients, always in eval mode, outside what the engine owns.
 
     It is deliberately not a Module: nothing can train it, move it into a checkpoint or put it in train mode.
+
+    Args:
+        model: The model; it is frozen in place.
+        run: run(model, batch) makes the task's forward pass, the same for student and teacher.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Pass]):
         self.model = model.requires_grad_(False).eval()
-        self._last: tuple[Tensor, TeacherStates] | None = None
-        model.visual_encoder.set_token_merging(0)  # it sees every token, whatever the student makes of them
+        self._run = run
+        self._last: tuple[Any, Pass] | None = None
 
     @torch.no_grad()
-    def states(self, images: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor | None) -> TeacherStates:
-        """Every state of one pass. images [B, 3, S, S]; ids, mask, masked_ids [B, L].
-
-        The pass of the latest `images` (this very tensor) is remembered: soft targets and FD of a step share one.
-        """
-        if self._last is None or self._last[0] is not images:
-            image = self.model.visual_encoder(images, keep_hidden=True)
-            text, mlm = self.model.text_encoder.encode(ids, mask, keep_hidden=True), None
-            if masked_ids is not None:
-                keys_values = self.model.text_encoder.image_keys_values(image.tokens)
-                mlm = self.model.masked_states(masked_ids, mask, keys_values, keep_hidden=True)
-            self._last = images, TeacherStates(image, text, mlm)
+    def run(self, batch: Any) -> Any:
+        """The pass on a batch. That of the latest batch (this very object) is remembered: soft targets and FD use one."""
+        if self._last is None or self._last[0] is not batch:
+            self._last = batch, self._run(self.model, batch)
         return self._last[1]
 
-    def features(
-        self, images: Tensor, ids: Tensor, mask: Tensor, masked_ids: Tensor | None
-    ) -> dict[str, tuple[Tensor, ...]]:
-        """Hidden states of what FD reads and nothing else: "image" (ViT), "text" (text-only layers), "mlm" (all
-        layers on masked text). images [B, 3, S, S]; ids, mask, masked_ids [B, L]; no "mlm" when masked_ids is None.
-        """
-        states = self.states(images, ids, mask, masked_ids)
-        self._last = None  # not kept beyond the step
-        hidden = {"image": states.image.hidden, "text": states.text.hidden}
-        return hidden if states.mlm is None else hidden | {"mlm": states.mlm.hidden}
-
     @torch.no_grad()
-    def image_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The ViT's hidden states alone, [B, N, D] each."""
-        return self.model.visual_encoder(images, keep_hidden=True).hidden
+    def features(self, batch: Any, streams: Collection[str] | None = None) -> Features:
+        """What distillation pairs, see `Pass.features`. The pass is not remembered beyond this call."""
+        found = self.run(batch).features(streams)
+        self._last = None
+        return found
 
     def linear_weights(self) -> dict[str, Tensor]:
         """Weight [out, in] of every Linear, by module name."""

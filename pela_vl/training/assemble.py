@@ -1,4 +1,4 @@
-"""The only place that fixes the order: build -> load -> teacher -> restructure -> compress -> momentum -> optimiser -> backend."""
+"""The only place that fixes the order: load, teacher, restructure, compress, step with its EMA model, optimiser, back end."""
 
 import copy
 from collections.abc import Callable
@@ -13,9 +13,7 @@ from torch.utils.data import Dataset
 from pela_vl import methods
 from pela_vl.base.distributed import Ranks, broadcast_from_main, gather_objects
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import LoadedModel, dense_heads, twin_state
-from pela_vl.checkpoints.ours import ModelCard
-from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.checkpoints.loading import LoadedModel, dense_heads
 from pela_vl.lowrank import (
     Calibration,
     LayerReport,
@@ -26,68 +24,64 @@ from pela_vl.lowrank import (
     make_recipe,
     rank_plan,
 )
-from pela_vl.objectives.base import Objective
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import CompressSettings, Settings
 from pela_vl.training.backends import Backend, DeepSpeedBackend, LocalBackend
-from pela_vl.training.calibration import TrainingCalibration
 from pela_vl.training.optim import make_optimizer, parameter_groups
-from pela_vl.workloads.base import Workload
+from pela_vl.workloads.base import RunModel, Task, TrainingStep
 
 
 @dataclass
-class Assembled:
-    """Everything a training loop needs of the model's side."""
+class Trainee:
+    """A model in training.
 
-    model: nn.Module
-    card: ModelCard
-    tokenizer: Tokenizer
-    objective: Objective
+    Args:
+        run: The model and what its evaluation needs.
+        step: The task's training step around the model.
+        method: What is added to the task's losses.
+        backend: Forward, backward and update.
+    """
+
+    run: RunModel
+    step: TrainingStep
     method: methods.Method
     backend: Backend
-    autocast: Callable[[], Any]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint of the model holds."""
+        return self.method.weights(self.run.model)
 
 
 def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """A callable giving the context that forwards run in: bf16 autocast, or nothing for fp32."""
+    """A callable giving the context that forward passes run in: bf16 autocast, or nothing for fp32."""
     if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
 
 
-def load_tokenizer_and_model(
-    workload: Workload, settings: Settings, checkpoint: str | None
-) -> tuple[Tokenizer, LoadedModel]:
-    """The task's model, and the tokeniser it was trained with (or `settings.model.tokenizer`)."""
-    tokenizer = Tokenizer.load(settings.model.tokenizer) if settings.model.tokenizer else None
-    vocab_size = tokenizer.vocab_size if tokenizer else None
-    if tokenizer is None and checkpoint is None:
-        tokenizer = Tokenizer.load("bert-base-uncased")
-        vocab_size = tokenizer.vocab_size
-    loaded = workload.load(settings, checkpoint, vocab_size)
-    tokenizer = tokenizer or Tokenizer.load(loaded.card.tokenizer)
-    if tokenizer.vocab_size > loaded.card.numbers["vocab_size"]:
-        raise UserError(
-            f"the tokeniser {loaded.card.tokenizer} has {tokenizer.vocab_size} entries, the model only "
-            f"{loaded.card.numbers['vocab_size']}; set model.tokenizer to the one the model was trained with"
-        )
-    return tokenizer, loaded
-
-
 def compress_loaded(
     loaded: LoadedModel,
     settings: CompressSettings,
-    progress: Callable | None = None,
+    on_progress: Callable[[int, int, str], Any] | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[list[LayerReport], Recipe]:
-    """Replace the Linears of a loaded dense model by factors, in place; returns the layers' reports, and what was applied.
+    """Replace the Linears of a loaded dense model by factors, in place.
 
-    settings.exclude None: the heads of the model's kind stay dense, as published. calibration: samples that the factors, and
-    allocated ranks, are made for; given for `settings.init` "whitened" alone. Where there are several ranks, each runs them,
-    and all then take the main rank's plan and factors.
-    Raises UserError if the model is low rank already or a pattern does not fit.
+    Where there are several processes, each runs the calibration, and all then take the main process's plan and factors.
+
+    Args:
+        loaded: The dense model; its header takes the ranks, and its EMA weights are dropped.
+        settings: How. `exclude` None keeps the heads of the model's kind dense, as published.
+        on_progress: on_progress(done, total, layer) is called after every layer.
+        calibration: Samples that the factors, and allocated ranks, are made for; for init "whitened" alone.
+
+    Returns:
+        The layers' reports, and what was applied.
+
+    Raises:
+        UserError: If the model is low rank already or a pattern does not fit.
     """
-    if loaded.card.ranks:
+    if loaded.header.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
@@ -102,72 +96,83 @@ def compress_loaded(
             settings.rank_multiple,
         )
         if calibration is not None:
-            # sums over samples may round differently on another machine, and ranks of a layer could tip over by that
+            # floating-point sums differ between machines, so allocated layer ranks could too
             recipe = replace(recipe, plan=gather_objects(recipe.plan)[0])
-        reports = apply_plan(loaded.model, recipe.plan, settings.init, progress, recipe.statistics)
+        reports = apply_plan(loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics)
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
     if calibration is not None:
         for layer in low_rank_layers(loaded.model).values():
             for parameter in layer.parameters():
                 broadcast_from_main(parameter.data)
-    loaded.card.ranks = rank_plan(loaded.model)
-    loaded.momentum = {}  # the dense twin no longer pairs with the factors
+    loaded.header.ranks = rank_plan(loaded.model)
+    loaded.ema = {}  # dense EMA weights do not pair with factors
     return reports, recipe
 
 
-def assemble(workload: Workload, settings: Settings, ranks: Ranks, data: Dataset | None = None) -> Assembled:
+def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None = None) -> Trainee:
     """Build a run's model side in the order of this module's title.
 
-    data: the training set, which `compress.init: whitened` takes samples of; None: read if it is wanted.
-    Raises UserError where settings and checkpoint disagree.
+    Args:
+        task: The task.
+        settings: The run's.
+        ranks: This process and the others.
+        data: The training set, which calibration takes samples of; None reads it if it is wanted.
+
+    Raises:
+        UserError: Where settings and checkpoint disagree.
     """
     check_compression(settings.compress)
-    method = methods.load(settings.method)
+    method = methods.find(settings.method.name)
     torch.manual_seed(settings.train.seed)
-    tokenizer, loaded = load_tokenizer_and_model(workload, settings, settings.init.checkpoint)
-    teacher = _teacher(workload, settings, loaded) if method.NEEDS_TEACHER else None
-    changed = methods.restructure(method, loaded.model, settings)
+    loaded = task.load(settings, settings.init.checkpoint)
+    teacher = make_teacher(task, settings, loaded) if method.needs_teacher else None
+    changed = method.restructure(loaded.model, loaded.header.config, settings)
     if changed is not None:
-        loaded.card.numbers |= changed
-        loaded.card.ranks = rank_plan(loaded.model)
-        loaded.momentum = {}  # the twin no longer pairs with the model
+        loaded.header.config = changed
+        loaded.header.ranks = rank_plan(loaded.model)
+        loaded.ema = {}  # the EMA weights of the model as it was do not pair with what it is now
     if settings.compress.kappa is not None:
-        calibration = None
-        if settings.compress.init == "whitened":
-            loaded.model.to(ranks.device)  # the samples run there
-            data = workload.training_data(settings) if data is None else data
-            collate = workload.collate(settings, tokenizer)
-            calibration = TrainingCalibration(loaded, data, collate, settings.compress.samples, ranks.is_main)
-        compress_loaded(loaded, settings.compress, calibration=calibration)
+        compress_loaded(loaded, settings.compress, calibration=_calibration(task, settings, loaded, ranks, data))
     model = loaded.model.to(ranks.device).train()
-    model.set_activation_checkpointing(settings.train.activation_checkpointing)
+    set_activation_checkpointing(model, settings.train.activation_checkpointing)
     if teacher is not None:
         teacher.model.to(ranks.device)
-    objective = workload.objective(settings, model, method.NEEDS_HIDDEN)
-    if settings.losses.soft_targets == "teacher":
-        _soften_by_teacher(objective, teacher, settings)
-    else:
-        twin = objective.companions["twin"].model
-        state = twin_state(twin, loaded.momentum)
-        if state is not None:
-            twin.load_state_dict(state)
-    objective.companions.to(ranks.device)
-    built = method.build(model, teacher, settings.losses)
+    step = task.step(settings, model, method.needs_features, teacher).to(ranks.device)
+    if step.ema is not None:
+        step.ema.start_from(loaded.ema)
+    run_method = method.create(model, teacher, settings)
     trained = list(model.named_parameters())
-    if built.trained is not None:
-        objective.module.add_module("method", built.trained.to(ranks.device))
-        trained += built.trained.named_parameters(prefix="method")
-    optim = settings.optim
+    if run_method.trained is not None:
+        step.add_module("method", run_method.trained.to(ranks.device))
+        trained += run_method.trained.named_parameters(prefix="method")
+    run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
+    return Trainee(run, step, run_method, make_backend(settings, step, trained, run.autocast, ranks))
+
+
+def make_backend(
+    settings: Settings,
+    step: TrainingStep,
+    trained: list[tuple[str, nn.Parameter]],
+    autocast: Callable[[], Any],
+    ranks: Ranks,
+) -> Backend:
+    """The optimiser and what runs the step: this process alone, or DeepSpeed under a launcher.
+
+    Args:
+        settings: The run's.
+        step: The module that is run.
+        trained: Name and parameter of all that is optimised.
+        autocast: Gives the context that forward passes run in.
+        ranks: This process and the others.
+    """
+    optim, cfg = settings.optim, settings.train
     groups = parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
     optimizer = make_optimizer(groups, betas=tuple(optim.betas))
-    autocast = make_autocast(settings.train.precision, ranks.device)
-    common = (objective.module, optimizer, settings.train.accumulation, settings.train.clip, autocast)
     if ranks.launched:
-        backend = DeepSpeedBackend(*common, settings.train.batch_size, settings.deepspeed.stage, ranks)
-    else:
-        backend = LocalBackend(*common)
-    return Assembled(model, loaded.card, tokenizer, objective, built, backend, autocast)
+        stage = settings.deepspeed.stage
+        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, stage, ranks)
+    return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast)
 
 
 def check_compression(settings: CompressSettings) -> None:
@@ -178,26 +183,35 @@ def check_compression(settings: CompressSettings) -> None:
         raise UserError(f"compress.samples: give a positive number of training samples, not {settings.samples}")
 
 
-def _soften_by_teacher(objective: Any, teacher: FrozenTeacher | None, settings: Settings) -> None:
-    """Let the teacher give the soft targets. Raises UserError without a teacher, or if the task cannot do that."""
-    if teacher is None:
-        raise UserError(
-            f"losses.soft_targets: teacher, but method {settings.method} has none; use method: pela, or twin"
-        )
-    if not hasattr(objective, "use_teacher"):
-        raise UserError("losses.soft_targets: teacher is for pre-training and retrieval; this task wants twin")
-    objective.use_teacher(teacher)
+def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
+    """Let a model recompute activations in backward. Raises UserError for a model that cannot."""
+    switch = getattr(model, "set_activation_checkpointing", None)
+    if switch is not None:
+        switch(enabled)
+    elif enabled:
+        raise UserError(f"train.activation_checkpointing: {type(model).__name__} has none; leave it out")
 
 
-def _teacher(workload: Workload, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
+def make_teacher(task: Task, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
     """The frozen dense model, made before compression."""
     if settings.init.teacher is not None:
         whole = replace(settings, model=replace(settings.model, size=None, token_merging=0))
-        model = workload.load(whole, settings.init.teacher, None).model
-    elif loaded.card.ranks:
+        model = task.load(whole, settings.init.teacher).model
+    elif loaded.header.ranks:
         raise UserError(
             f"init.checkpoint {settings.init.checkpoint} is low rank already; name the dense model it came from as init.teacher"
         )
     else:
         model = copy.deepcopy(loaded.model)
-    return FrozenTeacher(model)
+    return task.make_teacher(model)
+
+
+def _calibration(
+    task: Task, settings: Settings, loaded: LoadedModel, ranks: Ranks, data: Dataset | None
+) -> Calibration | None:
+    """What runs the model on training samples; None for factors that need none."""
+    if settings.compress.init != "whitened":
+        return None
+    loaded.model.to(ranks.device)  # the samples run there
+    data = task.training_data(settings) if data is None else data
+    return task.calibration(settings, loaded, data, show=ranks.is_main)

@@ -15,10 +15,9 @@ import torch
 
 from pela_vl.base.distributed import Ranks, barrier, gather_objects, lost_ranks_named, mean_over_ranks
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.ours import Position, load_resume, save_resume
-from pela_vl.methods import Method
-from pela_vl.objectives.base import Objective
-from pela_vl.training.backends import Backend
+from pela_vl.checkpoints.ours import save_model
+from pela_vl.checkpoints.resume import Position, load_resume, save_resume
+from pela_vl.training.assemble import Trainee
 
 RESUME_FOLDER = "resume"
 
@@ -28,25 +27,34 @@ class Log(Protocol):
 
     def scalars(self, step: int, values: dict[str, Any]) -> None: ...
     def event(self, name: str, values: dict[str, Any], step: int | None = None) -> None: ...
-    def say(self, text: str) -> None: ...
+    def say(self, line: str) -> None: ...
 
 
 @dataclass
 class Loop:
-    """What `fit` runs. batches: an iterable of one epoch's batches from where `set_position(epoch, batch)` put it.
+    """What `fit` runs.
 
-    alpha: weight of the soft targets as a function of the optimiser step. evaluate: metrics of the model as it is, the
-    best being kept by "mean", and what else is to be logged; save_model(name): writes the weights in the run's folder.
-    checkpoint_every, evaluate_every: in optimiser steps, 0 for the end only. on_batch: called with every batch, to count
-    unreadable images.
+    Args:
+        folder: The run's.
+        trainee: Model, training step, method and back end.
+        batches: An iterable of one epoch's batches from where `set_position` put it.
+        set_position: set_position(epoch, batch).
+        batches_per_epoch: Of this process.
+        total_steps: Optimiser steps of the run.
+        accumulation: Backward passes an optimiser step.
+        schedule: Learning rate of an optimiser step.
+        alpha: Weight of the soft targets at an optimiser step.
+        seed: Of everything random in a step.
+        checkpoint_every: Optimiser steps between checkpoints; 0 for the end only.
+        evaluate_every: Optimiser steps between evaluations; 0 for the end only.
+        evaluate: Metrics of the model as it is, the best being kept by "mean", and what else is to be logged; None for no
+            evaluation.
+        on_batch: Called with every batch, to count unreadable images.
+        position: Where the run stands.
     """
 
     folder: Path
-    ranks: Ranks
-    backend: Backend
-    objective: Objective
-    method: Method
-    autocast: Callable[[], Any]
+    trainee: Trainee
     batches: Iterable[Any]
     set_position: Callable[[int, int], None]
     batches_per_epoch: int
@@ -57,27 +65,36 @@ class Loop:
     seed: int
     checkpoint_every: int
     evaluate_every: int
-    save_model: Callable[[str], None]
     evaluate: Callable[[], dict[str, Any]] | None = None
     on_batch: Callable[[Any], None] = lambda batch: None
     position: Position = field(default_factory=Position)
 
+    @property
+    def ranks(self) -> Ranks:
+        """This process and the others."""
+        return self.trainee.run.ranks
+
+    def save_model(self, name: str) -> None:
+        """Write the weights into the run's folder."""
+        save_model(self.folder / name, self.trainee.weights(), self.trainee.run.header)
+
 
 def try_resume(loop: Loop) -> bool:
     """Load the newest resume state of the run's folder into everything; False if there is none."""
-    found = load_resume(loop.folder / RESUME_FOLDER, loop.objective.module, loop.objective.companions)
+    found = load_resume(loop.folder / RESUME_FOLDER, loop.trainee.step)
     if found is None:
         return False
     optimiser, loop.position = found
-    loop.backend.load_optimiser_state(optimiser)
+    loop.trainee.backend.load_optimiser_state(optimiser)
     return True
 
 
 def fit(loop: Loop, log: Log) -> Position:
     """Train to `total_steps` from `loop.position`. Returns the final position.
 
-    Raises UserError, naming the batch's samples, when the loss is not finite, and when another rank is lost; the last
-    checkpoint stays as it was.
+    Raises:
+        UserError: Naming the batch's samples when the loss is not finite, and when another process is lost; the last
+            checkpoint stays as it was.
     """
     with lost_ranks_named():
         return _fit(loop, log)
@@ -88,37 +105,36 @@ def _fit(loop: Loop, log: Log) -> Position:
     stream = _stream(loop)
     while position.step < loop.total_steps:
         started = time.perf_counter()
-        samples, logged, norm = 0, None, None
+        samples, norm = 0, None
+        logged: dict[str, torch.Tensor] = {}
         lr = loop.schedule(position.step)
         for micro in range(loop.accumulation):
             batch = next(stream)
             loop.on_batch(batch)
             batch = batch.to(loop.ranks.device)
             values = _micro_step(loop, batch, position.step, micro)
-            logged = values if logged is None else {k: logged[k] + v for k, v in values.items()}
+            logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
-            # after every backward: the backend itself knows which of them ends an update
-            norm = loop.backend.step(lr)
-        _report(log, loop, position, logged, lr, norm, samples * loop.ranks.world, time.perf_counter() - started)
+            # after every backward: the back end itself knows which of them ends an update
+            norm = loop.trainee.backend.step(lr)
+        _report(log, loop, logged, lr, norm, samples * loop.ranks.world, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:
             position.epoch, position.batch = position.epoch + 1, 0
         last = position.step >= loop.total_steps
         if loop.evaluate is not None and (last or _due(position.step, loop.evaluate_every)):
-            _evaluate(loop, position, log)
+            _evaluate(loop, log)
         if last or _due(position.step, loop.checkpoint_every):
             checkpoint(loop)
     return position
 
 
 def checkpoint(loop: Loop) -> None:
-    """Write last.safetensors and the resume state. A collective: every rank calls it."""
-    optimiser = loop.backend.optimiser_state()
+    """Write last.safetensors and the resume state. A collective: every process calls it."""
+    optimiser = loop.trainee.backend.optimiser_state()
     if loop.ranks.is_main:
         loop.save_model("last.safetensors")
-        save_resume(
-            loop.folder / RESUME_FOLDER, loop.objective.module, loop.objective.companions, optimiser, loop.position
-        )
+        save_resume(loop.folder / RESUME_FOLDER, loop.trainee.step, optimiser, loop.position)
     barrier()
 
 
@@ -140,22 +156,33 @@ def _stream(loop: Loop) -> Iterator[Any]:
 
 
 def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torch.Tensor]:
-    """prepare -> forward -> terms -> backward -> finish; returns detached scalars by name."""
+    """prepare -> forward -> terms -> backward -> after_backward.
+
+    Args:
+        loop: The loop.
+        batch: On the device.
+        step: Optimiser step.
+        micro: Which of the optimiser step's batches this is.
+
+    Returns:
+        Detached scalars by name.
+    """
+    trainee = loop.trainee
     seed_step(loop.seed, step, micro, loop.ranks.rank)
-    with torch.no_grad(), loop.autocast():
-        prepared = loop.objective.prepare(batch, loop.alpha(step), new_step=micro == 0)
-        extra = loop.method.prepare(batch)
+    with torch.no_grad(), trainee.run.autocast():
+        prepared = trainee.step.prepare(batch, loop.alpha(step), first=micro == 0)
+        prepared_terms = trainee.method.prepare(batch)
     try:
-        output = loop.backend.forward(batch, prepared)
+        output = trainee.backend.forward(batch, prepared)
     except FloatingPointError as error:
         raise _not_finite(batch, step, str(error)) from None
-    output.terms.update(loop.method.terms(output, extra, batch))
+    output.terms.update(trainee.method.terms(output.features, prepared_terms))
     loss = sum(output.terms.values())
     if not torch.isfinite(loss):
         terms = ", ".join(f"{name} {value.item():g}" for name, value in output.terms.items())
         raise _not_finite(batch, step, terms)
-    loop.backend.backward(loss)
-    loop.objective.finish(batch, prepared)
+    trainee.backend.backward(loss)
+    trainee.step.after_backward(batch, prepared)
     values = {f"term/{name}": value.detach() for name, value in output.terms.items()}
     values.update({f"metric/{name}": value.detach() for name, value in output.metrics.items()})
     return {"loss": loss.detach(), **values}
@@ -168,7 +195,26 @@ def _not_finite(batch: Any, step: int, what: str) -> UserError:
     )
 
 
-def _report(log, loop, position, logged, lr, norm, samples, seconds) -> None:
+def _report(
+    log: Log,
+    loop: Loop,
+    logged: dict[str, torch.Tensor],
+    lr: float,
+    norm: float | None,
+    samples: int,
+    seconds: float,
+) -> None:
+    """Log an optimiser step.
+
+    Args:
+        log: Where to.
+        loop: The loop.
+        logged: Sums of the step's scalars over its batches.
+        lr: Learning rate.
+        norm: Of the gradients.
+        samples: Of all processes.
+        seconds: That the step took.
+    """
     means = mean_over_ranks(torch.stack([value.float() for value in logged.values()])) / loop.accumulation
     values = dict(zip(logged, means.tolist(), strict=True))
     grouped: dict[str, Any] = {"loss": values.pop("loss"), "terms": {}, "metrics": {}}
@@ -176,9 +222,9 @@ def _report(log, loop, position, logged, lr, norm, samples, seconds) -> None:
         kind, _, short = name.partition("/")
         grouped[f"{kind}s"][short] = value
     log.scalars(
-        position.step,
+        loop.position.step,
         {
-            "epoch": position.epoch,
+            "epoch": loop.position.epoch,
             **grouped,
             "lr": lr,
             "grad_norm": norm,
@@ -192,12 +238,13 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _evaluate(loop: Loop, position: Position, log: Log) -> None:
+def _evaluate(loop: Loop, log: Log) -> None:
     """Evaluate, log, and keep the weights if they are the best so far by "mean"."""
-    training = loop.objective.module.training
-    loop.objective.module.eval()
+    position, step = loop.position, loop.trainee.step
+    training = step.training
+    step.eval()
     metrics = loop.evaluate()
-    loop.objective.module.train(training)
+    step.train(training)
     log.event("evaluation", metrics, position.step - 1)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     log.say(f"step {position.step}: " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))

@@ -73,20 +73,10 @@ def parameter_groups(
 
 
 def make_optimizer(
-    groups: Sequence[dict[str, Any]],
-    kind: str = "adamw",
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    fused: bool = False,
+    groups: Sequence[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.Optimizer:
-    """Build the optimiser over `parameter_groups`; learning rates and decays are the groups' own.
-
-    `fused` takes torch's one-kernel AdamW: the same mathematics, rounded differently, and deterministic too.
-    """
-    if kind != "adamw":
-        raise ValueError(f"unknown optimiser {kind!r}; choose adamw")
-    # lr only serves as a default for groups without one, and weight_decay likewise: the groups have both
-    return torch.optim.AdamW(list(groups), betas=tuple(betas), eps=eps, fused=True if fused else None)
+    """AdamW over `parameter_groups`; learning rates and decays are the groups' own."""
+    return torch.optim.AdamW(list(groups), betas=betas)
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

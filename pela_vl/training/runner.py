@@ -1,28 +1,28 @@
 """From settings to a finished run, whatever the task: what the scripts in tasks/ share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from pela_vl.base import config
 from pela_vl.base.distributed import Ranks, start, stop
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.memory import keep_freed_memory
-from pela_vl.checkpoints.ours import Position, save_model
+from pela_vl.checkpoints.resume import Position
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
-from pela_vl.data.transforms import train_transform
 from pela_vl.settings import Settings
-from pela_vl.training.assemble import Assembled, assemble, load_tokenizer_and_model, make_autocast
+from pela_vl.training.assemble import Trainee, assemble, make_autocast
 from pela_vl.training.backends import Backend
 from pela_vl.training.engine import RESUME_FOLDER, Loop, fit, try_resume
 from pela_vl.training.run_log import RunLog, write_run_header
 from pela_vl.training.schedule import make_schedule
-from pela_vl.workloads.base import Evaluation, ModelSide, Workload
+from pela_vl.workloads.base import Evaluation, RunModel, Task
 
 Metrics = dict[str, dict[str, float]]
 """Metrics by split."""
@@ -60,13 +60,13 @@ def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
     return Arguments(settings, given.resume, given.evaluate or bool(given.zero_shot), bool(given.zero_shot))
 
 
-def run_task(workload: Workload, description: str, argv: Sequence[str] | None = None) -> None:
+def run_task(task: Task, description: str, argv: Sequence[str] | None = None) -> None:
     """What a task's script does: train, then test the best weights; or only evaluate."""
     arguments = parse(description, argv)
     if arguments.evaluate:
-        evaluate(workload, arguments.settings, arguments.zero_shot)
+        evaluate(task, arguments.settings, arguments.zero_shot)
     else:
-        train(workload, arguments.settings, arguments.resume)
+        train(task, arguments.settings, arguments.resume)
 
 
 def set_threads(settings: Settings) -> None:
@@ -76,80 +76,97 @@ def set_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.train.threads)
 
 
-def train(workload: Workload, settings: Settings, resume: bool) -> tuple[Position, Metrics]:
-    """Train, then evaluate the best weights (the last ones without a validation file) on the workload's test files.
+def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metrics]:
+    """Train, then evaluate the best weights (the last ones without a validation file) on the task's test files.
 
-    Raises UserError for bad input, before anything is written where that is possible.
+    Args:
+        task: The task.
+        settings: The run's.
+        resume: Go on from the run's last checkpoint, if there is one.
+
+    Raises:
+        UserError: For bad input, before anything is written where that is possible.
     """
     set_threads(settings)
     ranks = start(settings.train.device)
-    position, backend = _train(workload, settings, resume, ranks)
+    position, backend = _train(task, settings, resume, ranks)
     best = Path(settings.output) / "best.safetensors"
     chosen = best if best.exists() else best.with_name("last.safetensors")
     # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
-    own = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
-    metrics = _test(workload, own, str(chosen), ranks) if workload.tests(settings) else {}
+    trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
+    metrics = _test(task, trained, str(chosen), ranks) if task.tests(settings) else {}
     stop(backend.destroy)
     return position, metrics
 
 
-def evaluate(workload: Workload, settings: Settings, zero_shot: bool = False) -> Metrics:
-    """Evaluate init.checkpoint on the workload's test files.
+def evaluate(task: Task, settings: Settings, zero_shot: bool = False) -> Metrics:
+    """Evaluate init.checkpoint on the task's test files.
 
-    zero_shot: refuse a checkpoint that says of itself that it was fine-tuned on one of data.train.
+    Args:
+        task: The task.
+        settings: The run's.
+        zero_shot: Refuse a checkpoint that says of itself that it was fine-tuned on one of data.train.
     """
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
-    if not workload.tests(settings):
-        raise UserError(f"{workload.title}: data.test and data.val name no file, so there is nothing to evaluate on")
+    if not task.tests(settings):
+        raise UserError(f"{task.title}: data.test and data.val name no file, so there is nothing to evaluate on")
     set_threads(settings)
     ranks = start(settings.train.device)
-    metrics = _test(workload, settings, settings.init.checkpoint, ranks, zero_shot)
+    metrics = _test(task, settings, settings.init.checkpoint, ranks, zero_shot)
     stop()
     return metrics
 
 
 def evaluate_checkpoint(
-    workload: Workload, settings: Settings, checkpoint: str, file: str, ranks: Ranks
+    task: Task, settings: Settings, checkpoint: str, file: str, ranks: Ranks
 ) -> tuple[Evaluation, object]:
     """Evaluate a checkpoint (ours or foreign) on an annotation file; returns the data too."""
-    side = _side(workload, settings, checkpoint, ranks)
-    data = workload.evaluation_data(settings, side, file)
-    return workload.evaluate(settings, side, data), data
+    run = load_for_evaluation(task, settings, checkpoint, ranks)
+    data = task.evaluation_data(settings, run, file)
+    return task.evaluate(settings, run, data), data
 
 
-def _side(workload: Workload, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> ModelSide:
-    tokenizer, loaded = load_tokenizer_and_model(workload, settings, checkpoint)
-    seen = set(settings.data.train) & set(loaded.card.notes.get("trained_on", [])) if zero_shot else ()
+def load_for_evaluation(
+    task: Task, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False
+) -> RunModel:
+    """A checkpoint's model in eval mode.
+
+    Args:
+        task: The task.
+        settings: The run's.
+        checkpoint: Ours or a foreign one.
+        ranks: This process and the others.
+        zero_shot: Refuse a checkpoint that was fine-tuned on one of data.train.
+    """
+    loaded = task.load(settings, checkpoint)
+    seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
     if seen:
         raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")
-    return ModelSide(
-        loaded.model.to(ranks.device).eval(), tokenizer, make_autocast(settings.train.precision, ranks.device), ranks
-    )
+    autocast = make_autocast(settings.train.precision, ranks.device)
+    return RunModel(loaded.model.to(ranks.device).eval(), loaded.header, autocast, ranks)
 
 
-def _train(workload: Workload, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
+def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
     folder = Path(settings.output)
     if not resume and (folder / RESUME_FOLDER).exists():
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
-    workload.check(settings)
-    data = workload.training_data(settings)
-    parts = assemble(workload, settings, ranks, data)
-    notes = parts.card.notes
+    task.check(settings)
+    data = task.training_data(settings)
+    trainee = assemble(task, settings, ranks, data)
+    run = trainee.run
+    notes = run.header.notes
     notes["trained_on"] = list(dict.fromkeys([*notes.get("trained_on", []), *settings.data.train]))
-    side = ModelSide(parts.model, parts.tokenizer, parts.autocast, ranks)
     evaluator = None
     if settings.data.val:
-        val = workload.evaluation_data(settings, side, settings.data.val)
+        val = task.evaluation_data(settings, run, settings.data.val)
 
         def evaluator() -> dict[str, Any]:
-            evaluation = workload.evaluate(settings, side, val)
+            evaluation = task.evaluate(settings, run, val)
             return evaluation.metrics | evaluation.logged
 
-    data.transform = train_transform(
-        side.image_size, settings.data.min_scale, settings.data.hflip, settings.data.augment
-    )
-    loop = _loop(workload, settings, ranks, folder, parts, data, evaluator)
+    data.transform = task.train_transform(settings, run.header)
+    loop = _loop(task, settings, trainee, data, evaluator)
     resumed = resume and try_resume(loop)
     if ranks.is_main:
         write_run_header(folder, settings, settings.train.seed, resumed)
@@ -158,11 +175,22 @@ def _train(workload: Workload, settings: Settings, resume: bool, ranks: Ranks) -
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         fit(loop, log)
-    return loop.position, parts.backend
+    return loop.position, trainee.backend
 
 
-def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: Assembled, data, evaluator) -> Loop:
-    cfg, losses, optim = settings.train, settings.losses, settings.optim
+def _loop(
+    task: Task, settings: Settings, trainee: Trainee, data: Dataset, evaluator: Callable[[], dict[str, Any]] | None
+) -> Loop:
+    """The loop of a run.
+
+    Args:
+        task: The task.
+        settings: The run's.
+        trainee: The model side.
+        data: The training set, its transform set.
+        evaluator: Metrics of the model as it is; None without validation.
+    """
+    cfg, losses, optim, ranks = settings.train, settings.losses, settings.optim, trainee.run.ranks
     sampler = EpochSampler(
         len(data),
         cfg.batch_size,
@@ -172,7 +200,7 @@ def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: A
         drop_last=len(data) >= cfg.batch_size * ranks.world,
         order=getattr(data, "order", None),  # of data sets that are not read well in any order
     )
-    collate = workload.collate(settings, parts.tokenizer)
+    collate = task.collate(settings, trainee.run.header)
     loader = make_loader(data, sampler, collate, settings.data.workers, ranks.device.type == "cuda")
     per_epoch = len(sampler)
     steps_per_epoch = max(per_epoch // cfg.accumulation, 1)
@@ -186,12 +214,8 @@ def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: A
     except ValueError as error:
         raise UserError(f"optim: {error}") from None
     return Loop(
-        folder=folder,
-        ranks=ranks,
-        backend=parts.backend,
-        objective=parts.objective,
-        method=parts.method,
-        autocast=parts.autocast,
+        folder=Path(settings.output),
+        trainee=trainee,
         batches=loader,
         set_position=sampler.set_position,
         batches_per_epoch=per_epoch,
@@ -202,21 +226,22 @@ def _loop(workload: Workload, settings: Settings, ranks: Ranks, folder, parts: A
         seed=cfg.seed,
         checkpoint_every=steps_per_epoch if cfg.checkpoint_every is None else cfg.checkpoint_every,
         evaluate_every=steps_per_epoch if cfg.evaluate_every is None else cfg.evaluate_every,
-        save_model=lambda name: save_model(folder / name, parts.method.weights(parts.model), parts.card),
         evaluate=evaluator,
         on_batch=counter.update,
     )
 
 
-def _test(workload: Workload, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> Metrics:
-    """Evaluate on every test file; print a line each and write evaluation.json (the last split) in the run's folder,
-    and evaluation_<split>.json of the splits before it."""
-    side = _side(workload, settings, checkpoint, ranks, zero_shot)
+def _test(task: Task, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> Metrics:
+    """Evaluate on every test file, print a line each and write the results into the run's folder.
+
+    evaluation.json is of the last split, evaluation_<split>.json of the splits before it.
+    """
+    run = load_for_evaluation(task, settings, checkpoint, ranks, zero_shot)
     folder, results = Path(settings.output), {}
-    tests = workload.tests(settings)
+    tests = task.tests(settings)
     for split, file in tests.items():
-        data = workload.evaluation_data(settings, side, file)
-        evaluation = workload.evaluate(settings, side, data)
+        data = task.evaluation_data(settings, run, file)
+        evaluation = task.evaluate(settings, run, data)
         results[split] = evaluation.metrics
         if not ranks.is_main:
             continue
@@ -225,5 +250,5 @@ def _test(workload: Workload, settings: Settings, checkpoint: str, ranks: Ranks,
         name = "evaluation.json" if split == list(tests)[-1] else f"evaluation_{split}.json"
         record = {"checkpoint": checkpoint, "split": split, "file": file, "metrics": evaluation.metrics}
         atomic_json(folder / name, record | evaluation.record)
-        workload.write(settings, evaluation, data, folder, split)
+        task.write(settings, evaluation, data, folder, split)
     return results

@@ -1,61 +1,113 @@
-"""Visual entailment (SNLI-VE): three classes, trained with the momentum twin's soft targets, judged by accuracy."""
+"""Visual entailment (SNLI-VE): three classes, trained with the EMA model's soft targets, measured by accuracy.
 
+Shapes: B pairs, L text tokens, T pairs of a test.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pela_vl.base.distributed import gather_rows
-from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.progress import Progress
-from pela_vl.checkpoints.loading import LoadedModel, load_entailment
+from pela_vl.checkpoints.albef import load_entailment
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.entailment import EntailmentCollate, EntailmentEval, EntailmentPairs
-from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
 from pela_vl.metrics.classification import class_metrics, confusion_matrix
 from pela_vl.models.albef.bert import select_images
 from pela_vl.models.albef.entailment import CLASSES, AlbefEntailment
-from pela_vl.objectives.entailment import EntailmentObjective
+from pela_vl.models.albef.losses import distilled_cross_entropy
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.report.confusion import draw_confusion
 from pela_vl.settings import Settings
-from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files
+from pela_vl.workloads.albef import AlbefPass, AlbefTask, ema_of, load_tokenizer, tokenizer_of
+from pela_vl.workloads.base import (
+    Evaluation,
+    RunModel,
+    StepOutput,
+    TrainingStep,
+    require_training_files,
+    val_and_test,
+)
 
 
-class Entailment:
+class EntailmentBatch(Protocol):
+    """images [B, 3, S, S]; ids, mask int64 [B, L]; targets int64 [B], indices of `models.albef.entailment.CLASSES`."""
+
+    images: Tensor
+    ids: Tensor
+    mask: Tensor
+    targets: Tensor
+
+
+@dataclass
+class ClassTargets:
+    """What the EMA model predicts for a batch, without gradients: logits [B, 3], or None where alpha is 0."""
+
+    alpha: float
+    logits: Tensor | None
+
+
+class EntailmentStep(TrainingStep):
+    """(1 - alpha) * CE + alpha * CE to the EMA model's softmax, mean over the batch (term "ce")."""
+
+    @torch.no_grad()
+    def prepare(self, batch: EntailmentBatch, alpha: float, first: bool) -> ClassTargets:
+        super().prepare(batch, alpha, first)
+        logits = self.ema.model(batch.images, batch.ids, batch.mask) if alpha > 0 else None
+        return ClassTargets(alpha, logits)
+
+    def forward(self, batch: EntailmentBatch, prepared: ClassTargets) -> StepOutput:
+        states = AlbefPass(self.model, batch, self.keep_features)
+        _, text = states.image, states.text
+        logits = self.model.classify_encoded(text.tokens, batch.mask, states.keys_values)
+        loss = distilled_cross_entropy(logits, batch.targets, prepared.logits, prepared.alpha).mean()
+        accuracy = (logits.detach().argmax(1) == batch.targets).float().mean()
+        output = StepOutput({"ce": loss}, metrics={"accuracy": accuracy})
+        if self.keep_features:
+            output.features = states.features()
+        return output
+
+
+class Entailment(AlbefTask):
     title = "visual entailment"
+    kind = "entailment"
 
-    def check(self, settings: Settings) -> None:
-        if settings.losses.mlm:
-            raise UserError("losses.mlm belongs to pre-training; set it to 0 for visual entailment")
-
-    def load(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AlbefEntailment]:
+    def load_model(
+        self, settings: Settings, checkpoint: str | None, vocab_size: int | None
+    ) -> LoadedModel[AlbefEntailment]:
         return load_entailment(settings.model, checkpoint, vocab_size)
 
-    def objective(self, settings: Settings, model: nn.Module, keep_hidden: bool) -> EntailmentObjective:
-        return EntailmentObjective(model, settings.losses.momentum, keep_hidden)
+    def step(
+        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
+    ) -> EntailmentStep:
+        return EntailmentStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 
     def training_data(self, settings: Settings) -> EntailmentPairs:
         data = settings.data
         files = require_training_files(settings)
         return EntailmentPairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb)
 
-    def collate(self, settings: Settings, tokenizer: Tokenizer) -> EntailmentCollate:
-        return EntailmentCollate(tokenizer, settings.data.max_tokens)
+    def collate(self, settings: Settings, header: Header) -> EntailmentCollate:
+        return EntailmentCollate(load_tokenizer(header.tokenizer), settings.data.max_tokens)
 
     def tests(self, settings: Settings) -> dict[str, str]:
         """Both: the field reports validation and test accuracy."""
-        files = {"val": settings.data.val, "test": settings.data.test}
-        return {split: file for split, file in files.items() if file}
+        return val_and_test(settings)
 
-    def evaluation_data(self, settings: Settings, side: ModelSide, file: str) -> EntailmentEval:
-        data = settings.data
-        return EntailmentEval(file, data.image_root, eval_transform(side.image_size), data.max_words, data.cache_mb)
+    def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> EntailmentEval:
+        data, transform = settings.data, eval_transform(run.image_size, run.header.normalization)
+        return EntailmentEval(file, data.image_root, transform, data.max_words, data.cache_mb)
 
-    def evaluate(self, settings: Settings, side: ModelSide, data: EntailmentEval) -> Evaluation:
+    def evaluate(self, settings: Settings, run: RunModel, data: EntailmentEval) -> Evaluation:
         """Accuracy in percent, as "mean" too, and of each class; details: predicted classes [T]."""
-        predicted = classify(settings, side, data).argmax(1).cpu().numpy()
+        predicted = classify(settings, run, data).argmax(1).cpu().numpy()
         matrix = confusion_matrix(data.targets, predicted, len(CLASSES))
         confusion = {"classes": CLASSES, "confusion": matrix.tolist()}
         record = {"images": len(data), "pairs": len(data.texts), **confusion}
@@ -75,16 +127,16 @@ class Entailment:
 
 
 @torch.no_grad()
-def classify(settings: Settings, side: ModelSide, data: EntailmentEval) -> Tensor:
-    """Class logits [T, 3] of every pair, on every rank; each rank takes its share of the pictures, each encoded once."""
-    model, ranks = side.model.eval(), side.ranks
-    share = list(split_range(len(data), ranks.rank, ranks.world))
-    ids, mask = side.tokenizer.encode(data.texts, settings.data.max_tokens)
+def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
+    """Class logits [T, 3] of every pair, in every process; each does a part of the images, encoding each once."""
+    model, ranks = run.model.eval(), run.ranks
+    part = list(split_range(len(data), ranks.rank, ranks.world))
+    ids, mask = tokenizer_of(run).encode(data.texts, settings.data.max_tokens)
     where = [torch.zeros(0, dtype=torch.int64)]
     logits = [torch.zeros(0, len(CLASSES), device=ranks.device)]
-    with Progress(len(share), "evaluate", 0, "image", ranks.is_main) as progress:
-        for images, indices in make_image_loader(data, share, settings.evaluate.image_batch, settings.data.workers):
-            with side.autocast():
+    with Progress(len(part), "evaluate", 0, "image", ranks.is_main) as progress:
+        for images, indices in make_image_loader(data, part, settings.evaluate.image_batch, settings.data.workers):
+            with run.autocast():
                 context = model.text_encoder.image_keys_values(model.visual_encoder(images.to(ranks.device)).tokens)
             texts = torch.tensor([text for image in indices.tolist() for text in data.image2texts[image]])
             local = torch.tensor([i for i, image in enumerate(indices.tolist()) for _ in data.image2texts[image]])
@@ -93,10 +145,10 @@ def classify(settings: Settings, side: ModelSide, data: EntailmentEval) -> Tenso
             for chosen in order.split(settings.evaluate.pair_batch):
                 text = texts[chosen]
                 longest = int(mask[text].sum(1).max())
-                own_ids, own_mask = ids[text, :longest].to(ranks.device), mask[text, :longest].to(ranks.device)
-                with side.autocast():
-                    own = select_images(context, local[chosen].to(ranks.device))
-                    logits.append(model.classify(own_ids, own_mask, own).float())
+                text_ids, text_mask = ids[text, :longest].to(ranks.device), mask[text, :longest].to(ranks.device)
+                with run.autocast():
+                    pair_context = select_images(context, local[chosen].to(ranks.device))
+                    logits.append(model.classify(text_ids, text_mask, pair_context).float())
                 where.append(text)
             progress.update(len(indices))
     place = gather_rows(torch.cat(where).to(ranks.device))

@@ -17,18 +17,19 @@ from pela_vl.evaluation.attribution import choose_layer
 from pela_vl.evaluation.localisation import accuracies, expression_heat, localise
 from pela_vl.report.overlays import grounding_overlay
 from pela_vl.settings import Settings
-from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files
+from pela_vl.workloads.albef import tokenizer_of
+from pela_vl.workloads.base import Evaluation, RunModel, require_training_files, val_and_test
 from pela_vl.workloads.retrieval import Retrieval
 
 
 @dataclass
 class _Details:
     predictions: list[dict[str, Any]]
-    side: ModelSide
+    run: RunModel
 
 
 class Grounding(Retrieval):
-    """The model, the objective (ITC and ITM; texts of the same picture are no negatives) and the batches are retrieval's."""
+    """The model, the training step (ITC and ITM; texts of the same image are no negatives) and the batches are retrieval's."""
 
     title = "grounding"
 
@@ -46,41 +47,40 @@ class Grounding(Retrieval):
 
     def tests(self, settings: Settings) -> dict[str, str]:
         """val, and test, which holds testA and testB."""
-        files = {"val": settings.data.val, "test": settings.data.test}
-        return {split: file for split, file in files.items() if file}
+        return val_and_test(settings)
 
-    def evaluation_data(self, settings: Settings, side: ModelSide, file: str) -> GroundingEval:
+    def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> GroundingEval:
         data = settings.data
-        transform = eval_transform(side.image_size)
+        transform = eval_transform(run.image_size, run.header.normalization)
         return GroundingEval([file], _boxes_file(settings), data.image_root, transform, data.max_words, data.cache_mb)
 
-    def evaluate(self, settings: Settings, side: ModelSide, data: GroundingEval) -> Evaluation:
+    def evaluate(self, settings: Settings, run: RunModel, data: GroundingEval) -> Evaluation:
         """Accuracy at IoU 0.5 in percent for each split of the file, and their mean."""
-        own, ranks = settings.grounding, side.ranks
-        layer = choose_layer(side.model, own.score, own.layer)
-        share = len(split_range(len(data), ranks.rank, ranks.world))
-        with Progress(share, "ground", 0, "image", ranks.is_main) as progress:
+        grounding, ranks = settings.grounding, run.ranks
+        layer = choose_layer(run.model, grounding.score, grounding.layer)
+        part = len(split_range(len(data), ranks.rank, ranks.world))
+        with Progress(part, "ground", 0, "image", ranks.is_main) as progress:
             workers = settings.data.workers
-            found = localise(side.model, data, side.tokenizer, own, ranks, side.autocast, workers, progress.to)
+            found = localise(run.model, data, tokenizer_of(run), grounding, ranks, run.autocast, workers, progress.to)
         predictions = found.predictions(data)
         record = {
             "images": len(data),
             "expressions": len(data.expressions),
             "candidates": data.candidates_from,
-            "score": own.score,
+            "score": grounding.score,
             "layer": layer,
-            "area_power": own.area_power,
+            "area_power": grounding.area_power,
         }
-        return Evaluation(accuracies(predictions), record, _Details(predictions, side))
+        return Evaluation(accuracies(predictions), record, _Details(predictions, run))
 
     def write(self, settings: Settings, evaluation: Evaluation, data: GroundingEval, folder: Path, split: str) -> None:
         """predictions_<split>.json, and overlays/<split>_<number>_<ref_id>.png of expressions at equal distances."""
-        predictions, side = evaluation.details.predictions, evaluation.details.side
+        predictions, run = evaluation.details.predictions, evaluation.details.run
         atomic_json(folder / f"predictions_{split}.json", predictions)
-        count = min(settings.grounding.overlays, len(predictions))
+        count = min(settings.drawings.overlays, len(predictions))
         sample = [k * len(predictions) // count for k in range(count)]
         heat = expression_heat(
-            side.model, data, side.tokenizer, settings.grounding, sample, side.ranks.device, side.autocast
+            run.model, data, tokenizer_of(run), settings.grounding, sample, run.ranks.device, run.autocast
         )
         for k, heat_map in zip(sample, heat, strict=True):
             prediction, expression = predictions[k], data.expressions[k]

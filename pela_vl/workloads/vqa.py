@@ -1,41 +1,117 @@
-"""Visual question answering: an answer decoder trained on weighted answers, evaluated by ranking a list of answers."""
+"""Visual question answering: an answer decoder trained on weighted answers, evaluated by ranking a list of answers.
 
+Shapes: B questions, L question tokens, A answers of all questions, T answer tokens, M predicted tokens, V words, D width.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
-from pela_vl.checkpoints.loading import LoadedModel, load_vqa
+from pela_vl.checkpoints.albef import load_vqa
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.sets.vqa import PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.sets.vqa_results import write_results
-from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.answering import Answerer, Ranked, accuracy, answer_questions
+from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.losses import distilled_cross_entropy, weighted_answer_loss
 from pela_vl.models.albef.vqa import AlbefVqa
-from pela_vl.objectives.vqa import VqaObjective
+from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.report.vqa_sheet import Answered, spread, write_sheet
 from pela_vl.settings import Settings
-from pela_vl.workloads.base import Evaluation, ModelSide, require_training_files, test_or_val
+from pela_vl.workloads.albef import AlbefPass, AlbefTask, ema_of, load_tokenizer, tokenizer_of
+from pela_vl.workloads.base import Evaluation, RunModel, StepOutput, TrainingStep, require_training_files, test_or_val
 
 
-class Vqa:
+class VqaBatch(Protocol):
+    """images [B, 3, S, S]; ids, mask int64 [B, L]: the questions; answer_ids, answer_mask int64 [A, T]: [CLS], words,
+    [SEP], padding, those of the first question first; weights float [A]; counts int64 [B]: answers of each question."""
+
+    images: Tensor
+    ids: Tensor
+    mask: Tensor
+    answer_ids: Tensor
+    answer_mask: Tensor
+    weights: Tensor
+    counts: Tensor
+
+
+@dataclass
+class TokenTargets:
+    """What the EMA model predicts for a batch, without gradients: logits [M, V], or None where alpha is 0."""
+
+    alpha: float
+    logits: Tensor | None
+
+
+def answer_logits(model: AlbefVqa, batch: VqaBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all answers' tokens; a question and its keys and values are computed once.
+
+    Args:
+        model: The model.
+        batch: Questions and answers.
+        states: The fused questions [B, L, D], where they are known already.
+
+    Returns:
+        Logits [M, V] and labels [M].
+
+    Raises:
+        ValueError: If the counts do not add up to the number of answers.
+    """
+    if int(batch.counts.sum()) != len(batch.answer_ids):
+        raise ValueError(
+            f"the counts add up to {int(batch.counts.sum())}, but there are {len(batch.answer_ids)} answers"
+        )
+    if states is None:
+        states = model.encode_question(batch.images, batch.ids, batch.mask)
+    question = torch.arange(len(states), device=states.device).repeat_interleave(batch.counts)
+    keys_values = select_images(model.text_decoder.question_keys_values(states), question)
+    return model.text_decoder.next_token_logits(batch.answer_ids, batch.answer_mask, keys_values, batch.mask[question])
+
+
+class VqaStep(TrainingStep):
+    """The weighted answers' loss (term "answer"), with soft labels of the EMA model."""
+
+    @torch.no_grad()
+    def prepare(self, batch: VqaBatch, alpha: float, first: bool) -> TokenTargets:
+        super().prepare(batch, alpha, first)
+        return TokenTargets(alpha, answer_logits(self.ema.model, batch)[0] if alpha > 0 else None)
+
+    def forward(self, batch: VqaBatch, prepared: TokenTargets) -> StepOutput:
+        states = AlbefPass(self.model, batch, self.keep_features)
+        _, text = states.image, states.text
+        fused = self.model.text_encoder.fuse(text.tokens, batch.mask, states.keys_values).tokens
+        logits, labels = answer_logits(self.model, batch, fused)
+        tokens = distilled_cross_entropy(logits, labels, prepared.logits, prepared.alpha)
+        loss = weighted_answer_loss(tokens, batch.answer_mask, batch.weights, len(batch.images))
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        output = StepOutput({"answer": loss}, metrics={"token_accuracy": accuracy})
+        if self.keep_features:
+            output.features = states.features()
+        return output
+
+
+class Vqa(AlbefTask):
     title = "visual question answering"
+    kind = "vqa"
 
     def check(self, settings: Settings) -> None:
-        losses = settings.losses
-        if losses.mlm:
-            raise UserError("losses.mlm belongs to pre-training; set it to 0 for question answering")
+        super().check(settings)
         if settings.data.val or settings.data.test:
             answer_list(settings)
 
-    def load(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AlbefVqa]:
+    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AlbefVqa]:
         return load_vqa(settings.model, checkpoint, vocab_size)
 
-    def objective(self, settings: Settings, model: nn.Module, keep_hidden: bool) -> VqaObjective:
-        return VqaObjective(model, settings.losses.momentum, keep_hidden)
+    def step(self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None) -> VqaStep:
+        return VqaStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 
     def training_data(self, settings: Settings) -> VqaQuestions:
         data = settings.data
@@ -49,31 +125,35 @@ class Vqa:
             data.cache_mb,
         )
 
-    def collate(self, settings: Settings, tokenizer: Tokenizer) -> VqaCollate:
+    def collate(self, settings: Settings, header: Header) -> VqaCollate:
+        tokenizer = load_tokenizer(header.tokenizer)
         return VqaCollate(tokenizer, settings.data.max_tokens, settings.vqa.max_answer_tokens)
 
     def tests(self, settings: Settings) -> dict[str, str]:
         return test_or_val(settings)
 
-    def evaluation_data(self, settings: Settings, side: ModelSide, file: str) -> VqaEval:
+    def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> VqaEval:
         read = picture_reader(settings)
-        data = VqaEval(load_asked(file, read), read, eval_transform(side.image_size), settings.vqa.max_words)
+        transform = eval_transform(run.image_size, run.header.normalization)
+        data = VqaEval(load_asked(file, read), read, transform, settings.vqa.max_words)
         if file == settings.data.val and data.asked[0].truth is None:
             raise UserError(f"data.val: {file} has no answers, so no weights are better than others; leave it out")
         return data
 
-    def evaluate(self, settings: Settings, side: ModelSide, data: VqaEval) -> Evaluation:
+    def evaluate(self, settings: Settings, run: RunModel, data: VqaEval) -> Evaluation:
         """The official accuracy in percent, as "mean", and by answer type; details: the ranked answers.
 
         For a test whose answers are held back, only the number of questions.
         """
         answers = answer_list(settings)
-        answerer = Answerer(side.model, side.tokenizer, answers, settings.vqa, side.autocast)
-        share = -(-len(data.asked) // side.ranks.world)
-        with Progress(share, "answer", 0, "question", side.ranks.is_main) as progress:
-            ranked = answer_questions(answerer, data, side.ranks, settings.data.workers, progress=progress.to)
+        answerer = Answerer(run.model, tokenizer_of(run), answers, settings.vqa, run.autocast)
+        part = -(-len(data.asked) // run.ranks.world)
+        with Progress(part, "answer", 0, "question", run.ranks.is_main) as progress:
+            ranked = answer_questions(answerer, data, run.ranks, settings.data.workers, progress=progress.to)
         record = {"questions": len(data.asked), "images": len(data), "answers": len(answers)}
-        record["examples"] = [_example(data, i, ranked, answers) for i in spread(len(ranked), settings.vqa.examples)]
+        record["examples"] = [
+            _example(data, i, ranked, answers) for i in spread(len(ranked), settings.drawings.examples)
+        ]
         if all(question.truth is None for question in data.asked):
             return Evaluation({"questions": float(len(data.asked))}, record, ranked)
         result = accuracy(data, ranked, answers)
@@ -85,7 +165,7 @@ class Vqa:
         answers, ranked = answer_list(settings), evaluation.details
         best = {q.question_id: answers[found[0][0]] for q, found in zip(data.asked, ranked, strict=True)}
         write_results(folder / f"vqa_results_{split}.json", best, sorted(best))
-        write_sheet(folder / f"vqa_{split}.png", sheet(data, ranked, answers, settings.vqa.examples))
+        write_sheet(folder / f"vqa_{split}.png", sheet(data, ranked, answers, settings.drawings.examples))
 
 
 def answer_list(settings: Settings) -> list[str]:

@@ -5,17 +5,17 @@ import json
 
 import pytest
 import torch
-from tiny_albef import tiny_albef, tiny_batch
+from tiny_albef import teacher_of, tiny_albef, tiny_batch
 
 from benchmarks import published, run
 from benchmarks.table import Row, machine, medians, render
 from pela_vl.lowrank import compress, low_rank_layers
 from pela_vl.models.albef.losses import NO_NEGATIVE
-from pela_vl.objectives import vision_language
-from pela_vl.objectives.vision_language import VisionLanguageObjective
+from pela_vl.models.ema import EmaModel
 from pela_vl.recovery.features import feature_distillation
 from pela_vl.recovery.perturbation import weight_perturbation
-from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.workloads import contrastive
+from pela_vl.workloads.contrastive import ContrastiveStep
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -38,33 +38,32 @@ def test_the_published_loop_gives_our_matching_scores(low_rank):
 
 
 def test_the_published_pretraining_step_has_our_losses(monkeypatch):
-    monkeypatch.setattr(vision_language, "sample_negatives", hardest)
+    monkeypatch.setattr(contrastive, "sample_negatives", hardest)
     teacher, batch = tiny_albef(seed=3), tiny_batch(4)
     student = compress(copy.deepcopy(teacher), 3, exclude=["vision_proj", "text_proj", "itm_head", "mlm_head"]).train()
-    ours = VisionLanguageObjective(
-        student, {"itc": 1.0, "itm": 1.0, "mlm": 1.0}, momentum=0.9, queue_size=7, keep_hidden=True
-    )
+    ema = EmaModel(student, ("itm_head", "temp"))
+    weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
+    ours = ContrastiveStep(student, weights, False, ema, None, 0.9, 7, keep_features=True)
     own, twin = copy.deepcopy(student), copy.deepcopy(student)
-    queue, other_queue = (copy.deepcopy(ours.companions["queue"]) for _ in range(2))
+    queue, other_queue = (copy.deepcopy(ours.queue) for _ in range(2))
     losses, features = published.pretraining_forward(own, twin, queue, batch, 0.4, 0.9, hardest)
     with torch.no_grad():
         pair = copy.deepcopy(teacher), copy.deepcopy(teacher)
         _, target = published.pretraining_forward(*pair, other_queue, batch, 0.4, 0.9, hardest)
 
-    prepared = ours.prepare(batch, 0.4, new_step=True)
-    output = ours.module(batch, prepared)
-    ours.finish(batch, prepared)
+    prepared = ours.prepare(batch, 0.4, first=True)
+    output = ours(batch, prepared)
+    ours.after_backward(batch, prepared)
     for name, loss in losses.items():
         torch.testing.assert_close(output.terms[name], loss, **CLOSE)
-    frozen = FrozenTeacher(teacher)
-    streams = frozen.features(batch.images, batch.ids, batch.mask, batch.masked_ids)
-    fd = feature_distillation(output.hidden, streams, batch.mask, "released")
+    frozen = teacher_of(teacher)
+    fd = feature_distillation(output.features, frozen.features(batch), "released")
     torch.testing.assert_close(fd, published.feature_distillation(features, target), **CLOSE)
     layers, dense = low_rank_layers(student), frozen.linear_weights()
     rwp = weight_perturbation(layers, dense, 1e-3, "released")
     pairs = [(layer, dense[name]) for name, layer in low_rank_layers(own).items()]
     torch.testing.assert_close(rwp, published.weight_perturbation(pairs, 1e-3), **CLOSE)
-    torch.testing.assert_close(queue.image, ours.companions["queue"].image, **CLOSE)
+    torch.testing.assert_close(queue.image, ours.queue.image, **CLOSE)
 
 
 def test_the_table_says_what_was_met():

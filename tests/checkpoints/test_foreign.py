@@ -23,7 +23,7 @@ from published_files import (
 )
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints import convert_checkpoint, interpolate_pos_embed, recognise, with_image_size
+from pela_vl.checkpoints import convert_checkpoint, recognise
 from pela_vl.lowrank import apply_plan, plan_ranks, rank_plan
 
 STATE_DICTS = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "state_dicts"
@@ -39,8 +39,9 @@ QUEUES = {"image_queue", "text_queue", "idx_queue", "queue_ptr"}
 
 def albef(image_size: int, mlm: bool) -> torch.nn.Module:
     from pela_vl.models.albef.albef import build_albef
+    from pela_vl.models.albef.config import AlbefConfig
 
-    return build_albef(
+    config = AlbefConfig(
         image_size=image_size,
         patch_size=PATCH,
         vision_dim=DIM,
@@ -54,8 +55,8 @@ def albef(image_size: int, mlm: bool) -> torch.nn.Module:
         fusion_layer=FUSION,
         joint_dim=JOINT,
         max_positions=POSITIONS,
-        mlm=mlm,
     )
+    return build_albef(config, mlm=mlm)
 
 
 @pytest.mark.parametrize("file", KINDS)
@@ -231,18 +232,6 @@ def test_unknown_content(state):
         convert_checkpoint(state)
 
 
-def test_other_image_size():
-    converted = convert_checkpoint(fill(published_shapes("pretrain")))
-    larger = with_image_size(converted, 24)
-    name = "visual_encoder.pos_embed"
-    for before, after in ((converted.online, larger.online), (converted.momentum, larger.momentum)):
-        assert torch.equal(after[name], interpolate_pos_embed(before[name], 6))
-        assert all(after[key] is before[key] for key in before if key != name)
-    assert larger.image_size == 24 and converted.image_size == 16
-    albef(24, mlm=True).load_state_dict(larger.online, strict=True)
-    with pytest.raises(UserError, match="multiple of the patch size 4"):
-        with_image_size(converted, 26)
-    with pytest.raises(UserError, match="no image encoder"):
-        with_image_size(convert_checkpoint(bert_file(False)), 24)
+def test_positions_of_no_square_grid():
     with pytest.raises(UserError, match=r"not \[1, 1 \+ g\*g, D\]"):
         convert_checkpoint(fill(vit("", 3) | {"pos_embed": (1, 12, DIM)}))

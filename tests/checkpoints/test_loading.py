@@ -1,21 +1,24 @@
 """Models from checkpoints of every kind, and what training makes of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from published_files import VOCAB as FOREIGN_VOCAB
 from published_files import fill, published_shapes
-from tiny_albef import NUMBERS, tiny_albef, tiny_batch
+from tiny_albef import CONFIG, tiny_albef, tiny_batch
+from tiny_runs import loss_of
 
 from pela_vl.base.distributed import Ranks
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints import interpolate_pos_embed
-from pela_vl.checkpoints.loading import describe, load_model
-from pela_vl.checkpoints.ours import ModelCard, save_model
+from pela_vl.checkpoints.albef import describe, load_model
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.ours import save_model
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.lowrank import rank_plan
-from pela_vl.models.albef.sizes import ALBEF_SIZES
-from pela_vl.objectives.base import loss_sum
-from pela_vl.settings import ModelSettings, Settings
+from pela_vl.models.albef.config import ALBEF_SIZES
+from pela_vl.settings import MethodSettings, ModelSettings, Settings
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
@@ -26,7 +29,7 @@ ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
 def stored(tmp_path, low_rank=False, mlm=True, seed=3):
     model = tiny_albef(seed, low_rank=low_rank, mlm=mlm)
     path = tmp_path / f"model-{low_rank}-{mlm}.safetensors"
-    save_model(path, model, ModelCard(dict(NUMBERS), rank_plan(model), "scenes"))
+    save_model(path, model, Header("albef", CONFIG, rank_plan(model), "scenes"))
     return model.eval(), str(path)
 
 
@@ -46,8 +49,8 @@ def outputs(model, batch):
 def test_a_stored_model_gives_the_same_outputs(tmp_path, low_rank, mlm):
     model, path = stored(tmp_path, low_rank, mlm)
     loaded = load_model(ModelSettings(), path, mlm)
-    assert loaded.card.numbers == NUMBERS and loaded.card.tokenizer == "scenes"
-    assert loaded.card.ranks == rank_plan(loaded.model) == rank_plan(model)
+    assert loaded.header.config == CONFIG and loaded.header.tokenizer == "scenes"
+    assert loaded.header.ranks == rank_plan(loaded.model) == rank_plan(model)
     batch = tiny_batch()
     for own, other in zip(outputs(loaded.model.eval(), batch), outputs(model, batch), strict=True):
         assert torch.equal(own, other)
@@ -64,7 +67,7 @@ def test_the_mlm_head_is_dropped_or_left_random_as_wanted(tmp_path):
 def test_positions_are_interpolated_to_another_image_size(tmp_path, size):
     model, path = stored(tmp_path)
     loaded = load_model(ModelSettings(image_size=size), path, mlm=True)
-    assert loaded.card.numbers["image_size"] == size
+    assert loaded.header.config.image_size == size
     assert loaded.model.visual_encoder(torch.zeros(1, 3, size, size)).tokens.shape[1] == 1 + (size // 16) ** 2
     own, state = loaded.model.state_dict(), model.state_dict()
     position = "visual_encoder.pos_embed"
@@ -82,7 +85,7 @@ def test_settings_that_the_file_contradicts(tmp_path):
     ):
         with pytest.raises(UserError, match=match):
             load_model(settings, path, mlm=True)
-    assert load_model(ModelSettings(size="albef_test"), path, mlm=True).card.numbers == NUMBERS
+    assert load_model(ModelSettings(size="albef_test"), path, mlm=True).header.config == CONFIG
 
 
 def test_files_that_cannot_be_loaded(tmp_path):
@@ -99,7 +102,7 @@ def test_files_that_cannot_be_loaded(tmp_path):
 
 def test_new_models(tmp_path):
     loaded = load_model(ModelSettings(size="albef_test", overrides={"text_depth": 3}), None, True, vocab_size=77)
-    assert loaded.card.numbers == {**ALBEF_SIZES["albef_test"], "text_depth": 3, "vocab_size": 77}
+    assert loaded.header.config == replace(ALBEF_SIZES["albef_test"], text_depth=3, vocab_size=77)
     assert len(loaded.model.text_encoder.encoder.layer) == 3
     for settings, match in (
         (ModelSettings(size="albef_tset"), "albef_tset"),
@@ -109,7 +112,6 @@ def test_new_models(tmp_path):
             load_model(settings, None, True, vocab_size=77)
     with pytest.raises(UserError, match="model.tokenizer"):
         load_model(ModelSettings(size="albef_test"), None, True)
-    assert "vocab_size" not in ModelSettings().overrides and ALBEF_SIZES["albef_test"]["vocab_size"] == 0
 
 
 def test_dropout_is_that_of_the_settings(tmp_path):
@@ -139,51 +141,51 @@ def foreign(tmp_path, file):
     return str(path), state
 
 
-def training_settings(checkpoint, tokenizer, mlm, **more):
-    settings = Settings(**more)
+def training_settings(checkpoint, tokenizer, mlm, method="full"):
+    settings = Settings(method=MethodSettings(method))
     settings.init.checkpoint, settings.model.tokenizer = checkpoint, tokenizer
     settings.losses.mlm, settings.losses.queue_size = float(mlm), 6
     return settings
 
 
-def one_step(parts, mlm, size=16):
+def one_step(trainee, mlm, size=16):
     batch = tiny_batch(3, mlm=mlm, length=7)
     batch.images.resize_(3, 3, size, size).normal_()
     with torch.no_grad():
-        prepared = parts.objective.prepare(batch, 0.4, True)
-        extra = parts.method.prepare(batch)
-    output = parts.backend.forward(batch, prepared)
-    output.terms.update(parts.method.terms(output, extra, batch))
-    loss = loss_sum(output)
-    parts.backend.backward(loss)
-    return loss.item(), parts.backend.step(1e-4), output
+        prepared = trainee.step.prepare(batch, 0.4, True)
+        extra = trainee.method.prepare(batch)
+    output = trainee.backend.forward(batch, prepared)
+    output.terms.update(trainee.method.terms(output.features, extra))
+    loss = loss_of(output)
+    trainee.backend.backward(loss)
+    return loss.item(), trainee.backend.step(1e-4), output
 
 
 @pytest.mark.parametrize("file", ["pretrain", "pretrain_lowrank"])
-def test_a_published_pretrained_model_goes_on_pretraining_with_its_twin(tmp_path, tokenizer, file):
+def test_a_published_pretrained_model_goes_on_pretraining_with_its_ema_model(tmp_path, tokenizer, file):
     path, state = foreign(tmp_path, file)
-    parts = assemble(Pretraining(), training_settings(path, tokenizer, mlm=True), ONE)
+    trainee = assemble(Pretraining(), training_settings(path, tokenizer, mlm=True), ONE)
     block = "blocks.3.attn.qkv.0.weight" if file == "pretrain_lowrank" else "blocks.3.attn.qkv.weight"
     own = block.replace(".0.weight", ".down.weight")
-    assert torch.equal(parts.model.visual_encoder.state_dict()[own], state[f"visual_encoder.{block}"])
-    twin = parts.objective.companions["twin"].model
-    assert torch.equal(twin.visual_encoder.state_dict()[own], state[f"visual_encoder_m.{block}"])
-    assert torch.equal(twin.mlm_head.bias, state["text_encoder_m.cls.predictions.bias"])
-    assert bool(parts.card.ranks) == (file == "pretrain_lowrank")
-    loss, norm, _ = one_step(parts, mlm=True)
+    assert torch.equal(trainee.run.model.visual_encoder.state_dict()[own], state[f"visual_encoder.{block}"])
+    ema = trainee.step.ema.model
+    assert torch.equal(ema.visual_encoder.state_dict()[own], state[f"visual_encoder_m.{block}"])
+    assert torch.equal(ema.mlm_head.bias, state["text_encoder_m.cls.predictions.bias"])
+    assert bool(trainee.run.header.ranks) == (file == "pretrain_lowrank")
+    loss, norm, _ = one_step(trainee, mlm=True)
     assert 0 < loss < float("inf") and norm > 0
 
 
-def test_a_teacher_may_stand_in_for_the_twin(tmp_path, tokenizer):
+def test_a_teacher_may_stand_in_for_the_ema_model(tmp_path, tokenizer):
     path, _ = foreign(tmp_path, "pretrain")
     settings = training_settings(path, tokenizer, mlm=True, method="pela")
     settings.compress.kappa, settings.losses.fd, settings.losses.soft_targets = 3.0, 1.0, "teacher"
-    parts = assemble(Pretraining(), settings, ONE)
-    assert list(parts.objective.companions) == ["queue"]
-    assert parts.objective.teacher is parts.method.teacher
-    loss, norm, _ = one_step(parts, mlm=True)
+    trainee = assemble(Pretraining(), settings, ONE)
+    assert trainee.step.ema is None
+    assert trainee.step.teacher is trainee.method.teacher
+    loss, norm, _ = one_step(trainee, mlm=True)
     assert 0 < loss < float("inf") and norm > 0
-    settings.method, settings.compress.kappa = "full", None
+    settings.method.name, settings.compress.kappa = "full", None
     with pytest.raises(UserError, match="losses.soft_targets"):
         assemble(Pretraining(), settings, ONE)
 
@@ -192,11 +194,14 @@ def test_pela_from_a_published_dense_model(tmp_path, tokenizer):
     path, _ = foreign(tmp_path, "pretrain")
     settings = training_settings(path, tokenizer, mlm=True, method="pela")
     settings.compress.kappa, settings.losses.fd, settings.losses.rwp = 3.0, 1.0, 1.0
-    parts = assemble(Pretraining(), settings, ONE)
-    twin = parts.objective.companions["twin"].model
-    for name, value in twin.state_dict().items():  # the dense twin has no factors: it is copied from the student
-        assert torch.equal(value, parts.model.state_dict()[name]), name
-    loss, norm, output = one_step(parts, mlm=True)
+    trainee = assemble(Pretraining(), settings, ONE)
+    ema = trainee.step.ema.model
+    for (
+        name,
+        value,
+    ) in ema.state_dict().items():  # dense EMA weights have no factors: the EMA model is copied from the student
+        assert torch.equal(value, trainee.run.model.state_dict()[name]), name
+    loss, norm, output = one_step(trainee, mlm=True)
     assert output.terms.keys() == {"itc", "itm", "mlm", "fd", "rwp"}
     assert 0 < loss < float("inf") and norm > 0
 
@@ -206,10 +211,10 @@ def test_published_models_go_into_retrieval_at_another_size(tmp_path, tokenizer,
     path, state = foreign(tmp_path, file)
     settings = training_settings(path, tokenizer, mlm=False)
     settings.model.image_size = 32
-    parts = assemble(Retrieval(), settings, ONE)
-    assert parts.model.mlm_head is None
-    assert torch.equal(parts.model.itm_head.weight, state["itm_head.weight"])
-    loss, norm, output = one_step(parts, mlm=False, size=32)
+    trainee = assemble(Retrieval(), settings, ONE)
+    assert trainee.run.model.mlm_head is None
+    assert torch.equal(trainee.run.model.itm_head.weight, state["itm_head.weight"])
+    loss, norm, output = one_step(trainee, mlm=False, size=32)
     assert output.terms.keys() == {"itc", "itm"} and 0 < loss < float("inf") and norm > 0
 
 
@@ -242,14 +247,14 @@ def test_a_low_rank_student_with_its_dense_teacher_named(tmp_path, tokenizer):
     dense, state = foreign(tmp_path, "pretrain")
     settings = training_settings(low, tokenizer, mlm=True, method="pela")
     settings.init.teacher, settings.losses.fd, settings.losses.rwp = dense, 1.0, 1.0
-    parts = assemble(Pretraining(), settings, ONE)
+    trainee = assemble(Pretraining(), settings, ONE)
     name = "visual_encoder.blocks.0.mlp.fc1"
-    assert torch.equal(parts.method.originals[name], state[f"{name}.weight"])
-    assert not any(p.requires_grad for p in parts.method.teacher.model.parameters())
-    optimised = {id(p) for group in parts.backend.optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in parts.model.parameters()}
+    assert torch.equal(trainee.method.originals[name], state[f"{name}.weight"])
+    assert not any(p.requires_grad for p in trainee.method.teacher.model.parameters())
+    optimised = {id(p) for group in trainee.backend.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in trainee.run.model.parameters()}
 
 
 def test_description(tmp_path):
     assert "low rank (" in describe(stored(tmp_path, low_rank=True)[1])
-    assert describe(foreign(tmp_path, "pretrain")[0]).endswith("pretrain, dense, 16 px, with momentum twin")
+    assert describe(foreign(tmp_path, "pretrain")[0]).endswith("pretrain, dense, 16 px, with EMA weights")

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from torch import nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints import interpolate_pos_embed
-from pela_vl.checkpoints.loading import describe, load_entailment, load_model, load_vqa, twin_state
+from pela_vl.checkpoints.albef import describe, load_entailment, load_model, load_vqa
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.checkpoints.unimodal import start_from_bert, start_from_deit
 from pela_vl.lowrank import rank_plan
-from pela_vl.models.albef.momentum import MomentumTwin
 from pela_vl.models.albef.vqa import AlbefVqa
+from pela_vl.models.ema import EmaModel
 from pela_vl.settings import ModelSettings
 
 LAYERS = 4 * DEPTH + 6 * DEPTH + 4 * FUSION
@@ -24,7 +25,14 @@ LAYERS = 4 * DEPTH + 6 * DEPTH + 4 * FUSION
 TEXT_PARTS = ("text_encoder.", "text_decoder.", "mlm_head.")
 
 
-def without_twin(state):
+def ema_weights(loaded, without=()):
+    """What an EMA model of the loaded model starts from."""
+    ema = EmaModel(loaded.model, without)
+    assert ema.start_from(loaded.ema)
+    return ema.model.state_dict()
+
+
+def without_ema(state):
     return {name: value for name, value in state.items() if "_m." not in name and "queue" not in name}
 
 
@@ -42,12 +50,12 @@ def published(name: str) -> str:
     return name
 
 
-def assert_equal_to_file(values: dict[str, torch.Tensor], state: dict[str, torch.Tensor], twin: bool = False):
+def assert_equal_to_file(values: dict[str, torch.Tensor], state: dict[str, torch.Tensor], ema: bool = False):
     """Every one of our tensors is the file's of that name, and the names differ for different tensors."""
     bare = {name.replace("bert.", ""): value for name, value in state.items()}
     for name, value in values.items():
         key = published(name)
-        if twin:
+        if ema:
             part, _, rest = key.partition(".")
             key = f"{part}_m.{rest}"
         assert torch.equal(value, bare[key]), name
@@ -60,9 +68,9 @@ FILES = {
     "retrieval fine-tuned (mscoco, flickr30k)": ("retrieval", "model", load_model, False),
     "grounding (refcoco)": ("retrieval", None, load_model, True),
     "entailment": ("ve", "model", load_entailment, True),
-    "entailment, no twin": ("ve", None, load_entailment, False),
+    "entailment, no EMA weights": ("ve", None, load_entailment, False),
     "vqa": ("vqa", "model", load_vqa, True),
-    "vqa, no twin": ("vqa", "model", load_vqa, False),
+    "vqa, no EMA weights": ("vqa", "model", load_vqa, False),
 }
 
 
@@ -72,24 +80,24 @@ def load_kind(load, settings, path):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_published_file_loads(kind, tmp_path):
-    file, top, load, twin = FILES[kind]
+    file, top, load, ema = FILES[kind]
     state = fill(published_shapes(file))
-    state = state if twin else without_twin(state)
+    state = state if ema else without_ema(state)
     path = saved(tmp_path, {top: state, "epoch": 3} if top else state)
     loaded = load_kind(load, ModelSettings(), path)
     own = loaded.model.state_dict()
     assert_equal_to_file(own, state)
-    assert bool(loaded.momentum) is twin
-    if twin:
+    assert bool(loaded.ema) is ema
+    if ema:
         heads = ("itm_head", "temp") if load is load_model else ()
-        wanted = twin_state(MomentumTwin(loaded.model, heads).model, loaded.momentum)
+        wanted = ema_weights(loaded, heads)
         assert set(wanted) == {name for name in own if not name.startswith(("itm_head", "temp"))}
-        assert_equal_to_file(wanted, state, twin=True)
-    assert rank_plan(loaded.model) == loaded.card.ranks
-    assert len(loaded.card.ranks) == (LAYERS if "low rank" in kind else 0)
+        assert_equal_to_file(wanted, state, ema=True)
+    assert rank_plan(loaded.model) == loaded.header.ranks
+    assert len(loaded.header.ranks) == (LAYERS if "low rank" in kind else 0)
     word = {load_model: "retrieval" if file == "retrieval" else "pretrain", load_vqa: "vqa"}.get(load, "entailment")
-    assert loaded.card.kind == word
-    rank = f"low rank ({LAYERS} layers)" if loaded.card.ranks else "dense"
+    assert loaded.header.kind == word
+    rank = f"low rank ({LAYERS} layers)" if loaded.header.ranks else "dense"
     assert f"{word}, {rank}, {16 if word == 'pretrain' else 24} px" in describe(path)
 
 
@@ -98,25 +106,23 @@ def test_round_trip_through_our_file_and_another_resolution(kind, tmp_path):
     file, top, load, _ = FILES[kind]
     first = load_kind(load, ModelSettings(), saved(tmp_path, fill(published_shapes(file))))
     ours = str(tmp_path / "ours.safetensors")
-    save_model(
-        ours, first.model, first.card, extra={"momentum." + k: v.contiguous() for k, v in first.momentum.items()}
-    )
+    save_model(ours, first.model, first.header, extra={"momentum." + k: v.contiguous() for k, v in first.ema.items()})
     again = load_kind(load, ModelSettings(), ours)
-    assert again.card == first.card
-    for before, after in ((first.model.state_dict(), again.model.state_dict()), (first.momentum, again.momentum)):
+    assert again.header == first.header
+    for before, after in ((first.model.state_dict(), again.model.state_dict()), (first.ema, again.ema)):
         assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
     larger = load_kind(load, ModelSettings(image_size=32), ours)
     name = "visual_encoder.pos_embed"
     expected = interpolate_pos_embed(first.model.state_dict()[name], 8)
     assert torch.equal(larger.model.state_dict()[name], expected)
-    assert torch.equal(larger.momentum[name], interpolate_pos_embed(first.momentum[name], 8))
-    assert larger.card.numbers == first.card.numbers | {"image_size": 32}
+    assert torch.equal(larger.ema[name], interpolate_pos_embed(first.ema[name], 8))
+    assert larger.header.config == replace(first.header.config, image_size=32)
 
 
 @pytest.mark.parametrize("load", [load_model, load_entailment, load_vqa])
 def test_a_stray_key_and_a_missing_one_are_named(load, tmp_path):
     file = {load_model: "pretrain", load_entailment: "ve", load_vqa: "vqa"}[load]
-    state = without_twin(fill(published_shapes(file)))
+    state = without_ema(fill(published_shapes(file)))
     stray = saved(tmp_path, state | {"text_encoder.extra.weight": torch.zeros(2)}, "stray.pth")
     with pytest.raises(UserError, match=r"stray\.pth: 1 keys .* unknown: text_encoder\.extra\.weight$"):
         load_kind(load, ModelSettings(), stray)
@@ -157,7 +163,7 @@ def test_the_wrong_kind_is_said(tmp_path):
         load_vqa(ModelSettings(), retrieval)
     ours = str(tmp_path / "ours.safetensors")
     loaded = load_vqa(ModelSettings(), vqa)
-    save_model(ours, loaded.model, loaded.card)
+    save_model(ours, loaded.model, loaded.header)
     with pytest.raises(UserError, match="ours.safetensors is of kind vqa"):
         load_model(ModelSettings(), ours, None)
 
@@ -166,14 +172,14 @@ def test_the_wrong_kind_is_said(tmp_path):
 def test_an_answer_decoder_starts_from_the_fusion_layers(file, tmp_path):
     state = fill(published_shapes(file))
     loaded = load_vqa(ModelSettings(image_size=24), saved(tmp_path, {"model": state}))
-    own, twin = loaded.model.state_dict(), loaded.momentum
+    own, ema = loaded.model.state_dict(), loaded.ema
     bare = {name.replace("bert.", ""): value for name, value in state.items()}
-    assert loaded.card.numbers["decoder_depth"] == DEPTH - FUSION and "joint_dim" not in loaded.card.numbers
-    assert loaded.card.kind == "vqa" and not loaded.queues
-    assert rank_plan(loaded.model) == loaded.card.ranks
-    assert len(loaded.card.ranks) == ((LAYERS + 10 * FUSION) if "low" in file else 0)
-    assert set(twin) == set(own)
-    for values, mark in ((own, ""), (twin, "_m")):
+    assert loaded.header.config.decoder_depth == DEPTH - FUSION and loaded.header.config.joint_dim is None
+    assert loaded.header.kind == "vqa" and not loaded.queues
+    assert rank_plan(loaded.model) == loaded.header.ranks
+    assert len(loaded.header.ranks) == ((LAYERS + 10 * FUSION) if "low" in file else 0)
+    assert set(ema) == set(own)
+    for values, mark in ((own, ""), (ema, "_m")):
         for name, value in values.items():
             part, _, rest = published(name).partition(".")
             if part == "text_decoder":  # layer i of the decoder is layer i + 6 of the text encoder
@@ -200,19 +206,19 @@ def test_a_classifier_starts_on_the_encoders(file, tmp_path):
     loaded = load_entailment(ModelSettings(), saved(tmp_path, {"model": state}))
     encoders = {k: v for k, v in loaded.model.state_dict().items() if not k.startswith("cls_head.")}
     assert_equal_to_file(encoders, state)
-    twin = twin_state(MomentumTwin(loaded.model).model, loaded.momentum)
-    assert_equal_to_file({k: twin[k] for k in encoders}, state, twin=True)
-    assert torch.equal(twin["cls_head.2.weight"], loaded.model.cls_head[2].weight)
-    assert twin["cls_head.2.weight"].data_ptr() != loaded.model.cls_head[2].weight.data_ptr()
-    assert loaded.card.kind == "entailment" and len(loaded.card.ranks) == (LAYERS if "low" in file else 0)
+    ema = ema_weights(loaded)
+    assert_equal_to_file({k: ema[k] for k in encoders}, state, ema=True)
+    assert torch.equal(ema["cls_head.2.weight"], loaded.model.cls_head[2].weight)
+    assert ema["cls_head.2.weight"].data_ptr() != loaded.model.cls_head[2].weight.data_ptr()
+    assert loaded.header.kind == "entailment" and len(loaded.header.ranks) == (LAYERS if "low" in file else 0)
     assert any(note.startswith("itm_head: left behind") for note in loaded.notes)
 
 
 def test_new_task_models_take_a_named_size():
     settings = ModelSettings(size="albef_test", overrides={"text_depth": 5, "fusion_layer": 3})
     vqa, entailment = load_vqa(settings, None, vocab_size=40), load_entailment(settings, None, vocab_size=40)
-    assert vqa.card.numbers["decoder_depth"] == len(vqa.model.text_decoder.encoder.layer) == 2
-    assert vqa.card.kind == "vqa" and entailment.card.kind == "entailment"
+    assert vqa.header.config.decoder_depth == len(vqa.model.text_decoder.encoder.layer) == 2
+    assert vqa.header.kind == "vqa" and entailment.header.kind == "entailment"
     assert len(entailment.model.text_encoder.encoder.layer) == 5
     other = load_vqa(ModelSettings(size="albef_test", overrides={"decoder_depth": 1}), None, vocab_size=40)
     assert len(other.model.text_decoder.encoder.layer) == 1

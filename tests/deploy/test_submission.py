@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import PATIENCE, ROOT, environment, finish, start_ranks
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import load_vqa
+from pela_vl.checkpoints.albef import load_vqa
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.deploy import submission
@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
     vocab = Tokenizer.load("scenes").vocab_size
     loaded = load_vqa(ModelSettings(size="albef_test", tokenizer="scenes", init_std=0.3), None, vocab)
     path = tmp_path_factory.mktemp("model") / "vqa.safetensors"
-    save_model(path, loaded.model, loaded.card)
+    save_model(path, loaded.model, loaded.header)
     return path
 
 

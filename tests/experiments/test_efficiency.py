@@ -1,6 +1,5 @@
 """The paper's cost columns, from models without weights."""
 
-import importlib
 import json
 import resource
 import runpy
@@ -14,15 +13,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertLMHeadModel
 
-from pela_vl import methods
-from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.header import Header
 from pela_vl.deploy.compression import sample_flops
 from pela_vl.experiments import efficiency
 from pela_vl.experiments.efficiency import LABELS, SUBJECTS, TOLERANCE, Cost, Row, count, listed, table_rows
 from pela_vl.lowrank import plan_ranks
 from pela_vl.methods.lora import peft_copies
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.heads import MaskedLanguageHead
-from pela_vl.models.albef.sizes import ALBEF_SIZES
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # the fixture's models are counted in the first test
@@ -43,13 +41,13 @@ PARAMETERS = {  # dense, PELA: to the unit
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    wanted = [(subject, method) for subject, method, _ in listed() if (subject.name, method) not in LONG]
+    wanted = [(subject, method) for subject, method in listed() if (subject.name, method) not in LONG]
     return [Row(subject, method, count(subject, method)) for subject, method in wanted]
 
 
 @pytest.fixture(scope="module")
 def costs(rows) -> dict[tuple[str, str], Cost]:
-    return {(row.subject.name, row.method): row.cost for row in rows if row.cost is not None}
+    return {(row.subject.name, row.method): row.cost for row in rows}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -61,7 +59,7 @@ def test_parameters_to_the_unit(costs, name):
 
 
 def check_operations(rows: list[Row], printed: int) -> None:
-    compared = [row for row in rows if row.cost is not None and row.printed is not None]
+    compared = [row for row in rows if row.printed is not None]
     assert len(compared) == printed
     for row in compared:
         assert row.flops == pytest.approx(row.printed[1], rel=TOLERANCE), (row.subject.name, row.method)
@@ -71,7 +69,7 @@ def check_operations(rows: list[Row], printed: int) -> None:
 
 
 def test_one_rank_with_copied_heads_gives_both_printed_counts_of_lora(rows, costs):
-    """Of all ranks, heads trained in place, copied in the online model, or copied in its twin too."""
+    """Of all ranks, heads trained in place, copied in the trained model, or copied in its EMA model too."""
     names = ("ALBEF retrieval", "ALBEF VQA")
     dense, at16 = ([costs[name, method].parameters for name in names] for method in ("full", "lora"))
     copied = [efficiency.peft_parameters(row) for row in rows if row.method == "lora"]
@@ -121,8 +119,8 @@ def test_what_a_user_deploys(costs):
 
 
 def test_one_sample_is_the_pair_that_compression_counts(costs):
-    numbers = ALBEF_SIZES["albef_base"] | {"image_size": efficiency.PIXELS}
-    assert sample_flops("retrieval", numbers, {}) == costs["ALBEF retrieval", "full"].sample
+    config = replace(ALBEF_SIZES["albef_base"], image_size=efficiency.PIXELS)
+    assert sample_flops(Header("retrieval", config)) == costs["ALBEF retrieval", "full"].sample
 
 
 def test_keys_and_values_once_an_image_save_two_thirds_of_theirs(costs):
@@ -142,7 +140,7 @@ def test_vqa_by_hand(costs):
     decoder = 6 * (4 * square + mlp) * answer + 6 * 2 * square * (answer + text) + (square + 768 * 30522) * answer
     cost = costs["ALBEF VQA", "full"]
     assert cost.sample.linear == 2 * (vision + question + decoder)
-    assert cost.flops.linear == 2 * efficiency.BATCH * cost.sample.linear  # online and twin alike
+    assert cost.flops.linear == 2 * efficiency.BATCH * cost.sample.linear  # trained and EMA model alike
     assert cost.sample.conv == 2 * 768 * 3 * 16 * 16 * (image - 1)
 
 
@@ -171,9 +169,8 @@ def test_nothing_is_allocated(monkeypatch):
     monkeypatch.setattr(efficiency, "linear_conv_flops", look)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    for subject, method, countable in listed():
-        if countable:
-            count(subject, method)
+    for subject, method in listed():
+        count(subject, method)
     assert devices == {"meta"}
     # the smallest of these models would take 340 MiB
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / unit < 100
@@ -192,22 +189,22 @@ def small_subject() -> efficiency.Subject:
     def run(batch):
         return lambda model: model(torch.empty(batch, 6, device="meta"))
 
-    printed = {"full": (74e-6, 4 * 2 * 64e-9), "invented": (1, 2)}
+    printed = {"full": (74e-6, 4 * 2 * 64e-9)}
     return efficiency.Subject(
         "4", "small", Small, 2, ("head",), "GFLOPs", run(3), run(1), run(1), ("head",), None, printed
     )
 
 
-def test_twin_and_its_missing_parts_are_counted_apart():
+def test_the_ema_model_and_its_missing_parts_are_counted_apart():
     subject = small_subject()
-    # The twin lacks the head, and so cannot make the same pass.
-    subject = replace(subject, twin=lambda model: model.body(torch.empty(1, 6, device="meta")))
+    # The EMA model lacks the head, and so cannot make the same pass.
+    subject = replace(subject, ema=lambda model: model.body(torch.empty(1, 6, device="meta")))
     cost = count(subject, "full")
     assert (cost.online_parameters, cost.parameters) == (56 + 18, 56 + 18 + 56)
     assert cost.flops.linear == 2 * (3 * (48 + 16) + 48)
     assert cost.sample.linear == 2 * (48 + 16)
     rank = plan_ranks(Small(), 2, exclude=["head"])["body"]
-    subject = replace(subject, twin=subject.sample, without=())
+    subject = replace(subject, ema=subject.sample, without=())
     assert count(subject, "pela").parameters == 2 * (rank * 14 + 8 + 18)
     assert count(subject, "pela").flops.linear == 2 * 4 * (rank * 14 + 16)
 
@@ -226,27 +223,12 @@ def test_a_row_out_of_tolerance_is_said():
     )
 
 
-def test_a_method_is_counted_once_the_code_has_it(monkeypatch, tmp_path):
-    """By the presence of its module, and of `restructure` in it."""
-    subject = replace(small_subject(), twin=None)
-    monkeypatch.setattr(efficiency, "SUBJECTS", (subject,))
-    monkeypatch.setattr(efficiency, "LABELS", {"full": "dense", "invented": "Invented"})
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    assert [row.note for row in table_rows()] == ["", "not in this code yet"]
-    with pytest.raises(UserError, match="Invented of small.*not in this code yet"):
-        count(subject, "invented")
-    (tmp_path / "invented.py").write_text("NEEDS_TEACHER = False\n")
-    importlib.invalidate_caches()
-    try:
-        assert [row.note for row in table_rows()] == ["", "in this code, not counted"]
-        headless = "from torch import nn\n\ndef restructure(model, settings):\n    model.head = nn.Identity()\n"
-        (tmp_path / "invented.py").write_text(headless)
-        del sys.modules["pela_vl.methods.invented"]
-        seen = []
-        assert table_rows(seen.append)[1].cost.parameters == 56
-        assert seen == ["small", "small"]
-    finally:
-        sys.modules.pop("pela_vl.methods.invented", None)
+def test_rows_are_the_methods_of_the_tables(monkeypatch):
+    monkeypatch.setattr(efficiency, "SUBJECTS", (replace(small_subject(), ema=None),))
+    monkeypatch.setattr(efficiency, "LABELS", {"full": "dense", "pela": "PELA", "tome": "ToMe"})
+    seen = []
+    assert [row.method for row in table_rows(seen.append)] == ["full"]  # the others are not printed for this model
+    assert seen == ["small"]
 
 
 def test_script_prints_and_writes(monkeypatch, capsys, tmp_path, rows):
@@ -257,7 +239,6 @@ def test_script_prints_and_writes(monkeypatch, capsys, tmp_path, rows):
     out, printed = capsys.readouterr().out, sum(row.printed is not None for row in rows)
     for text in ("419,120,131", "173,458,435", "209,560,835", "41.4 %", f"{printed} of {printed}", "peak memory"):
         assert text in out
-    assert "not in this code yet" not in out
     written = json.loads(files[0].read_text())
     assert len(written["rows"]) == len(rows)
     assert written["rows"][0]["cost"]["parameters"] == 86567656

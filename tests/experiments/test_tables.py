@@ -38,7 +38,7 @@ def test_every_command_is_a_script_with_settings_that_load(scale, monkeypatch):
             continue
         changes = [value for flag, value in zip(run.command, run.command[1:], strict=False) if flag == "--set"]
         settings = config.load(Settings, run.command[run.command.index("--config") + 1], changes)
-        methods.load(settings.method)
+        methods.find(settings.method.name)
         assert settings.output not in folders, "two runs in one folder"
         folders.add(settings.output)
         assert all(path.parent == Path(settings.output) for path in run.makes)

@@ -43,17 +43,17 @@ def run_job(job: dict, ranks) -> dict:
         queue=0,
     )
     with torch.no_grad():
-        loop.objective.module.model.temp.fill_(job.get("temp", 0.07))
+        loop.trainee.run.model.temp.fill_(job.get("temp", 0.07))
     if job.get("resume"):
         assert try_resume(loop)
         loop.position.batch = loop.position.step * accumulation
     log = Log()
     fit(loop, log)
-    state = loop.backend.optimiser_state()
+    state = loop.trainee.backend.optimiser_state()
     moments = {name: float(entry["exp_avg_sq"].double().sum()) for name, entry in state.items()}
     steps = sorted({float(entry["step"]) for entry in state.values()})
-    weights = {name: p.double().sum().item() for name, p in loop.objective.module.named_parameters()}
-    loop.backend.destroy()
+    weights = {name: p.double().sum().item() for name, p in loop.trainee.step.named_parameters()}
+    loop.trainee.backend.destroy()
     return {
         "losses": log.losses,
         "norms": log.norms,

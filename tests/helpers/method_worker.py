@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from method_runs import WORKLOADS, settings_of
+from method_runs import TASKS, settings_of
 
 from pela_vl.base.distributed import Ranks, start, stop
 from pela_vl.settings import Settings
@@ -25,19 +25,18 @@ def settings_of_job(job: dict, folder: Path) -> Settings:
 
 
 def whitened_factors(listed: Path, folder: Path, ranks: Ranks) -> dict:
-    """Of the model and its twin. Rank 1 is given fewer samples: alone it would come to other ranks and factors."""
+    """Of the model and its EMA model. Process 1 is given fewer samples: alone it would come to other ranks and factors."""
     made = settings_of("retrieval", "svd", listed, folder / "whitened")
     made.compress.init, made.compress.ranks, made.compress.samples = "whitened", "allocated", 12 - 6 * ranks.rank
-    parts = assemble(WORKLOADS["retrieval"](), made, ranks)
-    twin = parts.objective.companions["twin"].model
+    trainee = assemble(TASKS["retrieval"](), made, ranks)
     held = {
         f"{kind}.{name}": v.clone()
-        for kind, m in (("own", parts.model), ("twin", twin))
+        for kind, m in (("model", trainee.run.model), ("ema", trainee.step.ema.model))
         for name, v in m.state_dict().items()
     }
     if ranks.launched:
-        parts.backend.destroy()
-    return {"plan": parts.card.ranks, "weights": held}
+        trainee.backend.destroy()
+    return {"plan": trainee.run.header.ranks, "weights": held}
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     runner.stop = lambda destroy=None: destroy() if destroy else None
     metrics = {}
     for job in jobs:
-        _, metrics[job["name"]] = runner.train(WORKLOADS[job["task"]](), settings_of_job(job, folder), resume=False)
+        _, metrics[job["name"]] = runner.train(TASKS[job["task"]](), settings_of_job(job, folder), resume=False)
     torch.save(whitened_factors(Path(jobs[0]["listed"]), folder, ranks), folder / f"factors.{ranks.rank}.pt")
     if ranks.is_main:
         (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_albef import tiny_albef, tiny_batch, twin_of
+from tiny_albef import CONFIG, copy_of, teacher_of, tiny_albef, tiny_batch
 
 from pela_vl.base.distributed import Ranks
-from pela_vl.checkpoints.ours import ModelCard, save_model
+from pela_vl.checkpoints.header import Header
 from pela_vl.lowrank import compress
-from pela_vl.methods import load
-from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings
+from pela_vl.methods import find
+from pela_vl.models.ema import EmaModel
+from pela_vl.settings import LossSettings, Settings
+from pela_vl.training.assemble import Trainee
 from pela_vl.training.backends import Backend, LocalBackend
 from pela_vl.training.engine import Loop
 from pela_vl.training.optim import make_optimizer, parameter_groups
+from pela_vl.workloads.base import RunModel, StepOutput
+from pela_vl.workloads.contrastive import ContrastiveStep
 
 ROOT = Path(__file__).parents[2]
 ALL_TERMS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
@@ -92,24 +94,26 @@ def make_loop(
 ) -> Loop:
     """A loop on a tiny ALBEF, the same one at each call. method pela: low rank, with FD and RWP."""
     model = tiny_albef(dropout=dropout)
-    teacher = FrozenTeacher(twin_of(model)) if method == "pela" else None
+    teacher = teacher_of(copy_of(model)) if method == "pela" else None
     if method == "pela" or low_rank:
         compress(model, 3, exclude=["vision_proj", "text_proj", "itm_head", "mlm_head"])
     torch.manual_seed(7)  # of the queue
-    chosen = load(method)
-    objective = VisionLanguageObjective(
-        model.train(), weights, momentum=0.9, queue_size=queue, keep_hidden=chosen.NEEDS_HIDDEN
-    )
+    chosen = find(method)
+    ema = EmaModel(model.train(), ("itm_head", "temp") if weights.get("mlm") else ("itm_head", "temp", "mlm_head"))
+    step = ContrastiveStep(model, weights, False, ema, None, 0.9, queue, chosen.needs_features)
     groups = parameter_groups(model.named_parameters(), lr, 0.02, "published", {"temp": 0.1})
     optimizer = make_optimizer(groups)
     batches = Batches(make_batch, per_epoch)
+    settings = Settings(losses=LossSettings(fd=0.1, rwp=0.1))
+    run = RunModel(model, Header("albef", CONFIG), autocast, ranks)
     return Loop(
         folder=folder,
-        ranks=ranks,
-        backend=backend(objective.module, optimizer, accumulation, clip, autocast),
-        objective=objective,
-        method=chosen.build(model, teacher, LossSettings(fd=0.1, rwp=0.1)),
-        autocast=autocast,
+        trainee=Trainee(
+            run,
+            step,
+            chosen.create(model, teacher, settings),
+            backend(step, optimizer, accumulation, clip, autocast),
+        ),
         batches=batches,
         set_position=batches.set_position,
         batches_per_epoch=per_epoch,
@@ -120,9 +124,13 @@ def make_loop(
         seed=11,
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every,
-        save_model=lambda name: save_model(folder / name, model, ModelCard({"image_size": 32})),
         evaluate=evaluate,
     )
+
+
+def loss_of(output: StepOutput) -> torch.Tensor:
+    """The scalar that a step differentiates: the sum of all terms."""
+    return sum(output.terms.values())
 
 
 def environment(rank: int | None = None, world: int = 1, port: int = 0) -> dict[str, str]:

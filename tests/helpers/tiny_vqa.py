@@ -3,19 +3,20 @@
 from dataclasses import dataclass, replace
 
 import torch
-from tiny_albef import NUMBERS, VOCAB, randomise, tiny_batch
+from tiny_albef import CONFIG, VOCAB, randomise, tiny_batch
 from torch import Tensor
 from transformers import BertConfig, BertLMHeadModel
 
 from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
 
 CLS, SEP = 2, 3
-SIZES = {key: value for key, value in NUMBERS.items() if key != "joint_dim"} | {"dropout": 0.0, "decoder_depth": 3}
+VQA_CONFIG = replace(CONFIG, joint_dim=None, decoder_depth=3)
 
 
-def tiny_vqa(seed: int = 0, **changes) -> AlbefVqa:
+def tiny_vqa(seed: int = 0, dropout: float = 0.0, **changes) -> AlbefVqa:
+    """A random model of test size; changes: of its config."""
     torch.manual_seed(seed)
-    return randomise(build_vqa(**{**SIZES, **changes}), std=0.2).eval()
+    return randomise(build_vqa(replace(VQA_CONFIG, **changes), dropout), std=0.2).eval()
 
 
 def tiny_answers(count: int, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -60,11 +61,11 @@ def transformers_decoder(model: AlbefVqa) -> BertLMHeadModel:
     theirs = BertLMHeadModel(
         BertConfig(
             vocab_size=VOCAB,
-            hidden_size=SIZES["text_dim"],
-            num_hidden_layers=SIZES["decoder_depth"],
-            num_attention_heads=SIZES["text_heads"],
-            intermediate_size=SIZES["text_mlp_dim"],
-            max_position_embeddings=SIZES["max_positions"],
+            hidden_size=VQA_CONFIG.text_dim,
+            num_hidden_layers=VQA_CONFIG.decoder_depth,
+            num_attention_heads=VQA_CONFIG.text_heads,
+            intermediate_size=VQA_CONFIG.text_mlp_dim,
+            max_position_embeddings=VQA_CONFIG.max_positions,
             is_decoder=True,
             add_cross_attention=True,
             attn_implementation="eager",

@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
-from method_runs import FINE_TUNING, METHODS, WORKLOADS, settings_of
+from method_runs import FINE_TUNING, METHODS, TASKS, settings_of
 
-from pela_vl.checkpoints.loading import load_any
+from pela_vl.checkpoints.albef import load_any
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
 from pela_vl.training import runner
@@ -34,7 +34,7 @@ def test_the_quick_ones_are_of_every_method_and_task():
 
 @pytest.mark.parametrize(("method", "task"), RUNS)
 def test_two_steps_an_evaluation_and_the_checkpoint_again(every_list, tmp_path, method, task):
-    workload = WORKLOADS[task]()
+    workload = TASKS[task]()
     settings = settings_of(task, method, every_list, tmp_path / "run")
     settings.train.steps, settings.train.checkpoint_every = 2, 0
     position, metrics = runner.train(workload, settings, resume=False)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_albef import HEADS, hidden_states, tiny_albef, tiny_batch
+from tiny_albef import CONFIG, HEADS, hidden_states, tiny_albef, tiny_batch
 from torch import nn
 
 from pela_vl.base.errors import UserError
@@ -13,7 +13,7 @@ from pela_vl.settings import Settings
 
 def adapted(seed=0):
     model = tiny_albef(seed)
-    lora.restructure(model, Settings())
+    assert lora.Lora.restructure(model, CONFIG, Settings()) == CONFIG
     return model
 
 
@@ -21,8 +21,7 @@ def test_adapters_change_nothing_at_first_and_merged_weights_compute_the_same_la
     dense, model, batch = tiny_albef(), adapted(), tiny_batch(3)
 
     def run(model):
-        hidden, _ = hidden_states(model.eval(), batch)
-        return hidden["mlm"][-1]
+        return hidden_states(model.eval(), batch).layers["mlm"][-1]
 
     torch.testing.assert_close(run(model), run(dense))
     with torch.no_grad():
@@ -50,8 +49,8 @@ def test_only_adapters_heads_and_temperature_are_trained():
 
 def test_a_low_rank_model_is_refused():
     with pytest.raises(UserError, match="lora adapts a dense model"):
-        lora.restructure(tiny_albef(low_rank=True), Settings())
+        lora.Lora.restructure(tiny_albef(low_rank=True), CONFIG, Settings())
     settings = Settings()
     settings.compress.kappa = 3.0
     with pytest.raises(UserError, match="lora adapts a dense model"):
-        lora.restructure(tiny_albef(), settings)
+        lora.Lora.restructure(tiny_albef(), CONFIG, settings)

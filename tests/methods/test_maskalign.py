@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_albef import randomise, tiny_albef, tiny_batch
+from tiny_albef import randomise, teacher_of, tiny_albef, tiny_batch
 
 from pela_vl.base.errors import UserError
-from pela_vl.methods import maskalign
-from pela_vl.models.outputs import StepOutput
-from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings, Settings, StudentSettings
+from pela_vl.methods.maskalign import MaskAlign
+from pela_vl.recovery.features import Features
+from pela_vl.settings import LossSettings, MethodSettings, Settings, StudentSettings
 
 
 def masked_student(keep=0.5, **changes):
     student = tiny_albef(seed=1, image_size=64, vision_depth=3, **changes)
-    maskalign.restructure(student, Settings(student=StudentSettings(keep=keep)))
+    MaskAlign.restructure(student, None, Settings(method=MethodSettings(student=StudentSettings(keep=keep))))
     return student
 
 
@@ -35,13 +34,13 @@ def test_the_student_sees_a_part_of_the_patches_in_training_alone():
 def test_alignment_by_hand():
     teacher = tiny_albef(image_size=64, vision_depth=3)
     student = masked_student().train()
-    method = maskalign.build(student, FrozenTeacher(teacher), LossSettings(align=3.0))
+    method = MaskAlign.create(student, teacher_of(teacher), Settings(losses=LossSettings(align=3.0)))
     randomise(method.trained)
     images = torch.randn(2, 3, 64, 64)
     batch = replace(tiny_batch(2), images=images)
     own = student.visual_encoder(images, keep_hidden=True)
-    output = StepOutput({}, {"image": own.hidden}, kept=own.kept)
-    term = method.terms(output, method.prepare(batch), batch)["align"]
+    features = Features({"image": own.hidden}, places={"image": own.kept})
+    term = method.terms(features, method.prepare(batch))["align"]
     goal = teacher.eval().visual_encoder(images, keep_hidden=True).hidden[1:]
     parts = []
     for t in range(3):

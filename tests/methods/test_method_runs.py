@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from method_runs import WORKLOADS, settings_of
+from method_runs import TASKS, settings_of
 
-from pela_vl.checkpoints.loading import load_any
-from pela_vl.checkpoints.ours import read_card
+from pela_vl.checkpoints.albef import load_any
+from pela_vl.checkpoints.ours import read_header
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
-from pela_vl.training import runner
+from pela_vl.training import engine, runner
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
 
@@ -26,11 +26,11 @@ RUNS = [
 def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(
     every_list, tmp_path, monkeypatch, task, method
 ):
-    workload = WORKLOADS[task]()
+    workload = TASKS[task]()
     settings = settings_of(task, method, every_list, tmp_path / "whole")
     _, metrics = runner.train(workload, settings, resume=False)
     killed = settings_of(task, method, every_list, tmp_path / "killed")
-    save, calls = runner.save_model, []
+    save, calls = engine.save_model, []
 
     def dying(*arguments):
         calls.append(arguments)
@@ -39,7 +39,7 @@ def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(
         save(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner, "save_model", dying)
+        patch.setattr(engine, "save_model", dying)
         runner.train(workload, killed, resume=False)
     assert runner.train(workload, killed, resume=True)[1] == metrics
     files = [folder / "last.safetensors" for folder in (tmp_path / "whole", tmp_path / "killed")]
@@ -49,9 +49,9 @@ def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(
 
     loaded = load_any(ModelSettings(), str(files[0]))
     assert not any(name.startswith("method.") or "lora" in name for name in loaded.model.state_dict())
-    numbers = read_card(files[0]).numbers
+    config = read_header(files[0]).config
     if method in ("tinybert", "maskalign"):
-        assert (numbers["vision_depth"], numbers["text_depth"], numbers["fusion_layer"]) == (1, 2, 1)
+        assert (config.vision_depth, config.text_depth, config.fusion_layer) == (1, 2, 1)
     if method == "tome":
         assert loaded.model.visual_encoder.merging == (1, 1)
         assert load_any(ModelSettings(token_merging=0), str(files[0])).model.visual_encoder.merging == ()
@@ -72,4 +72,4 @@ def test_pela_and_token_merging_combine(every_list, tmp_path):
     settings = settings_of("retrieval", "full", every_list, tmp_path / "next")
     settings.init.checkpoint, settings.model.size = str(tmp_path / "run/last.safetensors"), None
     runner.train(Retrieval(), settings, resume=False)
-    assert read_card(tmp_path / "next/last.safetensors").numbers["token_merging"] == [2, 0]
+    assert read_header(tmp_path / "next/last.safetensors").config.token_merging == (2, 0)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_runs import METHODS, WORKLOADS, settings_of
+from method_runs import METHODS, TASKS, settings_of
 from method_worker import whitened_factors
 from tiny_runs import ONE, PATIENCE, ROOT, environment, free_port
 
-from pela_vl.checkpoints.loading import load_any
+from pela_vl.checkpoints.albef import load_any
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.settings import ModelSettings
 from pela_vl.training import runner
@@ -63,9 +63,9 @@ def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(every_list, traine
     again.init.checkpoint, again.model.size = str(run / "last.safetensors"), None
     if task == "pretraining":  # which evaluates nothing itself
         again.losses.mlm = 0.0
-        assert 0 <= runner.evaluate(WORKLOADS["retrieval"](), again)["test"]["mean"] <= 100
+        assert 0 <= runner.evaluate(TASKS["retrieval"](), again)["test"]["mean"] <= 100
     else:
-        assert runner.evaluate(WORKLOADS[task](), again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
+        assert runner.evaluate(TASKS[task](), again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
 
 
 def test_whitened_factors_are_the_main_ranks(every_list, trained, tmp_path):

@@ -5,16 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_albef import hidden_states, randomise, tiny_albef, tiny_batch, twin_of
+from tiny_albef import CONFIG, copy_of, hidden_states, randomise, teacher_of, tiny_albef, tiny_batch
 
 from pela_vl.base.errors import UserError
-from pela_vl.methods import tinybert
+from pela_vl.methods.student import cut_student
+from pela_vl.methods.tinybert import TinyBert
 from pela_vl.models.depth import layer_map
-from pela_vl.models.outputs import StepOutput
-from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.settings import LossSettings, Settings, StudentSettings
+from pela_vl.settings import LossSettings, MethodSettings, Settings, StudentSettings
 
-DEPTHS = StudentSettings(vision_depth=2, text_depth=1, fusion_depth=1)
+
+def students(**depths) -> Settings:
+    return Settings(method=MethodSettings(student=StudentSettings(**depths)))
+
+
+DEPTHS = students(vision_depth=2, text_depth=1, fusion_depth=1)
 
 
 # --- layers
@@ -45,10 +49,10 @@ def test_maps_are_increasing_and_end_at_the_last():
 
 def test_a_student_is_made_of_the_teachers_layers():
     teacher = tiny_albef(vision_depth=4, text_depth=6, fusion_layer=2)
-    student = twin_of(teacher)
-    changed = tinybert.restructure(student, Settings(student=DEPTHS))
-    assert changed == {"vision_depth": 2, "text_depth": 2, "fusion_layer": 1}
-    built = tiny_albef(**changed)
+    student = copy_of(teacher)
+    changed = cut_student(student, replace(CONFIG, vision_depth=4, text_depth=6), DEPTHS)
+    assert changed == replace(CONFIG, vision_depth=2, text_depth=2, fusion_layer=1)
+    built = tiny_albef(vision_depth=2, text_depth=2, fusion_layer=1)
     built.load_state_dict(student.state_dict())
     ours, theirs = student.state_dict(), teacher.state_dict()
     for own, other in (
@@ -65,20 +69,21 @@ def test_a_student_is_made_of_the_teachers_layers():
 
 def test_the_papers_student_by_default():
     with torch.device("meta"):
-        model = tiny_albef(vision_depth=12, text_depth=12, fusion_layer=6, token_merging=[*range(12)])
-        changed = tinybert.restructure(model, Settings())
-    assert changed.pop("token_merging") == [1, 2, 4, 5, 7, 8, 10, 11]
-    assert changed == {"vision_depth": 8, "text_depth": 4, "fusion_layer": 2}
+        config = replace(CONFIG, vision_depth=12, text_depth=12, fusion_layer=6, token_merging=tuple(range(12)))
+        model = tiny_albef(vision_depth=12, text_depth=12, fusion_layer=6, token_merging=tuple(range(12)))
+        changed = cut_student(model, config, Settings())
+    assert changed.token_merging == (1, 2, 4, 5, 7, 8, 10, 11)
+    assert (changed.vision_depth, changed.text_depth, changed.fusion_layer) == (8, 4, 2)
     untouched = Settings()
     untouched.init.teacher = "teacher.safetensors"
-    assert tinybert.restructure(model, untouched)["vision_depth"] == 8  # it is the student already
+    assert cut_student(model, changed, untouched) == changed  # it is the student already
 
 
 def test_more_layers_than_there_are_is_refused():
-    with pytest.raises(UserError, match="student: 9 layers cannot be taken of 2"):
-        tinybert.restructure(tiny_albef(), Settings(student=StudentSettings(vision_depth=9)))
+    with pytest.raises(UserError, match="method.student: 9 layers cannot be taken of 2"):
+        cut_student(tiny_albef(), CONFIG, students(vision_depth=9))
     with pytest.raises(UserError, match="fewer layers than the student"):
-        tinybert.build(tiny_albef(), FrozenTeacher(tiny_albef(vision_depth=1)), LossSettings())
+        TinyBert.create(tiny_albef(), teacher_of(tiny_albef(vision_depth=1)), Settings())
 
 
 # --- terms
@@ -100,22 +105,23 @@ def scores_by_hand(model, stream, number, x):
 @pytest.mark.parametrize("mlm", [True, False])
 def test_tinybert_terms_by_hand(mlm):
     teacher = tiny_albef(seed=1, vision_depth=4, text_depth=6, fusion_layer=2)
-    student = twin_of(teacher)
-    tinybert.restructure(student, Settings(student=DEPTHS))
+    student = copy_of(teacher)
+    cut_student(student, None, DEPTHS)
     randomise(student)
     batch = tiny_batch(3)
-    own, _ = hidden_states(student, batch)
+    features = hidden_states(student, batch)
+    own = features.layers
     if not mlm:
         batch = replace(batch, masked_ids=None, labels=None)
-    method = tinybert.build(student, FrozenTeacher(teacher), LossSettings(hidden=0.5, attention=2.0))
+    method = TinyBert.create(student, teacher_of(teacher), Settings(losses=LossSettings(hidden=0.5, attention=2.0)))
     prepared = method.prepare(batch)
-    terms = method.terms(StepOutput({}, own), prepared, batch)
+    terms = method.terms(features, prepared)
     # hidden states by number, the embeddings first: which of the teacher's stands for the student's next one
     follows = {"image": [0, 2, 4], "text": [0, 2], "mlm": [0, 2, 6]}
     hidden, attention, real = [], [], batch.mask.bool()
     for stream in ("image", "text", "mlm") if mlm else ("image", "text"):
         for i, j in enumerate(follows[stream]):
-            difference = own[stream][i] - prepared[stream][j]
+            difference = own[stream][i] - prepared.layers[stream][j]
             if stream == "image":
                 hidden.append(difference.square().mean())
             else:
@@ -123,7 +129,7 @@ def test_tinybert_terms_by_hand(mlm):
             if i == 0:
                 continue
             a = scores_by_hand(student, stream, i - 1, own[stream][i - 1])
-            b = scores_by_hand(teacher, stream, j - 1, prepared[stream][j - 1])
+            b = scores_by_hand(teacher, stream, j - 1, prepared.layers[stream][j - 1])
             if stream == "image":
                 attention.append((a - b).square().mean())
             else:
@@ -138,7 +144,7 @@ def test_tinybert_terms_by_hand(mlm):
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     teacher = tiny_albef()
-    method = tinybert.build(twin_of(teacher), FrozenTeacher(teacher), LossSettings())
+    method = TinyBert.create(copy_of(teacher), teacher_of(teacher), Settings())
     batch = tiny_batch(3)
-    terms = method.terms(StepOutput({}, hidden_states(method.model, batch)[0]), method.prepare(batch), batch)
+    terms = method.terms(hidden_states(method.model, batch), method.prepare(batch))
     assert all(float(value.detach()) == pytest.approx(0, abs=1e-10) for value in terms.values())

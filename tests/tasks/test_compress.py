@@ -14,11 +14,11 @@ from tiny_runs import environment
 from pela_vl.base.config import from_dict
 from pela_vl.base.distributed import Ranks
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import MOMENTUM, load_model, twin_state
-from pela_vl.checkpoints.ours import read_card, read_weights, save_model
+from pela_vl.checkpoints.albef import load_model
+from pela_vl.checkpoints.ours import EMA, read_header, read_weights, save_model
 from pela_vl.cost import count_parameters, linear_conv_flops
 from pela_vl.lowrank import rank_plan
-from pela_vl.models.albef.momentum import MomentumTwin
+from pela_vl.models.ema import EmaModel
 from pela_vl.settings import ModelSettings, Settings
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.pretraining import Pretraining
@@ -29,15 +29,15 @@ VOCAB = 60
 HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 
 
-def write_dense(path: Path, mlm: bool = True, twin: bool = False, vocab_size: int = VOCAB) -> Path:
-    """One of our own dense files, of test size; with a twin that differs from the online model."""
+def write_dense(path: Path, mlm: bool = True, ema: bool = False, vocab_size: int = VOCAB) -> Path:
+    """One of our own dense files, of test size; with a ema that differs from the online model."""
     torch.manual_seed(5)
     loaded = load_model(ModelSettings(size="albef_test"), None, mlm, vocab_size)
     extra = {}
-    if twin:
-        state = MomentumTwin(loaded.model, ("itm_head", "temp")).model.state_dict()
-        extra = {MOMENTUM + name: value + 0.02 * torch.randn_like(value) for name, value in state.items()}
-    save_model(path, loaded.model, loaded.card, extra=extra)
+    if ema:
+        state = EmaModel(loaded.model, ("itm_head", "temp")).model.state_dict()
+        extra = {EMA + name: value + 0.02 * torch.randn_like(value) for name, value in state.items()}
+    save_model(path, loaded.model, loaded.header, extra=extra)
     return path
 
 
@@ -67,7 +67,7 @@ def test_own_dense_model(tmp_path, script, capsys):
     rows = {row["layer"]: row for row in figures["layers"]}
     linears = {name for name, module in dense.model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(rows) == {name for name in linears if not name.startswith(HEADS)}
-    assert {name: row["rank"] for name, row in rows.items()} == low.card.ranks == rank_plan(low.model)
+    assert {name: row["rank"] for name, row in rows.items()} == low.header.ranks == rank_plan(low.model)
     for name, row in rows.items():
         weight = before[f"{name}.weight"]
         assert (row["out"], row["in"]) == weight.shape
@@ -85,8 +85,8 @@ def test_own_dense_model(tmp_path, script, capsys):
     printed = capsys.readouterr().out
     assert f"{count_parameters(dense.model):,} -> {count_parameters(low.model):,}" in printed
     assert all(f"{name} " in printed and f"{row['rel_error']:.4f}" in printed for name, row in rows.items())
-    assert "dense, 32 px, no momentum twin" in printed
-    assert read_card(output).notes["compressed"]["from"] == "dense.safetensors"
+    assert "dense, 32 px, no EMA weights" in printed
+    assert read_header(output).notes["compressed"]["from"] == "dense.safetensors"
 
 
 def test_operations_are_those_of_a_real_pass(tmp_path, script):
@@ -112,59 +112,62 @@ def test_operations_are_those_of_a_real_pass(tmp_path, script):
     assert figures["after"]["attention"] == figures["before"]["attention"]
 
 
-def test_published_pretraining_file_with_its_twin(tmp_path, script):
+def test_published_pretraining_file_with_its_ema_model(tmp_path, script):
     state = fill(published_shapes("pretrain"))
     source, output, report = tmp_path / "ALBEF.pth", tmp_path / "low.safetensors", tmp_path / "r.json"
     torch.save({"model": state, "epoch": 3}, source)
     script(COMPRESS, "--checkpoint", source, "--output", output, "--json", report, "--image-size", 24)
     low = load_model(ModelSettings(), str(output), None)
     assert low.model.mlm_head is not None
-    assert low.card.numbers["image_size"] == 24
+    assert low.header.config.image_size == 24
     rows = {row["layer"]: row for row in json.loads(report.read_text())["layers"]}
     for name, row in rows.items():
         part, _, rest = name.partition(".")
         rest = ("bert." if part == "text_encoder" else "") + rest
-        online, twin = state[f"{part}.{rest}.weight"], state[f"{part}_m.{rest}.weight"]
+        online, ema = state[f"{part}.{rest}.weight"], state[f"{part}_m.{rest}.weight"]
         assert residual(online, low.model.state_dict(), name) == pytest.approx(row["rel_error"], abs=1e-5)
-        assert residual(twin, low.momentum, name) == pytest.approx(row["twin_rel_error"], abs=1e-5)
-        assert row["twin_rel_error"] == pytest.approx(best(twin, row["rank"]), abs=1e-5)
-    # every tensor of the twin that a run wants is there, in the shapes of the compressed model
-    twin = MomentumTwin(low.model, ("itm_head", "temp")).model
-    twin.load_state_dict(twin_state(twin, low.momentum))
-    assert twin.visual_encoder.pos_embed.shape == (1, 1 + 6 * 6, 24)
-    assert torch.equal(twin.mlm_head.bias, state["text_encoder_m.cls.predictions.bias"])
+        assert residual(ema, low.ema, name) == pytest.approx(row["ema_rel_error"], abs=1e-5)
+        assert row["ema_rel_error"] == pytest.approx(best(ema, row["rank"]), abs=1e-5)
+    # every tensor of the ema that a run wants is there, in the shapes of the compressed model
+    average = EmaModel(low.model, ("itm_head", "temp"))
+    assert average.start_from(low.ema)
+    ema = average.model
+    assert ema.visual_encoder.pos_embed.shape == (1, 1 + 6 * 6, 24)
+    assert torch.equal(ema.mlm_head.bias, state["text_encoder_m.cls.predictions.bias"])
     assert torch.equal(low.model.mlm_head.bias, state["text_encoder.cls.predictions.bias"])
 
 
-def test_file_without_mlm_head_or_twin(tmp_path, script):
+def test_file_without_mlm_head_or_ema_weights(tmp_path, script):
     shapes = {k: v for k, v in published_shapes("retrieval").items() if "_m." not in k and "queue" not in k}
     source, output = tmp_path / "flickr.pth", tmp_path / "low.safetensors"
     torch.save(fill(shapes), source)
     script(COMPRESS, "--checkpoint", source, "--output", output)
-    assert not [name for name in read_weights(output) if name.startswith((MOMENTUM, "mlm_head"))]
-    assert load_model(ModelSettings(), str(output), mlm=False).card.ranks
+    assert not [name for name in read_weights(output) if name.startswith((EMA, "mlm_head"))]
+    assert load_model(ModelSettings(), str(output), mlm=False).header.ranks
 
 
 @pytest.mark.parametrize("mlm", [1.0, 0.0], ids=["pretrain", "retrieval"])
-def test_output_starts_a_run_with_its_twin(tmp_path, script, mlm):
-    source = write_dense(tmp_path / "dense.safetensors", twin=True, vocab_size=30522)
+def test_output_starts_a_run_with_its_ema_model(tmp_path, script, mlm):
+    source = write_dense(tmp_path / "dense.safetensors", ema=True, vocab_size=30522)
     output = tmp_path / "low.safetensors"
     script(COMPRESS, "--checkpoint", source, "--output", output)
     settings = from_dict(
         Settings, {"init": {"checkpoint": str(output)}, "losses": {"mlm": mlm, "queue_size": 8}}, "test"
     )
-    parts = assemble(Pretraining() if mlm else Retrieval(), settings, Ranks(0, 1, torch.device("cpu"), launched=False))
+    trainee = assemble(
+        Pretraining() if mlm else Retrieval(), settings, Ranks(0, 1, torch.device("cpu"), launched=False)
+    )
     stored = read_weights(output)
-    twin = parts.objective.companions["twin"].model.state_dict()
-    assert twin and all(torch.equal(value, stored[MOMENTUM + name]) for name, value in twin.items())
-    assert any(not torch.equal(value, stored[name]) for name, value in twin.items())
-    assert ("mlm_head.bias" in twin) == bool(mlm)
+    ema = trainee.step.ema.model.state_dict()
+    assert ema and all(torch.equal(value, stored[EMA + name]) for name, value in ema.items())
+    assert any(not torch.equal(value, stored[name]) for name, value in ema.items())
+    assert ("mlm_head.bias" in ema) == bool(mlm)
 
 
 def test_excluded_modules_stay_dense(tmp_path, script):
     source, output = write_dense(tmp_path / "dense.safetensors"), tmp_path / "low.safetensors"
     script(COMPRESS, "--checkpoint", source, "--output", output, "--kappa", 2, "--exclude", "visual_encoder", "*.query")
-    ranks = read_card(output).ranks
+    ranks = read_header(output).ranks
     assert ranks and not [
         name for name in ranks if name.startswith(("visual_encoder", *HEADS)) or name.endswith("query")
     ]
@@ -175,7 +178,7 @@ def test_random_model(tmp_path, script, capsys):
     output = tmp_path / "low.safetensors"
     script(COMPRESS, "--random", "albef_test", "--image-size", 48, "--output", output)
     assert capsys.readouterr().out.startswith("random weights, albef_test: albef, dense, 48 px")
-    assert load_model(ModelSettings(), str(output), None).card.numbers["vocab_size"] == 30522
+    assert load_model(ModelSettings(), str(output), None).header.config.vocab_size == 30522
 
 
 def _no_file(folder: Path) -> list:

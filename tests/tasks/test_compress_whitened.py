@@ -1,4 +1,4 @@
-"""tasks/compress.py with calibration samples: kinds, twin, budget, and what it says of a list that does not fit."""
+"""tasks/compress.py with calibration samples: kinds, ema, budget, and what it says of a list that does not fit."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import torch
 from test_compress import COMPRESS, residual, write_dense
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import MOMENTUM, dense_heads, load_any, load_entailment, load_vqa
-from pela_vl.checkpoints.ours import read_card, read_weights, save_model
+from pela_vl.checkpoints.albef import load_any, load_entailment, load_vqa
+from pela_vl.checkpoints.loading import dense_heads
+from pela_vl.checkpoints.ours import EMA, read_header, read_weights, save_model
 from pela_vl.lowrank import calibrate, factorize_whitened, plan_ranks
 from pela_vl.settings import ModelSettings
-from pela_vl.training.calibration import AlbefCalibration
+from pela_vl.workloads.calibration import AlbefCalibration
 
 LOADERS = {"entailment": load_entailment, "vqa": load_vqa}
 FIELDS = {"albef": {}, "entailment": {"label": "neutral"}, "vqa": {"answer": ["a red circle", "circle"]}}
@@ -36,10 +37,10 @@ def _first(caption):
 def write_kind(path: Path, kind: str) -> Path:
     """A dense file of a kind, of test size, with the vocabulary of BERT."""
     if kind == "albef":
-        return write_dense(path, twin=True, vocab_size=30522)
+        return write_dense(path, ema=True, vocab_size=30522)
     torch.manual_seed(6)
     loaded = LOADERS[kind](ModelSettings(size="albef_test"), None, 30522)
-    save_model(path, loaded.model, loaded.card)
+    save_model(path, loaded.model, loaded.header)
     return path
 
 
@@ -51,19 +52,19 @@ def test_every_kind(data, listed, script, capsys, kind):
     script(COMPRESS, "--checkpoint", source, "--output", output, *given)
     printed = capsys.readouterr().out
     assert "out. error" in printed
-    before, after, card = read_weights(source), read_weights(output), read_card(output)
+    before, after, header = read_weights(source), read_weights(output), read_header(output)
     dense = load_any(ModelSettings(), str(source))
     uniform = plan_ranks(dense.model, 3, exclude=dense_heads(dense.model))
     cost = {name: sum(before[f"{name}.weight"].shape) for name in uniform}
-    assert set(card.ranks) == set(uniform) and card.ranks != uniform
-    spent = sum(rank * cost[name] for name, rank in card.ranks.items())
+    assert set(header.ranks) == set(uniform) and header.ranks != uniform
+    spent = sum(rank * cost[name] for name, rank in header.ranks.items())
     budget = sum(rank * cost[name] for name, rank in uniform.items())
     assert budget - min(cost.values()) < spent <= budget
-    assert card.notes["compressed"]["init"] == "whitened" and card.notes["compressed"]["ranks"] == "allocated"
+    assert header.notes["compressed"]["init"] == "whitened" and header.notes["compressed"]["ranks"] == "allocated"
     rows = {row["layer"]: row for row in json.loads((data / "r.json").read_text())["layers"]}
     statistics = calibrate(dense.model, uniform, AlbefCalibration(dense, data / f"{kind}.json", listed, 9))
-    twin = kind == "albef"
-    for name, rank in card.ranks.items():
+    ema = kind == "albef"
+    for name, rank in header.ranks.items():
         weight, bias = before[f"{name}.weight"], before[f"{name}.bias"]
         want = factorize_whitened(weight, rank, statistics[name], True)
         torch.testing.assert_close(after[f"{name}.up.weight"], want.up)
@@ -71,14 +72,14 @@ def test_every_kind(data, listed, script, capsys, kind):
         torch.testing.assert_close(after[f"{name}.up.bias"].double(), bias + want.bias_shift, atol=1e-6, rtol=1e-5)
         assert rows[name]["output_error"] == pytest.approx(want.output_error)
         assert rows[name]["rel_error"] == pytest.approx(residual(weight, after, name), abs=1e-5)
-        if twin:
-            weight = before[f"{MOMENTUM}{name}.weight"]
+        if ema:
+            weight = before[f"{EMA}{name}.weight"]
             want = factorize_whitened(weight, rank, statistics[name], True)
-            torch.testing.assert_close(after[f"{MOMENTUM}{name}.up.weight"], want.up)
-            shifted = before[f"{MOMENTUM}{name}.bias"] + want.bias_shift
-            torch.testing.assert_close(after[f"{MOMENTUM}{name}.up.bias"].double(), shifted, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(after[f"{EMA}{name}.up.weight"], want.up)
+            shifted = before[f"{EMA}{name}.bias"] + want.bias_shift
+            torch.testing.assert_close(after[f"{EMA}{name}.up.bias"].double(), shifted, atol=1e-6, rtol=1e-5)
     loaded = load_any(ModelSettings(), str(output))  # by the plan alone, strictly
-    assert loaded.card.ranks == card.ranks and bool(loaded.momentum) == twin
+    assert loaded.header.ranks == header.ranks and bool(loaded.ema) == ema
 
 
 def test_allocation_alone_needs_no_samples(data, script):
@@ -86,7 +87,7 @@ def test_allocation_alone_needs_no_samples(data, script):
     script(COMPRESS, "--checkpoint", source, "--output", output, "--ranks", "allocated")
     dense = load_any(ModelSettings(), str(source)).model
     uniform = plan_ranks(dense, 3, exclude=dense_heads(dense))
-    assert set(read_card(output).ranks) == set(uniform) and read_card(output).ranks != uniform
+    assert set(read_header(output).ranks) == set(uniform) and read_header(output).ranks != uniform
 
 
 def test_samples_are_padded_nowhere(data, listed):

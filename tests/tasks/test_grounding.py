@@ -10,7 +10,7 @@ from PIL import Image
 from published_files import VOCAB, fill, published_shapes
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.loading import load_model
+from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.deploy.visualise import word_groups
@@ -30,7 +30,8 @@ data: {{train: ["{lists}/refs_train.json"], val: "{lists}/refs_val.json", test: 
 losses: {{queue_size: 16}}
 optim: {{lr: 1.0e-3}}
 train: {{steps: 2, batch_size: 8, threads: 1, device: cpu, evaluate_every: 1, checkpoint_every: 0}}
-grounding: {{boxes: "{lists}/refs_boxes.json", overlays: 3, image_batch: 4}}
+grounding: {{boxes: "{lists}/refs_boxes.json", image_batch: 4}}
+drawings: {{overlays: 3}}
 """
     )
     return folder
@@ -103,9 +104,9 @@ def test_the_figure_has_a_panel_for_each_word(script, published, tmp_path, capsy
         loaded = load_model(ModelSettings(size="albef_test", tokenizer="scenes"), None, False, 200)
         if kind == "own low rank":
             compress(loaded.model, 3, exclude=["vision_proj", "text_proj", "itm_head"])
-            loaded.card.ranks = rank_plan(loaded.model)
+            loaded.header.ranks = rank_plan(loaded.model)
         checkpoint = tmp_path / "own.safetensors"
-        save_model(checkpoint, loaded.model, loaded.card)
+        save_model(checkpoint, loaded.model, loaded.header)
     else:
         checkpoint = published(kind)
         more = ["--tokenizer", tmp_path / "vocabulary"]

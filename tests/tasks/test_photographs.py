@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.ours import read_card
+from pela_vl.checkpoints.ours import read_header
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "coco_ccby_small"
@@ -47,9 +47,9 @@ def test_fine_tune_and_evaluate(tmp_path, script, low_rank):
     record = json.loads((run / "evaluation.json").read_text())
     assert record["checkpoint"].endswith("best.safetensors")
     assert all(0 <= value <= 100 for value in record["metrics"].values())
-    card = read_card(run / "best.safetensors")
-    assert bool(card.ranks) == low_rank
-    assert card.numbers["image_size"] == SIZE
+    header = read_header(run / "best.safetensors")
+    assert bool(header.ranks) == low_rank
+    assert header.config.image_size == SIZE
 
 
 @needs_photographs

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from method_runs import LISTS, WORKLOADS, settings_of
+from method_runs import LISTS, TASKS, settings_of
 from shard_files import listed_samples, write_shards
 from tiny_runs import ONE
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.ours import read_card, read_weights, save_model
+from pela_vl.checkpoints.ours import read_header, read_weights, save_model
 from pela_vl.training import runner
 from pela_vl.training.assemble import assemble
-from pela_vl.training.calibration import MOST_SHARDS, draw_training
+from pela_vl.workloads.calibration import MOST_SHARDS, draw_training
 
 SAMPLES = 9
 
@@ -25,8 +25,8 @@ def lists(every_list):
 def dense_start(task, settings, folder):
     """A dense checkpoint of the task's own kind, named by the settings."""
     torch.manual_seed(6)
-    loaded = WORKLOADS[task]().load(settings, None, 400)
-    save_model(folder / "dense.safetensors", loaded.model, loaded.card)
+    loaded = TASKS[task]().load(settings, None)
+    save_model(folder / "dense.safetensors", loaded.model, loaded.header)
     settings.init.checkpoint, settings.model.size = str(folder / "dense.safetensors"), None
 
 
@@ -44,13 +44,13 @@ def compressed(script, folder, file, root, *more):
     given = ["--init", "whitened", "--calibration", file, "--image-root", root, "--samples", SAMPLES]
     output = folder / "low.safetensors"
     script("tasks/compress.py", "--checkpoint", folder / "dense.safetensors", "--output", output, *given, *more)
-    return read_weights(output), read_card(output).ranks
+    return read_weights(output), read_header(output).ranks
 
 
-TASKS = [pytest.param(task, marks=() if task in ("retrieval", "vqa") else pytest.mark.slow) for task in WORKLOADS]
+CASES = [pytest.param(task, marks=() if task in ("retrieval", "vqa") else pytest.mark.slow) for task in TASKS]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", CASES)
 def test_factors_are_those_of_the_compress_task(lists, script, tmp_path, task):
     ranks = "allocated" if task == "retrieval" else "uniform"
     settings = whitened(task, lists, tmp_path, ranks=ranks)
@@ -59,18 +59,18 @@ def test_factors_are_those_of_the_compress_task(lists, script, tmp_path, task):
         entries = [entry | {"caption": entry["text"]} for entry in json.loads(open(file).read())]
         file = tmp_path / "captions.json"
         file.write_text(json.dumps(entries))
-    parts = assemble(WORKLOADS[task](), settings, ONE)
+    trainee = assemble(TASKS[task](), settings, ONE)
     weights, plan = compressed(script, tmp_path, file, lists, "--ranks", ranks)
-    assert parts.card.ranks == plan
-    own = parts.model.state_dict()
+    assert trainee.run.header.ranks == plan
+    own = trainee.run.model.state_dict()
     assert own.keys() == weights.keys()
     for name, value in own.items():
         torch.testing.assert_close(value, weights[name])
-    # the twin starts as the model does; and plain factors are others
-    twin = parts.objective.companions["twin"].model.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in twin.items())
+    # the ema starts as the model does; and plain factors are others
+    ema = trainee.step.ema.model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in ema.items())
     settings.compress.init = "svd"
-    plain = assemble(WORKLOADS[task](), settings, ONE).model.state_dict()
+    plain = assemble(TASKS[task](), settings, ONE).run.model.state_dict()
     bias = "text_encoder.encoder.layer.0.attention.self.query.up.bias"
     assert not torch.allclose(plain[bias], own[bias])
 
@@ -81,9 +81,9 @@ def test_shards_calibrate_as_the_list_of_their_pairs(lists, script, tmp_path):
     settings = whitened("pretraining", lists, tmp_path)
     folder = write_shards(tmp_path / "shards", listed_samples(tmp_path / "list.json", lists), [4, 3, 2])
     settings.data.train = [str(folder)]
-    parts = assemble(WORKLOADS["pretraining"](), settings, ONE)
+    trainee = assemble(TASKS["pretraining"](), settings, ONE)
     weights, _ = compressed(script, tmp_path, tmp_path / "list.json", lists)
-    for name, value in parts.model.state_dict().items():
+    for name, value in trainee.run.model.state_dict().items():
         torch.testing.assert_close(value, weights[name])
 
 
@@ -116,8 +116,8 @@ def test_a_broken_picture_is_replaced_and_the_run_trains(lists, tmp_path):
     entries[3]["image"] = "images/gone.jpg"
     (tmp_path / "list.json").write_text(json.dumps(entries))
     settings.data.train, settings.train.steps, settings.data.max_bad_share = [str(tmp_path / "list.json")], 1, 0.5
-    position, _ = runner.train(WORKLOADS["retrieval"](), settings, resume=False)
-    assert position.step == 1 and read_card(tmp_path / "run/last.safetensors").ranks
+    position, _ = runner.train(TASKS["retrieval"](), settings, resume=False)
+    assert position.step == 1 and read_header(tmp_path / "run/last.safetensors").ranks
 
 
 @pytest.mark.parametrize(
@@ -127,5 +127,5 @@ def test_a_broken_picture_is_replaced_and_the_run_trains(lists, tmp_path):
 def test_what_makes_no_sense_is_refused_before_anything_is_written(lists, tmp_path, changes, says):
     settings = whitened("retrieval", lists, tmp_path, **changes)
     with pytest.raises(UserError, match=says):
-        runner.train(WORKLOADS["retrieval"](), settings, resume=False)
+        runner.train(TASKS["retrieval"](), settings, resume=False)
     assert not (tmp_path / "run").exists()

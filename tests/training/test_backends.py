@@ -155,11 +155,11 @@ def test_the_norm_is_told_before_clipping():
 def test_optimiser_state_goes_by_name(tmp_path):
     loop = make_loop(tmp_path / "a", total_steps=2)
     fit(loop, SimpleNamespace(scalars=lambda *a: None, event=None, say=None))
-    state = loop.backend.optimiser_state()
-    assert state.keys() == dict(loop.objective.module.model.named_parameters()).keys()
+    state = loop.trainee.backend.optimiser_state()
+    assert state.keys() == dict(loop.trainee.step.model.named_parameters()).keys()
     other = make_loop(tmp_path / "b")
-    other.backend.load_optimiser_state(dict(reversed(state.items())))
-    for name, entry in other.backend.optimiser_state().items():
+    other.trainee.backend.load_optimiser_state(dict(reversed(state.items())))
+    for name, entry in other.trainee.backend.optimiser_state().items():
         for key, value in entry.items():
             assert torch.equal(value, state[name][key])
             assert value.data_ptr() != state[name][key].data_ptr()

@@ -39,11 +39,8 @@ def test_a_resumed_run_repeats_the_losses_bit_by_bit(tmp_path, method, accumulat
     assert len(set(whole.losses)) == 9
     assert first.losses[:4] + second.losses == whole.losses
     assert [line["step"] for line in second.lines] == list(range(4, 9))
-    for ours, theirs in ((reference.objective.module, resumed.objective.module),) + (
-        (reference.objective.companions, resumed.objective.companions),
-    ):
-        for name, value in ours.state_dict().items():
-            assert torch.equal(value, theirs.state_dict()[name]), name
+    for name, value in reference.trainee.step.state_dict().items():
+        assert torch.equal(value, resumed.trainee.step.state_dict()[name]), name
 
 
 def stop_after(loop, times):
@@ -138,7 +135,7 @@ def test_bf16_computes_close_to_fp32_on_fp32_weights(tmp_path):
     rounded = losses_of(loop)
     assert rounded == pytest.approx(exact, rel=0.03)
     assert rounded != exact
-    assert {p.dtype for p in loop.objective.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in loop.trainee.step.parameters()} == {torch.float32}
 
 
 def test_the_loss_is_the_sum_of_the_logged_terms(tmp_path):
@@ -164,7 +161,7 @@ def test_the_best_weights_by_the_mean_are_kept(tmp_path):
         tmp_path,
         total_steps=7,
         evaluate_every=2,
-        evaluate=lambda: modes.append(loop.objective.module.model.training) or {"mean": next(means)},
+        evaluate=lambda: modes.append(loop.trainee.step.model.training) or {"mean": next(means)},
     )
     loop.save_model = saved.append
     log = Log()
@@ -172,7 +169,7 @@ def test_the_best_weights_by_the_mean_are_kept(tmp_path):
     assert [(step, values["mean"]) for _, step, values in log.events] == [(1, 10.0), (3, 30.0), (5, 20.0), (6, 30.0)]
     assert saved == ["best.safetensors", "best.safetensors", "last.safetensors"]
     assert position.best == 30.0
-    assert modes == [False] * 4 and loop.objective.module.model.training
+    assert modes == [False] * 4 and loop.trainee.step.model.training
 
 
 def test_an_evaluation_does_not_change_the_losses_after_it(tmp_path):

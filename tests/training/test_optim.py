@@ -94,16 +94,13 @@ def test_selecting_nothing_is_an_error() -> None:
         parameter_groups(model.requires_grad_(False).named_parameters(), 1.0, 0.1)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_adamw_follows_its_formula(fused: bool) -> None:
+def test_adamw_follows_its_formula() -> None:
     """One step by hand: with bias correction the first step is lr * sign(g) (for eps -> 0) after decoupled decay."""
     model = Tiny()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(
         parameter_groups(model.named_parameters(), 0.1, 0.02, lr_scale={"fc.*": 0.5}),
         betas=(0.9, 0.98),
-        eps=1e-12,
-        fused=fused,
     )
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
@@ -137,8 +134,3 @@ def test_state_survives_a_round_trip() -> None:
     run(4, None, first)
     run(2, run(2, None, second)[0], second)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_unknown_optimiser_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown optimiser"):
-        make_optimizer([], kind="lion")

@@ -64,10 +64,10 @@ def test_a_finished_run_is_not_overwritten_and_resuming_it_adds_nothing(settings
         (lambda s: setattr(s.init, "checkpoint", "absent.safetensors"), "absent.safetensors: no such file"),
         (lambda s: setattr(s.data, "train", ["absent.json"]), "absent.json"),
         (lambda s: setattr(s.data, "train", []), "data.train names no file"),
-        (lambda s: setattr(s, "method", "pella"), "none of full, .*pela"),
+        (lambda s: setattr(s.method, "name", "pella"), "none of full, .*pela"),
         (lambda s: setattr(s.model, "size", "huge"), "none of albef_base"),
         (lambda s: setattr(s.model, "image_size", 40), "no multiple of the patch size"),
-        (lambda s: setattr(s.losses, "mlm", 1.0), "belongs to pre-training"),
+        (lambda s: setattr(s.losses, "mlm", 1.0), "losses.mlm: .* has no such term"),
         (lambda s: setattr(s.optim, "warmup_steps", 100), "warmup_steps"),
         (lambda s: setattr(s.data, "val", "absent.json"), "absent.json"),
     ],
@@ -79,12 +79,12 @@ def test_bad_settings_are_one_line_and_leave_nothing(settings, tmp_path, change,
 
 
 def test_pela_without_a_low_rank_model_is_refused(settings):
-    settings.method, settings.losses.fd = "pela", 0.1
+    settings.method.name, settings.losses.fd = "pela", 0.1
     refused(settings, "set compress.kappa", pretraining=True)
 
 
 def test_all_terms_off_is_refused(settings):
-    settings.losses.itc = settings.losses.itm = 0.0
+    settings.losses.itc = settings.losses.itm = settings.losses.mlm = 0.0
     refused(settings, "nothing to train on", pretraining=True)
 
 
@@ -131,11 +131,10 @@ def test_pretraining_reads_shards_by_any_workers_and_counts_bad_members(settings
 
 def _checkpoint(settings, tmp_path):
     from pela_vl.checkpoints.ours import save_model
-    from pela_vl.training.assemble import load_tokenizer_and_model
 
-    _, loaded = load_tokenizer_and_model(Retrieval(), settings, None)
+    loaded = Retrieval().load(settings, None)
     path = tmp_path / "model.safetensors"
-    save_model(path, loaded.model, loaded.card)
+    save_model(path, loaded.model, loaded.header)
     return str(path)
 
 

@@ -1,24 +1,25 @@
-"""The entailment step: its loss re-stated, its twin, and the published losses and gradients at full size."""
+"""The entailment step: its loss re-stated, its EMA model, and the published losses and gradients at full size."""
 
 import copy
 import importlib.util
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_albef import NUMBERS, randomise, tiny_batch
+from tiny_albef import CONFIG, randomise, tiny_batch
+from tiny_runs import loss_of
 from torch import Tensor
 
 from pela_vl.checkpoints import convert_checkpoint
 from pela_vl.lowrank import apply_plan
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.entailment import build_entailment
-from pela_vl.models.albef.sizes import ALBEF_SIZES
-from pela_vl.objectives.base import loss_sum
-from pela_vl.objectives.entailment import EntailmentObjective
+from pela_vl.models.ema import EmaModel
+from pela_vl.workloads.entailment import EntailmentStep
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 
@@ -31,47 +32,47 @@ class Pairs:
     targets: Tensor
 
 
-def tiny() -> tuple[EntailmentObjective, Pairs]:
-    """An objective whose twin differs from its model."""
+def tiny() -> tuple[EntailmentStep, Pairs]:
+    """A step whose EMA model differs from its model."""
     torch.manual_seed(0)
-    numbers = {key: value for key, value in NUMBERS.items() if key != "joint_dim"}
-    objective = EntailmentObjective(randomise(build_entailment(**numbers, dropout=0.0)), momentum=0.9)
-    randomise(objective.companions["twin"].model)
+    model = randomise(build_entailment(CONFIG.for_task("entailment"), dropout=0.0))
+    step = EntailmentStep(model, EmaModel(model), momentum=0.9)
+    randomise(step.ema.model)
     batch = tiny_batch()
-    return objective, Pairs(batch.images, batch.ids, batch.mask, torch.tensor([2, 0, 1, 1]))
+    return step, Pairs(batch.images, batch.ids, batch.mask, torch.tensor([2, 0, 1, 1]))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-def test_loss_is_the_formula_with_the_updated_twin(alpha):
-    objective, batch = tiny()
-    model, twin = objective.module.model, objective.companions["twin"].model
-    expected_twin = copy.deepcopy(twin)
+def test_loss_is_the_formula_with_the_updated_ema_model(alpha):
+    step, batch = tiny()
+    model, ema = step.model, step.ema.model
+    expected_ema = copy.deepcopy(ema)
     with torch.no_grad():
-        for (_, a), (_, b) in zip(expected_twin.named_parameters(), model.named_parameters(), strict=True):
+        for (_, a), (_, b) in zip(expected_ema.named_parameters(), model.named_parameters(), strict=True):
             a.mul_(0.9).add_(0.1 * b)
-    output = objective.module(batch, objective.prepare(batch, alpha, new_step=True))
+    output = step(batch, step.prepare(batch, alpha, first=True))
     logits = model(batch.images, batch.ids, batch.mask)
-    soft = expected_twin.eval()(batch.images, batch.ids, batch.mask).softmax(1)
+    soft = expected_ema.eval()(batch.images, batch.ids, batch.mask).softmax(1)
     expected = 0.0
     for row in range(4):
         log = logits[row].log_softmax(0)
         expected += -(1 - alpha) * log[batch.targets[row]] - alpha * (log * soft[row]).sum()
-    assert loss_sum(output).item() == pytest.approx(expected.item() / 4, rel=1e-5)
+    assert loss_of(output).item() == pytest.approx(expected.item() / 4, rel=1e-5)
     assert output.metrics["accuracy"].item() == (logits.argmax(1) == batch.targets).float().mean().item()
 
 
-def test_the_twin_moves_once_an_optimiser_step_and_never_by_gradient():
-    objective, batch = tiny()
-    twin = objective.companions["twin"]
-    before = copy.deepcopy(twin.state_dict())
-    prepared = objective.prepare(batch, 0.4, new_step=False)
-    loss_sum(objective.module(batch, prepared)).backward()
-    objective.finish(batch, prepared)
-    assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
-    assert all(parameter.grad is None for parameter in twin.parameters())
-    assert all(parameter.grad is not None for parameter in objective.module.parameters())
-    objective.prepare(batch, 0.0, new_step=True)
-    assert not torch.equal(twin.state_dict()["model.cls_head.0.weight"], before["model.cls_head.0.weight"])
+def test_the_ema_model_moves_once_an_optimiser_step_and_never_by_gradient():
+    step, batch = tiny()
+    ema = step.ema
+    before = copy.deepcopy(ema.state_dict())
+    prepared = step.prepare(batch, 0.4, first=False)
+    loss_of(step(batch, prepared)).backward()
+    step.after_backward(batch, prepared)
+    assert all(torch.equal(value, before[name]) for name, value in ema.state_dict().items())
+    assert all(parameter.grad is None for parameter in ema.parameters())
+    assert all(parameter.grad is not None for parameter in step.model.parameters())
+    step.prepare(batch, 0.0, first=True)
+    assert not torch.equal(ema.state_dict()["model.cls_head.0.weight"], before["model.cls_head.0.weight"])
 
 
 def recipe():
@@ -89,7 +90,7 @@ def recipe():
 
 
 def published_state(made, low_rank: bool) -> dict[str, Tensor]:
-    """The SNLI-VE checkpoint that the recipe gives, twin included, under the published or the released low-rank names."""
+    """The SNLI-VE checkpoint that the recipe gives, EMA weights included, under the published or the released low-rank names."""
     shapes = {k: v["shape"] for k, v in json.loads((REFERENCE / "state_dicts" / "ve.json").read_text()).items()}
     state = {}
     for name, shape in shapes.items():
@@ -123,14 +124,14 @@ def test_published_logits_losses_and_gradient_norms(file):
     stored = np.load(REFERENCE / "parity" / f"{file}.npz")
     converted = convert_checkpoint(published_state(made, file == "ve_lowrank"))
     assert converted.kind == "entailment" and converted.image_size == 384
-    numbers = {key: value for key, value in ALBEF_SIZES["albef_base"].items() if key != "joint_dim"}
+    config = replace(ALBEF_SIZES["albef_base"], image_size=384).for_task("entailment")
     with torch.device("meta"):
-        model = build_entailment(**{**numbers, "image_size": 384})
+        model = build_entailment(config)
         if converted.ranks:
             apply_plan(model, converted.ranks, init="empty")
-        objective = EntailmentObjective(model)
+        step = EntailmentStep(model, EmaModel(model))
     model.load_state_dict(converted.online, assign=True)
-    objective.companions["twin"].model.load_state_dict(converted.momentum, assign=True)
+    step.ema.model.load_state_dict(converted.momentum, assign=True)
     model.eval()
     ids, mask = made.tokens("ve", [11, 6, 16], 16)
     assert (ids == stored["ids"]).all() and (mask == stored["att"]).all()
@@ -138,8 +139,8 @@ def test_published_logits_losses_and_gradient_norms(file):
     batch = Pairs(images, torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(stored["targets"]))
     logits, expected = model(batch.images, batch.ids, batch.mask).detach(), torch.from_numpy(stored["logits"])
     off = {"logits": ((logits - expected).abs().max() / expected.abs().max()).item()}
-    for alpha, new_step in ((0.4, True), (0.0, False)):  # alpha 0 makes no use of the twin
-        output = loss_sum(objective.module(batch, objective.prepare(batch, alpha, new_step)))
+    for alpha, first in ((0.4, True), (0.0, False)):  # alpha 0 makes no use of the EMA model
+        output = loss_of(step(batch, step.prepare(batch, alpha, first)))
         if alpha:
             output.backward()
         key = f"loss_a0{round(10 * alpha)}"

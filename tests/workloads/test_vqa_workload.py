@@ -95,8 +95,8 @@ def test_a_test_without_answers_is_answered_but_not_judged(settings, vqa_listed,
     "change, message",
     [
         (lambda s: setattr(s.vqa, "answer_list", None), "vqa.answer_list names no file"),
-        (lambda s: setattr(s.losses, "mlm", 1.0), "losses.mlm belongs to pre-training"),
-        (lambda s: setattr(s, "method", "pela"), "set compress.kappa"),
+        (lambda s: setattr(s.losses, "mlm", 1.0), "losses.mlm: .* has no such term"),
+        (lambda s: setattr(s.method, "name", "pela"), "set compress.kappa"),
         (lambda s: setattr(s.data, "train", []), "data.train names no file"),
     ],
 )

@@ -231,20 +231,20 @@ class TextEncoder(nn.Module):
         attend, last = _attend(mask, causal), len(self.encoder.layer)
         return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
 
-    def begin_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def start_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first fusion layer's self-attention on encoded text tokens [B, L, D]: no image has entered yet, so this is
-        computed once a text, whatever number of images it meets. For `fuse_first(..., begun=True)`."""
+        computed once a text, whatever number of images it meets. For `fuse_first(..., fusion_started=True)`."""
         return self.encoder.layer[self.fusion_layer].self_attention(tokens, _attend(mask))
 
-    def fuse_first(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], begun: bool = False) -> Tensor:
+    def fuse_first(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], fusion_started: bool = False) -> Tensor:
         """`fuse` at the first token alone, [B, D]: the last layer is then computed for no other token.
 
-        begun: `tokens` come from `begin_fusion`. As in `fuse`, the keys and values may have batch 1.
+        fusion_started: `tokens` come from `start_fusion`. As in `fuse`, the keys and values may have batch 1.
         """
         attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
         for i in range(first, last + 1):
             layer, own = self.encoder.layer[i], image[i - first]
-            if begun and i == first:
+            if fusion_started and i == first:
                 tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, own)
                 continue
             run = layer.first_token if i == last else layer

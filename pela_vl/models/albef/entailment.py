@@ -3,30 +3,24 @@
 Shapes: B pairs, N image tokens, L text tokens, D text width. No forward here has a side effect.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from pela_vl.models.albef.bert import KeyValue, TextEncoder
-from pela_vl.models.albef.encoders import build_encoders
+from pela_vl.models.albef.config import AlbefConfig
+from pela_vl.models.albef.encoders import AlbefModel, build_encoders
 from pela_vl.models.vit import ImageEncoder
 
 CLASSES = ("contradiction", "neutral", "entailment")
 """By index, as published."""
 
 
-class AlbefEntailment(nn.Module):
-    """The encoders and a classifier of two Linears on the fused [CLS] token.
-
-    HEADS: what stays dense when the model is compressed as published.
-    """
+class AlbefEntailment(AlbefModel):
+    """The encoders and a classifier of two Linears on the fused [CLS] token."""
 
     HEADS = ("cls_head",)
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, classes: int = len(CLASSES)):
-        super().__init__()
-        self.visual_encoder = visual_encoder
-        self.text_encoder = text_encoder
+        super().__init__(visual_encoder, text_encoder)
         dim = text_encoder.embeddings.word_embeddings.embedding_dim
         self.cls_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
 
@@ -36,18 +30,13 @@ class AlbefEntailment(nn.Module):
 
     def classify(self, ids: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
         """Class logits [B, 3] of sentences ids, mask [B, L] with their images' keys and values (batch B or 1)."""
-        return self.judge(self.text_encoder.encode(ids, mask).tokens, mask, image)
+        return self.classify_encoded(self.text_encoder.encode(ids, mask).tokens, mask, image)
 
-    def judge(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+    def classify_encoded(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
         """Class logits [B, 3] of encoded sentences [B, L, D]."""
         return self.cls_head(self.text_encoder.fuse_first(tokens, mask, image))
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""
-        self.visual_encoder.activation_checkpointing = enabled
-        self.text_encoder.activation_checkpointing = enabled
 
-
-def build_entailment(classes: int = len(CLASSES), **numbers: Any) -> AlbefEntailment:
-    """A model of any size; numbers: of `build_encoders`. Runs under `torch.device("meta")` too."""
-    return AlbefEntailment(*build_encoders(**numbers), classes)
+def build_entailment(config: AlbefConfig, dropout: float = 0.1, drop_path: float = 0.0) -> AlbefEntailment:
+    """A model of any size; the arguments are those of `build_encoders`. Runs under `torch.device("meta")` too."""
+    return AlbefEntailment(*build_encoders(config, dropout, drop_path))

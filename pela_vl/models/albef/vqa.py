@@ -4,12 +4,11 @@ Shapes: B questions, L question tokens, A answers, T answer tokens, M token posi
 a side effect.
 """
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from pela_vl.models.albef.bert import KeyValue, TextEncoder, select_images
-from pela_vl.models.albef.encoders import build_encoders
+from pela_vl.models.albef.config import AlbefConfig
+from pela_vl.models.albef.encoders import AlbefModel, build_encoders
 from pela_vl.models.albef.heads import MaskedLanguageHead
 from pela_vl.models.outputs import TokenStates
 from pela_vl.models.vit import ImageEncoder
@@ -75,18 +74,13 @@ class AnswerDecoder(TextEncoder):
         return self.logits(states[real]), ids[:, 1:][real]
 
 
-class AlbefVqa(nn.Module):
-    """The encoders, in which the question is fused with the image, and the answer decoder.
-
-    HEADS: what stays dense when the model is compressed as published.
-    """
+class AlbefVqa(AlbefModel):
+    """The encoders, in which the question is fused with the image, and the answer decoder."""
 
     HEADS = ("text_decoder.mlm_head",)
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, text_decoder: AnswerDecoder):
-        super().__init__()
-        self.visual_encoder = visual_encoder
-        self.text_encoder = text_encoder
+        super().__init__(visual_encoder, text_encoder)
         self.text_decoder = text_decoder
 
     def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor | None = None) -> Tensor:
@@ -112,22 +106,22 @@ class AlbefVqa(nn.Module):
             context = select_images(context, owner)
         return self.text_encoder.fuse(text.tokens, mask, context).tokens, image, text
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute every block's activations in backward (torch's non-reentrant form) to save memory."""
-        for part in (self.visual_encoder, self.text_encoder, self.text_decoder):
-            part.activation_checkpointing = enabled
 
+def build_vqa(config: AlbefConfig, dropout: float = 0.1, drop_path: float = 0.0) -> AlbefVqa:
+    """A model of any size; the arguments are those of `build_encoders`. Runs under `torch.device("meta")` too.
 
-def build_vqa(decoder_depth: int = 6, **numbers: Any) -> AlbefVqa:
-    """A model of any size; numbers: of `build_encoders`. Runs under `torch.device("meta")` too."""
-    vit, bert = build_encoders(**numbers)
+    Raises ValueError for a config without `decoder_depth`.
+    """
+    if config.decoder_depth is None:
+        raise ValueError("decoder_depth is not set: a question answering model needs an answer decoder")
+    vit, bert = build_encoders(config, dropout, drop_path)
     decoder = AnswerDecoder(
-        numbers["vocab_size"],
-        numbers["text_dim"],
-        decoder_depth,
-        numbers["text_heads"],
-        numbers["text_mlp_dim"],
-        bert.embeddings.position_embeddings.num_embeddings,
-        numbers.get("dropout", bert.embeddings.dropout.p),
+        config.vocab_size,
+        config.text_dim,
+        config.decoder_depth,
+        config.text_heads,
+        config.text_mlp_dim,
+        config.max_positions,
+        dropout,
     )
     return AlbefVqa(vit, bert, decoder)

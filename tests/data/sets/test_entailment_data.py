@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_albef import NUMBERS
+from tiny_albef import CONFIG
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
@@ -13,7 +14,8 @@ from pela_vl.data.sets.entailment import EntailmentCollate, EntailmentEval, Enta
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform, train_transform
 from pela_vl.models.albef.entailment import CLASSES, build_entailment
-from pela_vl.objectives.entailment import EntailmentObjective
+from pela_vl.models.ema import EmaModel
+from pela_vl.workloads.entailment import EntailmentStep
 
 
 @pytest.fixture
@@ -112,10 +114,10 @@ def test_batch_fits_the_objective(root, tokenizer):
     assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
     assert batch.to("meta").targets.device.type == "meta"
     torch.manual_seed(0)
-    numbers = {key: value for key, value in NUMBERS.items() if key != "joint_dim"}
-    model = build_entailment(**(numbers | {"image_size": 16, "vocab_size": tokenizer.vocab_size}))
-    objective = EntailmentObjective(model)
-    output = objective.module(batch, objective.prepare(batch, 0.4, True))
+    config = replace(CONFIG, image_size=16, vocab_size=tokenizer.vocab_size).for_task("entailment")
+    model = build_entailment(config)
+    step = EntailmentStep(model, EmaModel(model))
+    output = step(batch, step.prepare(batch, 0.4, True))
     assert output.terms["ce"].isfinite()
 
 

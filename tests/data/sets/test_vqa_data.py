@@ -24,7 +24,8 @@ from pela_vl.data.sets.vqa import (
 )
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform, train_transform
-from pela_vl.objectives.vqa import VqaObjective
+from pela_vl.models.ema import EmaModel
+from pela_vl.workloads.vqa import VqaStep
 
 
 @pytest.fixture
@@ -149,10 +150,10 @@ def test_a_batch_trains(roots, tokenizer):
     sampler = EpochSampler(4, 2, seed=1)
     loader = make_loader(questions(roots), sampler, VqaCollate(tokenizer, 8, 8))
     model = tiny_vqa(image_size=16, vocab_size=tokenizer.vocab_size).train()
-    objective = VqaObjective(model)
+    step = VqaStep(model, EmaModel(model))
     batches = list(loader)
     assert sorted(i for b in batches for i in b.indices.tolist()) == [0, 1, 2, 3]
-    loss = objective.module(batches[0], objective.prepare(batches[0], 0.4, True)).terms["answer"]
+    loss = step(batches[0], step.prepare(batches[0], 0.4, True)).terms["answer"]
     loss.backward()
     assert torch.isfinite(loss) and model.text_decoder.mlm_head.bias.grad.abs().sum() > 0
 

@@ -1,17 +1,19 @@
 """The whole model: its published size, its parts put together, activation checkpointing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_albef import tiny_albef, tiny_batch
 
 from pela_vl.lowrank import apply_plan, plan_ranks
 from pela_vl.models.albef.albef import build_albef
-from pela_vl.models.albef.momentum import MomentumTwin
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.config import ALBEF_SIZES
+from pela_vl.models.ema import EmaModel
 
-# Published for retrieval at 384 pixels, kappa 3: the online model, and with its momentum twin
-DENSE, DENSE_WITH_TWIN = 209_560_835, 419_120_131
-LOW_RANK, LOW_RANK_WITH_TWIN = 86_729_987, 173_458_435
+# Published for retrieval at 384 pixels, kappa 3: the online model, and with its EMA model
+DENSE, DENSE_WITH_EMA = 209_560_835, 419_120_131
+LOW_RANK, LOW_RANK_WITH_EMA = 86_729_987, 173_458_435
 
 
 def count(module):
@@ -19,18 +21,18 @@ def count(module):
 
 
 @pytest.mark.parametrize(
-    "low_rank, online, both", [(False, DENSE, DENSE_WITH_TWIN), (True, LOW_RANK, LOW_RANK_WITH_TWIN)]
+    "low_rank, online, both", [(False, DENSE, DENSE_WITH_EMA), (True, LOW_RANK, LOW_RANK_WITH_EMA)]
 )
 def test_albef_base_has_the_published_number_of_parameters(low_rank, online, both):
     with torch.device("meta"):
-        model = build_albef(**{**ALBEF_SIZES["albef_base"], "image_size": 384}, mlm=False)
+        model = build_albef(replace(ALBEF_SIZES["albef_base"], image_size=384), mlm=False)
     if low_rank:
         plan = plan_ranks(model, 3, exclude=["vision_proj", "text_proj", "itm_head"])
         assert set(plan.values()) == {128, 192, 204}
         apply_plan(model, plan, init="empty")
     assert count(model) == online
-    twin = MomentumTwin(model, without=("itm_head", "temp", "mlm_head"))
-    assert count(model) + count(twin) == both
+    ema = EmaModel(model, without=("itm_head", "temp", "mlm_head"))
+    assert count(model) + count(ema) == both
 
 
 def test_mlm_head_shares_no_parameter():

@@ -170,16 +170,16 @@ def test_masked_language_head_is_berts():
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("begun", [False, True])
-def test_the_first_token_alone_is_that_of_the_whole_pass(begun, layers, shared):
+@pytest.mark.parametrize("fusion_started", [False, True])
+def test_the_first_token_alone_is_that_of_the_whole_pass(fusion_started, layers, shared):
     model = tiny_albef(text_depth=2 + layers, fusion_layer=2).eval()
     ours, batch = model.text_encoder, tiny_batch(5)
     image = ours.image_keys_values(model.visual_encoder(batch.images).tokens[: 1 if shared else 5])
     tokens = ours.encode(batch.ids, batch.mask).tokens
     whole = ours.fuse(tokens, batch.mask, image).tokens[:, 0]
-    if begun:
-        tokens = ours.begin_fusion(tokens, batch.mask)
-    torch.testing.assert_close(ours.fuse_first(tokens, batch.mask, image, begun), whole, **CLOSE)
+    if fusion_started:
+        tokens = ours.start_fusion(tokens, batch.mask)
+    torch.testing.assert_close(ours.fuse_first(tokens, batch.mask, image, fusion_started), whole, **CLOSE)
 
 
 def test_the_first_token_alone_has_the_gradients_of_the_whole_pass():

@@ -1,32 +1,33 @@
 """The visual entailment model: its published size and what its classifier reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny_albef import NUMBERS, randomise, tiny_batch
+from tiny_albef import CONFIG, randomise, tiny_batch
 
 from pela_vl.lowrank import apply_plan, plan_ranks
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.entailment import AlbefEntailment, build_entailment
-from pela_vl.models.albef.momentum import MomentumTwin
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.ema import EmaModel
 
-# The published model's tensors at 384 pixels, twin included; and the same with kappa 3 outside the classifier
+# The published model's tensors at 384 pixels, EMA model included; and the same with kappa 3 outside the classifier
 DENSE, LOW_RANK = 419_516_934, 173_855_238
-SIZES = {key: value for key, value in NUMBERS.items() if key != "joint_dim"} | {"dropout": 0.0}
 
 
 def tiny_entailment():
     torch.manual_seed(0)
-    return randomise(build_entailment(**SIZES)).eval()
+    return randomise(build_entailment(CONFIG.for_task("entailment"), dropout=0.0)).eval()
 
 
 @pytest.mark.parametrize("low_rank, expected", [(False, DENSE), (True, LOW_RANK)])
 def test_entailment_has_the_published_number_of_parameters(low_rank, expected):
-    numbers = {key: value for key, value in ALBEF_SIZES["albef_base"].items() if key != "joint_dim"}
+    config = replace(ALBEF_SIZES["albef_base"], image_size=384).for_task("entailment")
     with torch.device("meta"):
-        model = build_entailment(**{**numbers, "image_size": 384})
+        model = build_entailment(config)
         if low_rank:
             apply_plan(model, plan_ranks(model, 3, exclude=AlbefEntailment.HEADS), init="empty")
-        both = torch.nn.ModuleList([model, MomentumTwin(model)])
+        both = torch.nn.ModuleList([model, EmaModel(model)])
     assert sum(parameter.numel() for parameter in both.parameters()) == expected
 
 

@@ -1,14 +1,16 @@
 """The question answering model against transformers' BERT decoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_albef import VOCAB
 from tiny_vqa import tiny_questions, tiny_vqa, transformers_decoder
 
 from pela_vl.lowrank import apply_plan, plan_ranks
-from pela_vl.models.albef.momentum import MomentumTwin
-from pela_vl.models.albef.sizes import ALBEF_SIZES
+from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
+from pela_vl.models.ema import EmaModel
 
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}
 
@@ -20,12 +22,12 @@ def questions(model, batch):
 
 @pytest.mark.parametrize("low_rank, expected", [(False, 580_672_116), (True, 259_439_220)])
 def test_vqa_has_the_published_number_of_parameters(low_rank, expected):
-    numbers = {key: value for key, value in ALBEF_SIZES["albef_base"].items() if key != "joint_dim"}
+    config = replace(ALBEF_SIZES["albef_base"], image_size=384).for_task("vqa")
     with torch.device("meta"):
-        model = build_vqa(**{**numbers, "image_size": 384})
+        model = build_vqa(config)
         if low_rank:
             apply_plan(model, plan_ranks(model, 3, exclude=AlbefVqa.HEADS), init="empty")
-        both = torch.nn.ModuleList([model, MomentumTwin(model)])
+        both = torch.nn.ModuleList([model, EmaModel(model)])
     assert sum(parameter.numel() for parameter in both.parameters()) == expected
 
 

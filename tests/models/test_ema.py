@@ -3,7 +3,8 @@ import torch
 from tiny_albef import randomise, tiny_albef
 from torch import nn
 
-from pela_vl.models.albef.momentum import FeatureQueue, MomentumTwin
+from pela_vl.models.albef.queue import FeatureQueue
+from pela_vl.models.ema import EmaModel
 
 WITHOUT = ("itm_head", "temp")
 
@@ -11,12 +12,12 @@ WITHOUT = ("itm_head", "temp")
 @pytest.mark.parametrize("low_rank", [False, True])
 def test_update_mixes_by_name(low_rank):
     online = tiny_albef(low_rank=low_rank)
-    twin = MomentumTwin(online, WITHOUT)
-    randomise(twin.model)
-    before = {name: p.clone() for name, p in twin.model.named_parameters()}
+    ema = EmaModel(online, WITHOUT)
+    randomise(ema.model)
+    before = {name: p.clone() for name, p in ema.model.named_parameters()}
     online_before = {name: p.clone() for name, p in online.named_parameters()}
-    twin.update(online, 0.9)
-    own = dict(twin.model.named_parameters())
+    ema.update(online, 0.9)
+    own = dict(ema.model.named_parameters())
     assert own.keys() == {name for name in online_before if not name.startswith(WITHOUT)}
     for name, parameter in own.items():
         torch.testing.assert_close(parameter, 0.9 * before[name] + 0.1 * online_before[name])
@@ -26,25 +27,25 @@ def test_update_mixes_by_name(low_rank):
 
 def test_pairing_is_by_name_and_not_by_order():
     online = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    twin = MomentumTwin(online)
+    ema = EmaModel(online)
     turned = nn.ModuleDict({"b": online["b"], "a": online["a"]})
-    twin.update(turned, 0.0)
-    assert torch.equal(twin.model["a"].weight, online["a"].weight)
-    assert torch.equal(twin.model["b"].weight, online["b"].weight)
+    ema.update(turned, 0.0)
+    assert torch.equal(ema.model["a"].weight, online["a"].weight)
+    assert torch.equal(ema.model["b"].weight, online["b"].weight)
     with pytest.raises(KeyError, match="a.weight"):
-        twin.update(nn.ModuleDict({"b": nn.Linear(2, 2)}), 0.5)
+        ema.update(nn.ModuleDict({"b": nn.Linear(2, 2)}), 0.5)
 
 
-def test_twin_is_a_copy_that_is_never_trained():
+def test_an_ema_model_is_a_copy_that_is_never_trained():
     online = tiny_albef(dropout=0.1).train()
-    twin = MomentumTwin(online, WITHOUT)
-    assert not any(p.requires_grad for p in twin.parameters())
+    ema = EmaModel(online, WITHOUT)
+    assert not any(p.requires_grad for p in ema.parameters())
     storage = {p.data_ptr() for p in online.parameters()}
-    assert not any(p.data_ptr() in storage for p in twin.parameters())
-    nn.ModuleDict({"twin": twin}).train()
-    assert not any(module.training for module in twin.modules())
+    assert not any(p.data_ptr() in storage for p in ema.parameters())
+    nn.ModuleDict({"ema": ema}).train()
+    assert not any(module.training for module in ema.modules())
     assert online.training and all(p.requires_grad for p in online.parameters())
-    assert online.itm_head is not None and twin.model.itm_head is None
+    assert online.itm_head is not None and ema.model.itm_head is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 7])

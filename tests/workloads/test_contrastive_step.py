@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_albef import tiny_albef, tiny_batch
+from tiny_albef import teacher_of, tiny_albef, tiny_batch
+from tiny_runs import loss_of
 
 from pela_vl.models.albef.losses import NO_NEGATIVE
-from pela_vl.objectives import vision_language
-from pela_vl.objectives.base import loss_sum
-from pela_vl.objectives.vision_language import VisionLanguageObjective
-from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.models.ema import EmaModel
+from pela_vl.workloads import contrastive
+from pela_vl.workloads.contrastive import ContrastiveStep
 
 MOMENTUM, ALPHA, QUEUE = 0.9, 0.4, 7
 PRETRAIN = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
@@ -24,13 +24,17 @@ def hardest(similarity, forbidden):
     return torch.where((~forbidden).any(1), index, NO_NEGATIVE)
 
 
-def objective(weights=PRETRAIN, queue=QUEUE, match_ids=False, keep_hidden=False, **more):
+def ema_of(model, mlm=True):
+    """The EMA model that a pre-training or retrieval run has."""
+    return EmaModel(model, ("itm_head", "temp") if mlm else ("itm_head", "temp", "mlm_head"))
+
+
+def make_step(weights=PRETRAIN, queue=QUEUE, match_ids=False, keep_features=False, **more):
     mlm = weights["mlm"] > 0
-    made = VisionLanguageObjective(
-        tiny_albef(mlm=mlm, **more).train(), weights, MOMENTUM, queue, match_ids, keep_hidden
-    )
+    model = tiny_albef(**{"mlm": mlm} | more).train()
+    made = ContrastiveStep(model, weights, match_ids, ema_of(model, mlm), None, MOMENTUM, queue, keep_features)
     torch.manual_seed(1)
-    for parameter in made.companions["twin"].parameters():  # as after some steps: no longer equal to the online model
+    for parameter in made.ema.parameters():  # as after some steps: no longer equal to the model
         parameter.add_(0.05 * torch.randn_like(parameter))
     return made
 
@@ -107,34 +111,34 @@ def published_step(model, twin, queue, batch, mlm, spread):
 @pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize("weights, spread", [(PRETRAIN, False), (RETRIEVAL, True)])
 def test_two_steps_are_the_published_ones(monkeypatch, weights, spread, low_rank):
-    monkeypatch.setattr(vision_language, "sample_negatives", hardest)
-    made = objective(weights, match_ids=spread, low_rank=low_rank)
-    online = made.module.model
+    monkeypatch.setattr(contrastive, "sample_negatives", hardest)
+    made = make_step(weights, match_ids=spread, low_rank=low_rank)
+    online = made.model
     with torch.no_grad():
         online.temp.fill_(0.6)  # above the range, to be clamped
-    model, twin = copy.deepcopy(online), copy.deepcopy(made.companions["twin"].model)
-    queue = copy.deepcopy(made.companions["queue"])
+    model, twin = copy.deepcopy(online), copy.deepcopy(made.ema.model)
+    queue = copy.deepcopy(made.queue)
     for step in range(2):
         batch = tiny_batch(5, seed=step, image_ids=[3, 8, 3, 2, 8] if spread else None)
-        prepared = made.prepare(batch, ALPHA, new_step=True)
+        prepared = made.prepare(batch, ALPHA, first=True)
         assert online.temp.item() <= 0.5
-        output = made.module(batch, prepared)
+        output = made(batch, prepared)
         expected, image_feat_m, text_feat_m = published_step(model, twin, queue, batch, weights["mlm"], spread)
         assert output.terms.keys() == expected.keys()
         for name, loss in expected.items():
             torch.testing.assert_close(output.terms[name], loss, rtol=1e-5, atol=1e-6)
         for parameters in (online, model):
             parameters.zero_grad()
-        loss_sum(output).backward()
+        loss_of(output).backward()
         sum(expected.values()).backward()
         for (name, own), other in zip(online.named_parameters(), model.parameters(), strict=True):
             assert own.grad is not None, name
             # relative to the tensor: single entries, as of key biases, are zero but for rounding
             assert (own.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-5, name
-        made.finish(batch, prepared)
+        made.after_backward(batch, prepared)
         queue.push(image_feat_m, text_feat_m, batch.image_ids)
         for name, value in queue.state_dict().items():
-            torch.testing.assert_close(made.companions["queue"].state_dict()[name], value)
+            torch.testing.assert_close(made.queue.state_dict()[name], value)
         with torch.no_grad():
             for parameters in (online, model):
                 for parameter in parameters.parameters():
@@ -142,8 +146,8 @@ def test_two_steps_are_the_published_ones(monkeypatch, weights, spread, low_rank
 
 
 def run(made, batch, alpha=ALPHA):
-    prepared = made.prepare(batch, alpha, new_step=True)
-    return prepared, made.module(batch, prepared)
+    prepared = made.prepare(batch, alpha, first=True)
+    return prepared, made(batch, prepared)
 
 
 def test_every_pair_of_an_image_is_a_positive_and_never_a_negative(monkeypatch):
@@ -153,14 +157,14 @@ def test_every_pair_of_an_image_is_a_positive_and_never_a_negative(monkeypatch):
         seen.append(forbidden.clone())
         return hardest(similarity, forbidden)
 
-    monkeypatch.setattr(vision_language, "sample_negatives", spy)
-    made = objective(RETRIEVAL, match_ids=True)
+    monkeypatch.setattr(contrastive, "sample_negatives", spy)
+    made = make_step(RETRIEVAL, match_ids=True)
     batch = tiny_batch(4, image_ids=[7, 5, 7, 1])
-    made.companions["queue"].ids[:3] = torch.tensor([5, 1, 7])
+    made.queue.ids[:3] = torch.tensor([5, 1, 7])
     prepared, _ = run(made, batch, alpha=0.0)
     same = batch.image_ids[:, None] == batch.image_ids[None, :]
     assert len(seen) == 2 and all(torch.equal(forbidden, same) for forbidden in seen)
-    candidates = torch.cat([batch.image_ids, made.companions["queue"].ids])
+    candidates = torch.cat([batch.image_ids, made.queue.ids])
     positive = batch.image_ids[:, None] == candidates[None, :]
     for targets in (prepared.image_to_text, prepared.text_to_image):
         assert torch.equal(targets > 0, positive)
@@ -168,31 +172,31 @@ def test_every_pair_of_an_image_is_a_positive_and_never_a_negative(monkeypatch):
 
 
 def test_pretraining_takes_other_pairs_of_an_image_for_negatives():
-    prepared, _ = run(objective(), tiny_batch(3, image_ids=[4, 4, 4]), alpha=0.0)
+    prepared, _ = run(make_step(), tiny_batch(3, image_ids=[4, 4, 4]), alpha=0.0)
     assert torch.equal(prepared.image_to_text[:, :3], torch.eye(3))
 
 
 @pytest.mark.parametrize("weights, ids", [(PRETRAIN, [0]), (RETRIEVAL, [0]), (RETRIEVAL, [6, 6, 6])])
 def test_a_batch_without_negatives_still_matches_its_positives(weights, ids):
-    made = objective(weights, match_ids=weights is RETRIEVAL)
+    made = make_step(weights, match_ids=weights is RETRIEVAL)
     batch = tiny_batch(len(ids), image_ids=ids)
     prepared, output = run(made, batch)
-    loss_sum(output).backward()
-    image, text, *_ = encode(made.module.model, batch.images, batch.ids, batch.mask)
-    logits = made.module.model.itm_head(cross(made.module.model, text, batch.mask, image)[:, 0])
+    loss_of(output).backward()
+    image, text, *_ = encode(made.model, batch.images, batch.ids, batch.mask)
+    logits = made.model.itm_head(cross(made.model, text, batch.mask, image)[:, 0])
     torch.testing.assert_close(output.terms["itm"], F.cross_entropy(logits, torch.ones(len(ids), dtype=torch.long)))
-    assert all(torch.isfinite(p.grad).all() for p in made.module.parameters())
-    made.finish(batch, prepared)
+    assert all(torch.isfinite(p.grad).all() for p in made.model.parameters())
+    made.after_backward(batch, prepared)
 
 
 @pytest.mark.parametrize("queue", [0, 3])
 def test_any_queue_size_goes_with_any_batch(queue):
-    made = objective(queue=queue)
+    made = make_step(queue=queue)
     for size in (4, 1, 5):
         prepared, output = run(made, tiny_batch(size))
-        assert torch.isfinite(loss_sum(output))
-        made.finish(tiny_batch(size), prepared)
-    assert made.companions["queue"].ids.shape == (queue,)
+        assert torch.isfinite(loss_of(output))
+        made.after_backward(tiny_batch(size), prepared)
+    assert made.queue.ids.shape == (queue,)
 
 
 def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
@@ -202,25 +206,25 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
     batch = tiny_batch()
     for name in PRETRAIN:
         weights = {**PRETRAIN, name: 0.0}
-        made = objective(weights)
+        made = make_step(weights)
         with monkeypatch.context() as patch:
             if name == "itm":
-                patch.setattr(made.module.model, "match", forbidden)
+                patch.setattr(made.model, "match", forbidden)
             if name == "itc":
-                patch.setattr(vision_language, "soft_cross_entropy", forbidden)
+                patch.setattr(contrastive, "soft_cross_entropy", forbidden)
             if name == "mlm":
-                for model in (made.module.model, made.companions["twin"].model):
+                for model in (made.model, made.ema.model):
                     patch.setattr(model, "masked_states", forbidden)
-                assert made.companions["twin"].model.mlm_head is None
+                assert made.ema.model.mlm_head is None
             _, output = run(made, batch)
         assert output.terms.keys() == {other for other in PRETRAIN if other != name}
 
 
 def test_weights_scale_their_terms(monkeypatch):
-    monkeypatch.setattr(vision_language, "sample_negatives", hardest)
+    monkeypatch.setattr(contrastive, "sample_negatives", hardest)
     batch = tiny_batch()
-    _, plain = run(objective(), batch)
-    _, scaled = run(objective({"itc": 0.5, "itm": 2.0, "mlm": 3.0}), batch)
+    _, plain = run(make_step(), batch)
+    _, scaled = run(make_step({"itc": 0.5, "itm": 2.0, "mlm": 3.0}), batch)
     for name, factor in (("itc", 0.5), ("itm", 2.0), ("mlm", 3.0)):
         torch.testing.assert_close(scaled.terms[name], factor * plain.terms[name])
 
@@ -234,36 +238,34 @@ def changed(module, before):
 
 
 def test_what_changes_when():
-    made, batch = objective(), tiny_batch()
-    online, beside = state(made.module), state(made.companions)
-    prepared = made.prepare(batch, ALPHA, new_step=False)
-    assert not changed(made.module, online) and not changed(made.companions, beside)
-    loss_sum(made.module(batch, prepared)).backward()
-    assert not changed(made.module, online) and not changed(made.companions, beside)
-    made.finish(batch, prepared)
-    assert not changed(made.module, online)
-    assert changed(made.companions, beside) == {"queue.image", "queue.text", "queue.ids", "queue.pointer"}
-    beside = state(made.companions)
-    made.prepare(batch, ALPHA, new_step=True)
-    names = {name for name, _ in made.companions.named_parameters()}
-    assert changed(made.companions, beside) <= names and "twin.model.vision_proj.weight" in changed(
-        made.companions, beside
-    )
-    assert all(p.grad is None for p in made.companions.parameters())
+    made, batch = make_step(), tiny_batch()
+    before = state(made)
+    prepared = made.prepare(batch, ALPHA, first=False)
+    assert not changed(made, before)
+    loss_of(made(batch, prepared)).backward()
+    assert not changed(made, before)
+    made.after_backward(batch, prepared)
+    assert changed(made, before) == {"queue.image", "queue.text", "queue.ids", "queue.pointer"}
+    before = state(made)
+    made.prepare(batch, ALPHA, first=True)
+    names = changed(made, before)
+    assert all(name.startswith("ema.") for name in names) and "ema.model.vision_proj.weight" in names
+    assert all(p.grad is None for p in made.ema.parameters())
 
 
-def test_hidden_states_are_given_only_when_kept():
+def test_hidden_states_are_given_only_when_asked_for():
     batch = tiny_batch()
-    assert run(objective(), batch)[1].hidden == {}
-    hidden = run(objective(keep_hidden=True), batch)[1].hidden
-    assert {name: len(states) for name, states in hidden.items()} == {"image": 3, "text": 3, "mlm": 5}
-    without = run(objective(RETRIEVAL, keep_hidden=True), tiny_batch(mlm=False))[1].hidden
-    assert set(without) == {"image", "text"}
+    assert run(make_step(), batch)[1].features.layers == {}
+    features = run(make_step(keep_features=True), batch)[1].features
+    assert {name: len(states) for name, states in features.layers.items()} == {"image": 3, "text": 3, "mlm": 5}
+    assert set(features.masks) == {"text", "mlm"} and not features.places
+    without = run(make_step(RETRIEVAL, keep_features=True), batch)[1].features
+    assert set(without.layers) == {"image", "text"}
 
 
-def test_without_soft_labels_the_twin_does_no_masked_pass(monkeypatch):
-    made = objective()
-    monkeypatch.setattr(made.companions["twin"].model, "masked_states", None)
+def test_without_soft_labels_the_ema_model_makes_no_masked_pass(monkeypatch):
+    made = make_step()
+    monkeypatch.setattr(made.ema.model, "masked_states", None)
     prepared, _ = run(made, tiny_batch(), alpha=0.0)
     assert prepared.mlm_logits is None
 
@@ -271,47 +273,43 @@ def test_without_soft_labels_the_twin_does_no_masked_pass(monkeypatch):
 def test_similarities_are_fp32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = torch.randn(2, 8).bfloat16()
-        result = vision_language.similarity(features, torch.randn(8, 3), torch.tensor(0.07))
+        result = contrastive.similarity(features, torch.randn(8, 3), torch.tensor(0.07))
     assert result.dtype == torch.float32
 
 
 @pytest.mark.parametrize("weights, match_ids", [(PRETRAIN, False), (RETRIEVAL, True)])
-def test_a_teacher_in_the_twins_place_gives_what_an_equal_twin_gives(weights, match_ids, monkeypatch):
-    monkeypatch.setattr(vision_language, "sample_negatives", hardest)
+def test_a_teacher_gives_the_soft_targets_that_an_equal_ema_model_gives(weights, match_ids, monkeypatch):
+    monkeypatch.setattr(contrastive, "sample_negatives", hardest)
     mlm, batch = weights["mlm"] > 0, tiny_batch(4, mlm=weights["mlm"] > 0)
     model, teacher = tiny_albef(mlm=mlm, low_rank=True).train(), tiny_albef(seed=5, mlm=mlm)
-    made = VisionLanguageObjective(model, weights, 1.0, QUEUE, match_ids, twin=False)
-    made.use_teacher(FrozenTeacher(copy.deepcopy(teacher)))
-    like = VisionLanguageObjective(copy.deepcopy(teacher).train(), weights, 1.0, QUEUE, match_ids)
-    like.module = copy.deepcopy(made.module)
-    like.companions["queue"].load_state_dict(made.companions["queue"].state_dict())
-    assert list(made.companions) == ["queue"]
+    made = ContrastiveStep(model, weights, match_ids, None, teacher_of(copy.deepcopy(teacher)), 1.0, QUEUE)
+    like = ContrastiveStep(copy.deepcopy(model), weights, match_ids, ema_of(teacher, mlm), None, 1.0, QUEUE)
+    like.queue.load_state_dict(made.queue.state_dict())
     for _ in range(2):
         terms = []
         for one in (made, like):
-            prepared = one.prepare(batch, ALPHA, new_step=one is made)  # a twin that is never updated
-            terms.append(one.module(batch, prepared).terms)
-            one.finish(batch, prepared)
+            prepared = one.prepare(batch, ALPHA, first=one is made)  # an EMA model that is never updated
+            terms.append(one(batch, prepared).terms)
+            one.after_backward(batch, prepared)
         assert terms[0].keys() == terms[1].keys()
         for name in terms[0]:
             torch.testing.assert_close(terms[0][name], terms[1][name])
-    torch.testing.assert_close(made.companions["queue"].image, like.companions["queue"].image)
+    torch.testing.assert_close(made.queue.image, like.queue.image)
 
 
 def test_soft_targets_and_distillation_share_the_teachers_pass(monkeypatch):
-    teacher, batch = FrozenTeacher(tiny_albef(seed=5)), tiny_batch(3)
-    made = VisionLanguageObjective(tiny_albef(low_rank=True).train(), PRETRAIN, twin=False, queue_size=QUEUE)
-    made.use_teacher(teacher)
-    expected = FrozenTeacher(tiny_albef(seed=5)).features(batch.images, batch.ids, batch.mask, batch.masked_ids)
+    teacher, batch = teacher_of(tiny_albef(seed=5)), tiny_batch(3)
+    made = ContrastiveStep(tiny_albef(low_rank=True).train(), PRETRAIN, False, None, teacher, queue_size=QUEUE)
+    expected = teacher_of(tiny_albef(seed=5)).features(batch)
     passes, original = [], teacher.model.visual_encoder.forward
     monkeypatch.setattr(
         teacher.model.visual_encoder, "forward", lambda *a, **k: (passes.append(1), original(*a, **k))[1]
     )
     for step in range(2):
         batch = tiny_batch(3)
-        made.prepare(batch, ALPHA, new_step=True)
-        features = teacher.features(batch.images, batch.ids, batch.mask, batch.masked_ids)
+        made.prepare(batch, ALPHA, first=True)
+        features = teacher.features(batch)
         assert len(passes) == step + 1
-    for stream, states in expected.items():
-        for own, other in zip(features[stream], states, strict=True):
-            torch.testing.assert_close(own, other)
+    for stream, states in expected.layers.items():
+        for state, other in zip(features.layers[stream], states, strict=True):
+            torch.testing.assert_close(state, other)

@@ -1,4 +1,7 @@
-"""Running an ALBEF of any kind on a few pictures and texts, so that a compression sees what its layers are fed."""
+"""Running an ALBEF of any task on a few images and texts, so that a compression sees what its layers are fed.
+
+Shapes: S pixels a side, L text tokens, T answer tokens.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,13 +33,18 @@ class _Calibration:
     """Call it with the model: each sample goes through all that its task runs, without padding."""
 
     def __init__(
-        self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], picture: Callable[[int], Tensor], show: bool
+        self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], image: Callable[[int], Tensor], show: bool
     ) -> None:
-        """ids: of each sample's text [L], answers: of its answer [T], for VQA; picture(i) is the image [3, S, S] of sample i.
+        """What each sample is.
 
-        show: progress.
+        Args:
+            kind: Of the model's checkpoint.
+            ids: Each sample's text [L].
+            answers: Each sample's answer [T], for question answering; else empty.
+            image: image(i) gives the image [3, S, S] of sample i.
+            show: Show progress.
         """
-        self.ids, self.answers, self.picture, self.show = ids, answers, picture, show
+        self.ids, self.answers, self.image, self.show = ids, answers, image, show
         self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
 
     def __call__(self, model: nn.Module) -> None:
@@ -44,7 +52,7 @@ class _Calibration:
         device = next(model.parameters()).device
         with Progress(len(self.ids), "calibrate", unit="sample", enabled=self.show) as progress:
             for chosen in self._batches():
-                images = torch.stack([self.picture(i) for i in chosen]).to(device)
+                images = torch.stack([self.image(i) for i in chosen]).to(device)
                 ids = torch.stack([self.ids[i] for i in chosen]).to(device)
                 self.run(model, images, ids, torch.ones_like(ids), chosen)
                 progress.update(len(chosen))
@@ -88,8 +96,8 @@ class AlbefCalibration(_Calibration):
         For retrieval and pre-training "image" and "caption", for SNLI-VE "image" and "sentence", for VQA "image", "question"
         and "answer". Raises UserError naming file, entry and field for what is wrong with them.
         """
-        kind, numbers = loaded.card.kind, loaded.card.numbers
-        tokenizer = Tokenizer.load(loaded.card.tokenizer)
+        kind, config = loaded.header.kind, loaded.header.config
+        tokenizer = Tokenizer.load(loaded.header.tokenizer)
         field = TEXTS.get(kind, "caption")
         fields = {"image": (str,), field: (str, list)} | ({"answer": (str, list)} if kind == "vqa" else {})
         entries = load_annotations([file], fields)
@@ -100,8 +108,8 @@ class AlbefCalibration(_Calibration):
             texts.append(clean_caption(_first(entry, field), MAX_WORDS))
             if kind == "vqa":
                 answers.append(clean_caption(_first(entry, "answer"), MAX_WORDS))
-        longest, read = min(MAX_TOKENS, numbers["max_positions"]), ImageReader(image_root)
-        transform = eval_transform(numbers["image_size"])
+        longest, read = min(MAX_TOKENS, config.max_positions), ImageReader(image_root)
+        transform = eval_transform(config.image_size, loaded.header.normalization)
         super().__init__(
             kind,
             [tokenizer.encode([text], longest)[0][0] for text in texts],
@@ -114,7 +122,7 @@ class AlbefCalibration(_Calibration):
 class TrainingCalibration(_Calibration):
     """Samples of a training set: what a run reads itself, lists or shards, with the texts as its batches have them.
 
-    Pictures are whole, neither cropped nor flipped nor augmented; one that cannot be read is replaced as in training. Of an
+    Images are whole, neither cropped nor flipped nor augmented. One that cannot be read is replaced as in training. Of an
     entry with several captions one is drawn, always the same.
     """
 
@@ -126,17 +134,25 @@ class TrainingCalibration(_Calibration):
         samples: int,
         show: bool = True,
     ) -> None:
-        """data, collate: of the run's task (workloads/base.py). The data set's transform is left as found."""
+        """Draw the samples and read their texts.
+
+        Args:
+            loaded: The dense model.
+            data: The run's training set; its transform is left as found.
+            collate: Of the run's task.
+            samples: How many to draw.
+            show: Show progress.
+        """
         places = [(0, index) for index in draw_training(data, samples)]
-        transform = eval_transform(loaded.card.numbers["image_size"])
+        transform = eval_transform(loaded.header.config.image_size, loaded.header.normalization)
         ids, answers = [], []
         for place in places:
             batch = collate([_read(data, place, transform)])
             ids.append(batch.ids[0])
-            if loaded.card.kind == "vqa":
+            if loaded.header.kind == "vqa":
                 answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
         # Read anew when their turn comes: some hundred pictures at 384 px would take half a GB.
-        super().__init__(loaded.card.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
+        super().__init__(loaded.header.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
 
 
 def draw(count: int, samples: int) -> list[int]:

@@ -1,0 +1,95 @@
+"""A method: what is trained, and which terms are added to a task's own losses."""
+
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from pela_vl.base.errors import UserError
+from pela_vl.lowrank import low_rank_layers
+from pela_vl.recovery.features import Features
+from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.settings import Settings
+
+
+class Method:
+    """Trains whatever model was loaded on the task's losses alone; a subclass changes what it needs to.
+
+    Class attributes:
+        needs_teacher: A frozen copy of the dense model is made before anything is changed.
+        needs_features: The training step returns the hidden states that distillation pairs.
+
+    Attributes:
+        trained: A module of the method's own that is optimised and resumed with the model, but is not saved in its
+            checkpoints; None for none.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
+    trained: nn.Module | None = None
+
+    @classmethod
+    def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
+        """Change the loaded model in place, after the teacher was copied and before anything else is made of it.
+
+        It also works on the meta device, where only its cost is counted.
+
+        Args:
+            model: The loaded model.
+            config: What it was built from, as its checkpoint's header has it; None where only the model matters.
+            settings: The run's.
+
+        Returns:
+            What a checkpoint has to say of the changed model in place of `config`; None if neither the parameters nor
+            their shapes were changed.
+        """
+        return None
+
+    @classmethod
+    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        """The method of a run, made when the model has its final shape.
+
+        Args:
+            model: The model to train.
+            teacher: The frozen dense model, where the method needs one.
+            settings: The run's.
+
+        Raises:
+            UserError: If the method cannot train this model.
+        """
+        return cls()
+
+    def prepare(self, batch: Any) -> Any:
+        """What `terms` needs of a batch, without gradients, before the forward pass."""
+        return None
+
+    def terms(self, features: Features, prepared: Any) -> dict[str, Tensor]:
+        """Weighted loss terms beside the task's own, after the forward pass.
+
+        Args:
+            features: Hidden states of the student's forward pass, the one that the task's losses come from.
+            prepared: What `prepare` returned for the batch.
+        """
+        return {}
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a checkpoint of the model holds."""
+        return model.state_dict()
+
+
+class Svd(Method):
+    """Truncation only: a low-rank model trained on the task's losses, without a teacher. PELA's ablation, Table 7."""
+
+    @classmethod
+    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        if not low_rank_layers(model):
+            raise UserError("method: svd trains a low-rank model, but this one is dense; set compress.kappa")
+        return cls()
+
+
+def require_teacher(name: str, teacher: FrozenTeacher | None) -> FrozenTeacher:
+    """The teacher. Raises UserError, naming the method, if there is none."""
+    if teacher is None:
+        raise UserError(
+            f"method: {name} needs the dense model as teacher; set init.teacher or start from a dense checkpoint"
+        )
+    return teacher

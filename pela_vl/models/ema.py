@@ -1,0 +1,53 @@
+"""An exponential moving average (EMA) of a model's weights; ALBEF calls it the momentum model."""
+
+import copy
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class EmaModel(nn.Module):
+    """A copy of a model that is never trained and follows it, paired by parameter name.
+
+    It is made after compression, so that it has the trained model's shape. It stays in eval mode.
+
+    Args:
+        trained: The model to follow.
+        without: Names of parts that the copy does not need.
+    """
+
+    def __init__(self, trained: nn.Module, without: tuple[str, ...] = ()):
+        super().__init__()
+        self.model = copy.deepcopy(trained)
+        for name in without:
+            setattr(self.model, name, None)
+        self.model.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode: its predictions are without dropout."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, trained: nn.Module, momentum: float) -> None:
+        """ema = momentum * ema + (1 - momentum) * trained, parameter by parameter.
+
+        Raises KeyError if a parameter has no partner of its name.
+        """
+        partners = dict(trained.named_parameters())
+        pairs = [(ema, partners[name]) for name, ema in self.model.named_parameters()]
+        torch._foreach_lerp_([ema for ema, _ in pairs], [new.to(ema.dtype) for ema, new in pairs], 1.0 - momentum)
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> bool:
+        """Take a checkpoint's EMA weights, by the trained model's names.
+
+        Returns:
+            Whether they fit; where one is missing or has another shape, nothing is taken.
+        """
+        wanted = self.model.state_dict()
+        if any(name not in weights or weights[name].shape != value.shape for name, value in wanted.items()):
+            return False
+        self.model.load_state_dict({name: weights[name] for name in wanted})
+        return True

@@ -1,1 +1,0 @@
-"""Training objectives: what one step of a task computes from a batch."""

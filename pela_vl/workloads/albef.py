@@ -1,0 +1,176 @@
+"""What the tasks on an ALBEF have in common: loading with a tokeniser, one forward pass for student and teacher, batches.
+
+Shapes: B samples, L text tokens.
+"""
+
+from collections.abc import Callable, Collection
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel
+from pela_vl.checkpoints.unimodal import start_from_bert, start_from_deit
+from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.data.transforms import Transform, train_transform
+from pela_vl.models.albef.bert import KeyValue
+from pela_vl.models.albef.encoders import AlbefModel
+from pela_vl.models.ema import EmaModel
+from pela_vl.models.outputs import TokenStates
+from pela_vl.recovery.features import Features
+from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.settings import Settings
+from pela_vl.workloads.base import RunModel, Task
+from pela_vl.workloads.calibration import TrainingCalibration
+
+CONTRASTIVE_TERMS = ("itc", "itm", "mlm")
+
+
+class AlbefPass:
+    """One forward pass of an ALBEF on a batch. Each part runs when it is first read, and once.
+
+    A training step reads the parts in the order of its losses, a teacher only those that somebody needs.
+
+    Args:
+        model: Any model of the family.
+        batch: images [B, 3, S, S]; ids, mask [B, L]; masked_ids [B, L] where the batch has masked texts.
+        keep_hidden: Keep the hidden states.
+    """
+
+    def __init__(self, model: Any, batch: Any, keep_hidden: bool = True):
+        self.model, self.batch, self.keep_hidden = model, batch, keep_hidden
+
+    @cached_property
+    def image(self) -> TokenStates:
+        """The ViT's states."""
+        return self.model.visual_encoder(self.batch.images, self.keep_hidden)
+
+    @cached_property
+    def text(self) -> TokenStates:
+        """The text-only layers' states."""
+        return self.model.text_encoder.encode(self.batch.ids, self.batch.mask, self.keep_hidden)
+
+    @cached_property
+    def keys_values(self) -> list[KeyValue]:
+        """The image's keys and values for every fusion layer."""
+        return self.model.text_encoder.image_keys_values(self.image.tokens)
+
+    @cached_property
+    def masked(self) -> TokenStates:
+        """The states of all text layers on masked text with the image."""
+        return self.model.masked_states(self.batch.masked_ids, self.batch.mask, self.keys_values, self.keep_hidden)
+
+    def features(self, streams: Collection[str] | None = None) -> Features:
+        """Hidden states of "image", "text" and, of a batch with masked texts, "mlm"; padding of texts is masked."""
+        has_masked = getattr(self.batch, "masked_ids", None) is not None
+        wanted = ("image", "text", "mlm")[: 3 if has_masked else 2] if streams is None else streams
+        found, parts = {}, {"image": "image", "text": "text", "mlm": "masked"}
+        for stream in wanted:
+            found[stream] = getattr(self, parts[stream]).hidden
+        masks = {stream: self.batch.mask for stream in found if stream != "image"}
+        places = {"image": self.image.kept} if "image" in found and self.image.kept is not None else {}
+        return Features(found, masks, places)
+
+
+class AlbefTask(Task):
+    """A task on an ALBEF.
+
+    Class attributes:
+        terms: The contrastive terms that the task has, each with weight 1 unless the settings say otherwise.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, settings: Settings) -> None:
+        self.loss_weights(settings)
+        if settings.losses.soft_targets == "teacher" and not self.terms:
+            raise UserError("losses.soft_targets: teacher is for pre-training and retrieval; this task wants ema")
+
+    def loss_weights(self, settings: Settings) -> dict[str, float]:
+        """The weights of the task's contrastive terms. Raises UserError for a weight of a term that it does not have."""
+        weights = {}
+        for name in CONTRASTIVE_TERMS:
+            given = getattr(settings.losses, name)
+            if name in self.terms:
+                weights[name] = 1.0 if given is None else given
+            elif given:
+                raise UserError(f"losses.{name}: {self.title} has no such term; leave it out")
+        return weights
+
+    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel:
+        name = settings.model.tokenizer or (None if checkpoint else "bert-base-uncased")
+        loaded = self.load_model(settings, checkpoint, load_tokenizer(name).vocab_size if name else None)
+        entries, words = load_tokenizer(loaded.header.tokenizer).vocab_size, loaded.header.config.vocab_size
+        if entries > words:
+            raise UserError(
+                f"the tokeniser {loaded.header.tokenizer} has {entries} entries, the model only {words}; set "
+                "model.tokenizer to the one the model was trained with"
+            )
+        self._start_encoders(settings, checkpoint, loaded)
+        return loaded
+
+    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel:
+        """The model alone; vocab_size: of the tokeniser that the settings name, if any."""
+        raise NotImplementedError
+
+    def _start_encoders(self, settings: Settings, checkpoint: str | None, loaded: LoadedModel) -> None:
+        """Fill the encoders of a new model from BERT and from a ViT, where the settings name them."""
+        init = settings.init
+        if checkpoint is not None:
+            if init.bert or init.vit:
+                raise UserError("init.bert and init.vit start a new model; leave them out or leave init.checkpoint out")
+            return
+        if init.vit:
+            loaded.notes += start_from_deit(loaded.model, init.vit)
+        if init.bert:
+            loaded.notes += start_from_bert(loaded.model, init.bert)
+
+    def run(self, model: nn.Module, batch: Any, keep_hidden: bool = True) -> AlbefPass:
+        return AlbefPass(model, batch, keep_hidden)
+
+    def make_teacher(self, model: nn.Module) -> FrozenTeacher:
+        """It sees every image token, whatever the student makes of them."""
+        if isinstance(model, AlbefModel):
+            model.visual_encoder.set_token_merging(0)
+        return super().make_teacher(model)
+
+    def train_transform(self, settings: Settings, header: Header) -> Transform:
+        data = settings.data
+        return train_transform(
+            header.config.image_size, data.min_scale, data.hflip, data.augment, normalization=header.normalization
+        )
+
+    def calibration(
+        self, settings: Settings, loaded: LoadedModel, data: Dataset, show: bool
+    ) -> Callable[[nn.Module], None]:
+        collate = self.collate(settings, loaded.header)
+        return TrainingCalibration(loaded, data, collate, settings.compress.samples, show)
+
+
+def ema_of(settings: Settings, model: nn.Module, without: tuple[str, ...] = ()) -> EmaModel | None:
+    """The EMA model that gives the soft targets; None where a teacher gives them."""
+    return EmaModel(model, without) if settings.losses.soft_targets == "ema" else None
+
+
+def teacher_for_targets(settings: Settings, teacher: FrozenTeacher | None) -> FrozenTeacher | None:
+    """The teacher where the settings say that it gives the soft targets. Raises UserError if there is none."""
+    if settings.losses.soft_targets != "teacher":
+        return None
+    if teacher is None:
+        name = settings.method.name
+        raise UserError(f"losses.soft_targets: teacher, but method {name} has none; use method: pela, or ema")
+    return teacher
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(name: str | None) -> Tokenizer:
+    """The tokeniser of a checkpoint's header, or of the settings."""
+    return Tokenizer.load(name or "bert-base-uncased")
+
+
+def tokenizer_of(run: RunModel) -> Tokenizer:
+    """The tokeniser that a model was trained with."""
+    return load_tokenizer(run.header.tokenizer)
