@@ -17,6 +17,7 @@ from pela_vl.checkpoints.loading import LoadedModel, build_meta
 from pela_vl.checkpoints.ours import EMA
 from pela_vl.cost import Flops, count_parameters, linear_conv_flops
 from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan
+from pela_vl.lowrank.align import align_factors
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.entailment import AlbefEntailment
 from pela_vl.models.albef.vqa import AlbefVqa
@@ -115,8 +116,8 @@ def compress_with_ema(
 ) -> Compression:
     """Replace the Linears of a loaded dense model by factors, in place, and factorise its EMA weights likewise.
 
-    The EMA model gets the model's plan and its own decomposition. With calibration samples it is whitened by the inputs of
-    the model, whose average it is.
+    The EMA model gets the model's plan and its own decomposition, turned into the basis of the model's factors: training
+    averages the two factor by factor. With calibration samples it is whitened by the inputs of the model.
 
     Args:
         loaded: The dense model.
@@ -138,7 +139,7 @@ def compress_with_ema(
     stored: dict[str, Tensor] = {}
     if ema:
         mlm = getattr(loaded.model, "mlm_head", None) is not None
-        ema_layers, stored = _compress_ema(meta_model(dense, mlm), ema, recipe, report)
+        ema_layers, stored = _compress_ema(meta_model(dense, mlm), loaded.model, ema, recipe, report)
     return Compression(
         layers,
         ema_layers,
@@ -149,12 +150,17 @@ def compress_with_ema(
 
 
 def _compress_ema(
-    model: nn.Module, weights: dict[str, Tensor], recipe: Recipe, on_progress: Callable[[int, int, str], Any]
+    model: nn.Module,
+    trained: nn.Module,
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+    on_progress: Callable[[int, int, str], Any],
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
     """Factorise EMA weights.
 
     Args:
         model: A dense model of their kind on the meta device.
+        trained: The model that they are the average of, with its factors.
         weights: The EMA weights.
         recipe: The plan and statistics of the model that they are the average of.
         on_progress: As in `compress_with_ema`.
@@ -180,6 +186,7 @@ def _compress_ema(
         )
     except PlanError as error:
         raise UserError(f"compress: EMA model: {error}") from None
+    align_factors(model, trained)
     stored = {EMA + key: value for key, value in model.state_dict().items() if value.device.type != "meta"}
     return reports, stored
 

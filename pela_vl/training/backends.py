@@ -4,6 +4,7 @@ Both offer the same calls, and optimiser state leaves and enters them by paramet
 resumed with another number of ranks or another ZeRO stage.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,7 +21,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Backend(Protocol):
-    """forward(batch, prepared) -> StepOutput; backward(loss); step(lr) -> gradient norm, or None between updates."""
+    """forward(batch, prepared) -> StepOutput; backward(loss); step(lr) -> gradient norm, or None between updates.
+
+    An update whose gradient norm is not finite is not applied: weights and moments stay as they are.
+    """
 
     def forward(self, *args: Any) -> Any: ...
     def backward(self, loss: Tensor) -> None: ...
@@ -73,7 +77,8 @@ class LocalBackend:
         self._backwards = 0
         norm = _clip(self._parameters, self.clip)
         set_lr(self.optimizer, lr)
-        self.optimizer.step()
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -157,10 +162,11 @@ class DeepSpeedBackend:
         if self.stage == 0:
             # the gradients are whole and averaged by now
             norm = _clip([parameter for group in self._groups for parameter in group], self.clip)
-            self.engine.step()
+            if math.isfinite(norm):
+                self.engine.step()
             return norm
         self._take_weights()
-        self.engine.step()
+        self.engine.step()  # ZeRO itself leaves out an update whose gradient is not finite, and says nothing
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 

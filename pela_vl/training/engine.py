@@ -4,6 +4,7 @@ Everything random in a step (dropout, hard negatives) is drawn from a seed made 
 everything random in the data from (seed, epoch, index): a resumed run needs no generator state to repeat the losses.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def fit(loop: Loop, log: Log) -> Position:
     """Train to `total_steps` from `loop.position`. Returns the final position.
 
     Raises:
-        UserError: Naming the batch's samples when the loss is not finite, and when another process is lost; the last
+        UserError: Naming the samples when a loss or a gradient is not finite, and when another process is lost; the last
             checkpoint stays as it was.
     """
     with lost_ranks_named():
@@ -106,6 +107,7 @@ def _fit(loop: Loop, log: Log) -> Position:
     while position.step < loop.total_steps:
         started = time.perf_counter()
         samples, norm = 0, None
+        indices: list[int] = []
         logged: dict[str, torch.Tensor] = {}
         lr = loop.schedule(position.step)
         for micro in range(loop.accumulation):
@@ -115,8 +117,11 @@ def _fit(loop: Loop, log: Log) -> Position:
             values = _micro_step(loop, batch, position.step, micro)
             logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
+            indices += batch.indices.tolist()
             # after every backward: the back end itself knows which of them ends an update
             norm = loop.trainee.backend.step(lr)
+        if norm is not None and not math.isfinite(norm):
+            raise _bad_gradient(gather_objects(indices), position.step, norm)
         _report(log, loop, logged, lr, norm, samples * loop.ranks.world, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:
@@ -192,6 +197,15 @@ def _not_finite(batch: Any, step: int, what: str) -> UserError:
     return UserError(
         f"the loss of step {step} is not finite ({what}); samples {batch.indices.tolist()}: look at them, lower optim.lr "
         "or set train.clip"
+    )
+
+
+def _bad_gradient(indices: list[list[int]], step: int, norm: float) -> UserError:
+    """indices: samples of the optimiser step, by process."""
+    samples = sorted({index for part in indices for index in part})
+    return UserError(
+        f"the gradient of step {step} is not finite (norm {norm:g}), though its losses are; nothing was updated. Samples "
+        f"{samples}: look at them, lower optim.lr, or train in fp32 (train.precision)"
     )
 
 

@@ -233,3 +233,24 @@ def test_error_on_the_command_line_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "absent.pth" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_half_way_between_the_factors_lies_the_half_way_model(tmp_path, script):
+    """The EMA model of a run starts from the stored factors and averages them with the trained ones, factor by factor."""
+    loaded = load_model(ModelSettings(size="albef_test"), None, True, vocab_size=VOCAB)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.ndim == 2:  # singular values that are all alike: their vectors turn at the slightest change
+                torch.nn.init.orthogonal_(parameter)
+    dense = loaded.model.state_dict()
+    near = {name: value + 0.003 * torch.randn_like(value) for name, value in dense.items() if name != "temp"}
+    source, output = tmp_path / "dense.safetensors", tmp_path / "low.safetensors"
+    save_model(source, loaded.model, loaded.header, extra={EMA + name: value for name, value in near.items()})
+    script(COMPRESS, "--checkpoint", source, "--output", output)
+    low = load_model(ModelSettings(), str(output), None)
+    trained = low.model.state_dict()
+    for name in low.header.ranks:
+        factors = [[state[f"{name}.{part}.weight"] for part in ("up", "down")] for state in (trained, low.ema)]
+        ends = [up @ down for up, down in factors]
+        half = sum(up for up, _ in factors) @ sum(down for _, down in factors) / 4
+        assert (half - sum(ends) / 2).norm() < 0.5 * (ends[0] - ends[1]).norm(), name
