@@ -150,7 +150,7 @@ class MethodSettings:
 
 @dataclass
 class OptimSettings:
-    """AdamW. warmup_steps: optimiser steps; in units of 100 for `schedule: cosine_epoch`, which is ALBEF's own."""
+    """AdamW. warmup_steps: optimiser steps; for ALBEF's own `schedule: cosine_epoch` units of 100 steps of the first epoch."""
 
     lr: float = 1e-4
     min_lr: float = 1e-5

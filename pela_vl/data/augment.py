@@ -16,7 +16,7 @@ _LEVEL = MAGNITUDE / 10
 _FILL = (128, 128, 128)
 _ENHANCE = 0.1 + 1.8 * _LEVEL  # factor; 1 leaves the picture as it is
 _SHEAR = 0.3 * _LEVEL  # pixels across for a pixel along
-_TRANSLATE = 10 / 256 * _LEVEL  # share of the side: ALBEF's 10 pixels are for pictures of 256
+_TRANSLATE = 10 * _LEVEL  # pixels, whatever the size, as published
 _ROTATE = 30 * _LEVEL  # degrees
 
 Operation = Callable[[Image.Image, float], Image.Image]
@@ -37,11 +37,11 @@ def _shear_y(image: Image.Image, sign: float) -> Image.Image:
 
 
 def _translate_x(image: Image.Image, sign: float) -> Image.Image:
-    return _affine(image, 1, 0, sign * _TRANSLATE * image.width, 0, 1, 0)
+    return _affine(image, 1, 0, sign * _TRANSLATE, 0, 1, 0)
 
 
 def _translate_y(image: Image.Image, sign: float) -> Image.Image:
-    return _affine(image, 1, 0, 0, 0, 1, sign * _TRANSLATE * image.height)
+    return _affine(image, 1, 0, 0, 0, 1, sign * _TRANSLATE)
 
 
 def _rotate(image: Image.Image, sign: float) -> Image.Image:

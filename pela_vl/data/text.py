@@ -21,16 +21,16 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     At most `max_words` words, separated by single spaces, are kept. The result may be empty; the data sets refuse that.
     """
     text = _strip_marks(text).replace("<person>", "person")
-    return _cut(_BLANKS.sub(" ", text).strip(), max_words)
+    return _cut(_BLANKS.sub(" ", text).rstrip("\n").strip(" "), max_words)
 
 
 def clean_question(text: str, max_words: int = 30) -> str:
     """Clean as `clean_caption` does, but keep `<person>` and runs of blanks.
 
-    As published, the words are what stands between two spaces, so a run of blanks holds empty words that count
-    towards `max_words`.
+    As published, spaces alone are dropped at the end, and the words are what stands between two spaces: a run of spaces
+    holds empty words that count towards `max_words`, and so does a line break between spaces.
     """
-    return _cut(_strip_marks(text).rstrip(), max_words)
+    return _cut(_strip_marks(text).rstrip(" "), max_words)
 
 
 def swap_sides(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 ScheduleKind = Literal["constant", "cosine", "cosine_epoch"]
 
-# ALBEF warms up in units of this many steps, all within the first epoch
+# ALBEF warms up in units of this many steps, within the first epoch
 WARMUP_UNIT = 100
 
 
@@ -23,10 +23,20 @@ def make_schedule(
 
     constant: linear warm-up from `warmup_lr` over `warmup_steps`, then `base_lr`.
     cosine: the same warm-up, then half a cosine from `base_lr` to `min_lr`, reached at `total_steps`.
-    cosine_epoch: what ALBEF publishes (see `_cosine_epoch`); `warmup_steps` then is its `warmup_epochs`, which counts
-    units of 100 steps in the first epoch.
+    cosine_epoch: what ALBEF publishes (see `_cosine_epoch`).
 
-    Raises ValueError for an unknown kind or numbers that make no schedule.
+    Args:
+        kind: one of the three above.
+        base_lr: highest rate.
+        min_lr: rate at the end of a cosine.
+        warmup_lr: rate at the first step of a warm-up.
+        warmup_steps: length of the warm-up in optimiser steps; of cosine_epoch in units of 100 steps of the first epoch
+            (ALBEF's `warmup_epochs`).
+        total_steps: optimiser steps of the run.
+        steps_per_epoch: optimiser steps of an epoch.
+
+    Raises:
+        ValueError: for an unknown kind, numbers that make no schedule, or a cosine whose warm-up is longer than the run.
     """
     if kind not in get_args(ScheduleKind):
         raise ValueError(f"unknown schedule {kind!r}; choose one of {', '.join(get_args(ScheduleKind))}")
@@ -41,7 +51,10 @@ def make_schedule(
         epochs = math.ceil(total_steps / steps_per_epoch)
         return _cosine_epoch(base_lr, min_lr, warmup_lr, warmup_steps, epochs, steps_per_epoch)
     if kind == "cosine" and warmup_steps > total_steps:
-        raise ValueError(f"warmup_steps ({warmup_steps}) must not exceed total_steps ({total_steps})")
+        raise ValueError(
+            f"optim.warmup_steps ({warmup_steps}) is longer than the run, which has {total_steps} optimiser steps by "
+            f"train.epochs or train.steps; set optim.warmup_steps to {total_steps} or less, or train longer"
+        )
 
     def lr(step: int) -> float:
         if step < warmup_steps:
@@ -62,19 +75,20 @@ def _half_cosine(start: float, end: float, done: float) -> float:
 def _cosine_epoch(
     base_lr: float, min_lr: float, warmup_lr: float, warmup: int, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    """ALBEF's schedule: timm's cosine scheduler at time t, t changing rarely.
+    """ALBEF's schedule: a cosine by the epoch after a warm-up within the first epoch.
 
-    In epoch 0, t = i // 100 for step i, up to t = `warmup`; epoch e > 0 has t = e + `warmup`. The value at t is
-    linear from `warmup_lr` for t < `warmup`, a cosine over `epochs` for t < `epochs`, else `min_lr`. The warm-up thus
-    eats into the cosine: with 30 epochs and 20 units of warm-up the rate falls at once to a quarter of its height
-    and is `min_lr` from epoch 10.
+    The published loop sets the rate of the next step after it has updated the weights: after steps 0, 100, 200, ... of epoch
+    0 to the warm-up's value at t = 0, 1, 2, ..., up to t = `warmup`, and before epoch e > 0 to the value at t = e + `warmup`.
+    The value at t is linear from `warmup_lr` to `base_lr` for t < `warmup`. The warm-up is a prefix: from there on the
+    cosine stands at t - `warmup` of `epochs`, so that epoch e > 0 has the rate of e / `epochs`. A warm-up that is longer
+    than epoch 0 is cut there. Beyond the last epoch the rate is `min_lr`.
     """
 
     def lr(step: int) -> float:
         epoch, i = divmod(step, steps_per_epoch)
-        t = epoch + warmup if epoch > 0 else min(i // WARMUP_UNIT, warmup)
-        if t < warmup:
-            return warmup_lr + t * (base_lr - warmup_lr) / warmup
-        return _half_cosine(base_lr, min_lr, t / epochs) if t < epochs else min_lr
+        if epoch > 0:
+            return _half_cosine(base_lr, min_lr, min(epoch, epochs) / epochs)
+        t = min(max(i - 1, 0) // WARMUP_UNIT, warmup)
+        return base_lr if t == warmup else warmup_lr + t * (base_lr - warmup_lr) / warmup
 
     return lr

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pela_vl.data.text import clean_caption, clean_question, has_text, swap_sides
 
@@ -51,3 +53,36 @@ def test_swapping_sides_twice_is_nothing_and_words_with_side_inside_stay():
     swapped = "the right dog left of the rightmost cat brightly bereft upright leftovers lefthand"
     assert swap_sides(text) == swapped
     assert swap_sides(swapped) == text
+
+
+def published_words(text: str, caption: bool, most: int) -> list[str]:
+    """The published cleaning, told step by step: which characters go, then which blanks, then the words between spaces."""
+    text = "".join(" " if c in "-/" else c for c in text.lower() if c not in ",.'!?\"()*#:;~")
+    if caption:
+        text = text.replace("<person>", "person")
+        joined, run = "", ""
+        for character in text + "|":
+            if character.isspace():
+                run += character
+                continue
+            joined, run = joined + (" " if len(run) > 1 else run) + character, ""
+        text = joined[:-1]
+        while text.endswith("\n"):
+            text = text[:-1]
+        while text.startswith(" "):
+            text = text[1:]
+    while text.endswith(" "):
+        text = text[:-1]
+    return text.split(" ")[:most]
+
+
+@given(st.text(alphabet="aB<person>\n\t -.?", max_size=30), st.integers(1, 6))
+def test_cleaning_is_the_published_one(text, most):
+    assert clean_question(text, most).split(" ") == published_words(text, False, most)
+    assert clean_caption(text, most).split(" ") == published_words(text, True, most)
+
+
+def test_a_question_loses_spaces_alone_at_its_end():
+    assert clean_question("is it?  ") == "is it"
+    assert clean_question("is it? \n") == "is it \n"
+    assert clean_question("is it \n now", max_words=3) == "is it \n"

@@ -101,10 +101,12 @@ def test_operations_keep_size_and_source_and_change_the_picture(name):
     assert np.array_equal(*results) == (not directed)
 
 
-def test_translation_is_a_share_of_the_side():
-    image = Image.new("RGB", (256, 256))
-    moved = pixels_of(OPERATIONS["TranslateX"](image, 1.0))
-    assert (moved[:, :-7] == 0).all() and (moved[:, -7:] == 128).all()
+@pytest.mark.parametrize("size", [96, 256, 384])
+def test_translation_is_by_seven_pixels_whatever_the_size(size):
+    image = Image.new("RGB", (size, size))
+    right, down = (pixels_of(OPERATIONS[name](image, 1.0)) for name in ("TranslateX", "TranslateY"))
+    assert (right[:, :-7] == 0).all() and (right[:, -7:] == 128).all()
+    assert (down[:-7] == 0).all() and (down[-7:] == 128).all()
 
 
 def test_augmentation_draws_every_operation_about_half_the_time(monkeypatch):

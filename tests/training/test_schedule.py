@@ -1,6 +1,8 @@
 """Schedules against timm's scheduler, torch's, and their own definition."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,26 +13,57 @@ from timm.scheduler import CosineLRScheduler
 from pela_vl.training.schedule import make_schedule
 
 
+PUBLISHED = json.loads((Path(__file__).parent / "published_schedules.json").read_text(encoding="utf-8"))
+PUBLISHED.pop("about")
+
+
+def published_loop(scheduler, optimizer, epochs: int, warmup: int, per_epoch: int):
+    """The rate that each step of the published training loop trains with; it steps its scheduler after the optimiser."""
+    for epoch in range(epochs):
+        if epoch > 0:
+            scheduler.step(epoch + warmup)
+        for i in range(per_epoch):
+            yield optimizer.param_groups[0]["lr"]
+            if epoch == 0 and i % 100 == 0 and i <= warmup * 100:
+                scheduler.step(i // 100)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("per_epoch", [2117, 250])
+def test_cosine_epoch_is_what_the_published_code_prints(name: str, per_epoch: int) -> None:
+    """Every step of a run against the rates stored from the published code; 250 steps cut most warm-ups short."""
+    rates = PUBLISHED[name]
+    epochs, warmup = rates["epochs"], rates["warmup_epochs"]
+    lr = make_schedule(
+        "cosine_epoch", rates["lr"], rates["min_lr"], rates["warmup_lr"], warmup, epochs * per_epoch, per_epoch
+    )
+    first = rates["epoch_0_by_t"]
+    for i in range(per_epoch):
+        # a change of the rate after step i is felt by step i + 1
+        assert lr(i) == pytest.approx(first[min(max(i - 1, 0) // 100, warmup)], rel=1e-12), i
+    for epoch, expected in enumerate(rates["epoch_1_on"], start=1):
+        for i in range(per_epoch):
+            assert lr(epoch * per_epoch + i) == pytest.approx(expected, rel=1e-12), (epoch, i)
+
+
 @pytest.mark.parametrize(
     ("epochs", "warmup", "per_epoch"),
     [(30, 20, 2500), (10, 1, 250), (5, 0, 130), (4, 3, 40), (3, 2, 1), (2, 5, 700)],
 )
-def test_cosine_epoch_equals_albef_on_timm(epochs: int, warmup: int, per_epoch: int) -> None:
-    """ALBEF's own loop around timm's scheduler, around every change of the rate, beyond the last epoch too."""
+def test_cosine_epoch_equals_the_published_loop_on_timm(epochs: int, warmup: int, per_epoch: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
-    scheduler = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=1e-5, warmup_lr_init=3e-6, warmup_t=warmup)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=epochs, lr_min=1e-5, warmup_lr_init=3e-6, warmup_t=warmup, warmup_prefix=True
+    )
     lr = make_schedule("cosine_epoch", 2e-4, 1e-5, 3e-6, warmup, epochs * per_epoch, per_epoch)
-    for epoch in range(epochs + 2):
-        if epoch > 0:
-            scheduler.step(epoch + warmup)
-        for i in range(per_epoch):
-            if epoch == 0 and i % 100 == 0 and i <= warmup * 100:
-                scheduler.step(i // 100)
-            if i % 50 in (0, 1, 49):
-                assert lr(epoch * per_epoch + i) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), (
-                    epoch,
-                    i,
-                )
+    for step, expected in enumerate(published_loop(scheduler, optimizer, epochs, warmup, per_epoch)):
+        assert lr(step) == pytest.approx(expected, rel=1e-12), divmod(step, per_epoch)
+    assert lr(epochs * per_epoch) == lr(10 * epochs * per_epoch) == pytest.approx(1e-5)
+
+
+def test_a_warm_up_longer_than_the_run_names_both_keys() -> None:
+    with pytest.raises(ValueError, match=r"optim\.warmup_steps \(100\).* 16 .*train\.epochs or train\.steps; set optim"):
+        make_schedule("cosine", 1e-4, 1e-5, 1e-5, 100, 16, 16)
 
 
 def test_cosine_equals_torch_after_the_warmup() -> None:
