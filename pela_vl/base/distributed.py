@@ -1,13 +1,13 @@
-"""Ranks: start and stop of the process group, gathers, and a watch over lost ranks.
+"""Processes: start and stop of the process group, gathers, and a watch over lost processes.
 
 Everything works in one process without a launcher; then there is no process group and every gather is the identity.
 """
 
 import gc
+import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,10 +20,22 @@ from torch import Tensor
 
 from pela_vl.base.errors import UserError
 
-LOST_RANK_SECONDS = 30.0
-LOST_RANK_EXIT = 75
-# what gloo says when the process at the other end of a connection is gone
-_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+GROUP_TIMEOUT_SECONDS = 1800.0
+LOST_PROCESS_SECONDS = 300.0
+LOST_PROCESS_EXIT = 75
+# what gloo, and torch of NCCL, say when the process at the other end of a connection is gone or has stopped
+_LOST_SIGNS = (
+    "Connection closed by peer",
+    "Connection closed by remote peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Timed out waiting",
+    "ncclRemoteError",
+    "remote process exited or there was a network error",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
 _RESUME_HINT = "Start the run again with --resume to go on from the last checkpoint"
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -54,10 +66,11 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def start(device: str = "auto") -> Ranks:
+def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) -> Ranks:
     """Read the launcher's environment, choose the device and, under a launcher, start the process group.
 
-    Raises UserError if the environment is only half set.
+    timeout_seconds: how long a collective waits for the other processes. Raises `UserError` if the environment is only
+    half set.
     """
     present = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
     if "RANK" not in os.environ:
@@ -70,11 +83,30 @@ def start(device: str = "auto") -> Ranks:
     if chosen.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), chosen, launched=True)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    if ranks.world > 1:
-        _Watch.current = _Watch(ranks)
-        _Watch.current.start()
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
     return ranks
+
+
+def watch_processes(ranks: Ranks, seconds: float = LOST_PROCESS_SECONDS) -> None:
+    """Watch over the other processes until `stop`: end this one when a process has given no sign of life for `seconds`.
+
+    A collective would otherwise wait for a dead or stopped process until its own time-out. Every process calls this at the
+    same point, when all are ready to train. 0 seconds, or one process alone: nothing is watched.
+    """
+    if ranks.world == 1 or seconds <= 0 or _Watch.current is not None:
+        return
+    # a connection of its own: the group's is busy while a collective waits
+    master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=seconds))
+    watch = _Watch(ranks.rank, ranks.world, store, seconds)
+    watch.beat()
+    barrier()
+    _Watch.current = watch
+    watch.start()
 
 
 def stop(destroy_engine: Callable[[], None] | None = None) -> None:
@@ -83,7 +115,7 @@ def stop(destroy_engine: Callable[[], None] | None = None) -> None:
         destroy_engine()
     gc.collect()
     if dist.is_initialized():
-        # the watch ends after the barrier: until then the others may have work left and look for this rank's beat
+        # the watch ends after the barrier: until then the others may have work left and look for this process's beat
         dist.barrier()
         if _Watch.current is not None:
             _Watch.current.stopping.set()
@@ -100,7 +132,9 @@ def lost_ranks_named() -> Iterator[None]:
         text = str(error)
         if world() == 1 or not any(sign in text for sign in _LOST_SIGNS):
             raise
-        raise UserError(f"rank {dist.get_rank()}: another rank of the run is gone. {_RESUME_HINT}") from error
+        raise UserError(
+            f"process {dist.get_rank()}: another process of the run is gone or has not answered. {_RESUME_HINT}"
+        ) from error
 
 
 def world() -> int:
@@ -162,52 +196,80 @@ def broadcast_from_main(values: Tensor) -> None:
 
 
 class _Watch(threading.Thread):
-    """Every rank beats in the group's store; a rank whose beat stands still for 30 s ends the run on all others.
+    """Every process beats in the group's store and looks at the beat of the next one alone.
 
-    A collective would otherwise wait for a dead or stopped rank until its own time-out of half an hour. The store lives in
-    one of the ranks: when that one is stopped, asking it never returns, so a second thread looks at the clock alone.
+    The process that finds its neighbour silent says so in the store, where all others read it: a beat costs every process
+    four short requests, however many processes there are. Silence is counted in beats of this process and not by the clock,
+    so that a pause of the process itself (a moved machine, a debugger) is not taken for one of its neighbour. The store
+    lives in one of the processes: when that one is stopped, asking it never returns, so a second thread counts meanwhile.
     """
 
     current: "_Watch | None" = None
 
-    def __init__(self, ranks: Ranks):
-        super().__init__(daemon=True, name="rank-watch")
-        self.ranks = ranks
+    def __init__(
+        self, process: int, world: int, store: dist.Store, seconds: float, end: Callable[[str], None] | None = None
+    ):
+        """seconds: of silence that end the run. end: called with the reason instead of ending the process; for tests."""
+        super().__init__(daemon=True, name="process-watch")
+        self.process, self.neighbour, self.store, self.seconds = process, (process + 1) % world, store, seconds
+        self.interval = min(5.0, seconds / 6)
+        self.patience = math.ceil(seconds / self.interval)
+        # a launcher that restarts the processes may keep the store of the run before
+        self.keys = f"pela_vl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.stopping = threading.Event()
-        self.answered = time.monotonic()
-        master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # a connection of its own: the group's is busy while a collective waits
-        self.store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=LOST_RANK_SECONDS))
+        self.beats = self.silent = self.unanswered = 0
+        self.seen = b""
+        self.end = end or self._end
 
     def start(self) -> None:
         super().start()
         threading.Thread(target=self._watch_the_store, daemon=True, name="store-watch").start()
 
-    def _watch_the_store(self) -> None:
-        while not self.stopping.wait(2.0):
-            if time.monotonic() - self.answered > LOST_RANK_SECONDS + 5.0:
-                self._end(f"the rank that keeps the process group has not answered for {LOST_RANK_SECONDS:.0f} s")
+    def beat(self) -> None:
+        """One sign of life, and one look at the neighbour's."""
+        self.beats += 1
+        self.store.set(f"{self.keys}/beat/{self.process}", str(self.beats))
+        if self.store.check([f"{self.keys}/lost"]):
+            self._end_unless_stopping(self.store.get(f"{self.keys}/lost").decode())
+            return
+        key = f"{self.keys}/beat/{self.neighbour}"
+        now = self.store.get(key) if self.store.check([key]) else b""
+        self.silent = self.silent + 1 if now == self.seen else 0
+        self.seen = now
+        if self.silent > self.patience and not self.stopping.is_set():
+            why = f"process {self.neighbour} has given no sign of life for {self.seconds:.0f} s"
+            self.store.set(f"{self.keys}/lost", why)
+            self._end_unless_stopping(why)
 
     def run(self) -> None:
-        seen = {rank: (b"", time.monotonic()) for rank in range(self.ranks.world)}
-        beat = 0
-        while not self.stopping.wait(2.0):
-            beat += 1
+        while not self.stopping.wait(self.interval):
             try:
-                self.store.set(f"pela_vl/beat/{self.ranks.rank}", str(beat))
-                for rank, (value, since) in seen.items():
-                    key = f"pela_vl/beat/{rank}"
-                    now = self.store.get(key) if self.store.check([key]) else b""
-                    if now != value:
-                        seen[rank] = (now, time.monotonic())
-                    elif time.monotonic() - since > LOST_RANK_SECONDS and not self.stopping.is_set():
-                        self._end(f"rank {rank} has not answered for {LOST_RANK_SECONDS:.0f} s")
-                self.answered = time.monotonic()
+                self.beat()
+                self.unanswered = 0
             except Exception as error:
                 if not self.stopping.wait(5.0):
-                    self._end(f"the rank that keeps the process group is gone ({type(error).__name__})")
+                    self.end(f"the process that keeps the group's store is gone ({type(error).__name__})")
+                return
+
+    def _watch_the_store(self) -> None:
+        while not self.stopping.wait(self.interval):
+            self.unanswered += 1
+            if self.unanswered > self.patience + 1:
+                self._end_unless_stopping(
+                    f"the process that keeps the group's store has given no sign of life for {self.seconds:.0f} s"
+                )
+                return
+
+    def _end_unless_stopping(self, why: str) -> None:
+        if not self.stopping.is_set():
+            self.end(why)
 
     def _end(self, why: str) -> None:
         with suppress(OSError):
-            print(f"error: rank {self.ranks.rank}: {why}; ending the run. {_RESUME_HINT}", file=sys.stderr, flush=True)
-        os._exit(LOST_RANK_EXIT)
+            print(
+                f"error: process {self.process}: {why}; ending the run. A lost process looks like this, and so does a long "
+                f"pause (a debugger, a moved machine, a long read): allow it with train.lost_process_seconds. {_RESUME_HINT}",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(LOST_PROCESS_EXIT)

@@ -12,7 +12,6 @@ from timm.scheduler import CosineLRScheduler
 
 from pela_vl.training.schedule import make_schedule
 
-
 PUBLISHED = json.loads((Path(__file__).parent / "published_schedules.json").read_text(encoding="utf-8"))
 PUBLISHED.pop("about")
 
@@ -62,7 +61,9 @@ def test_cosine_epoch_equals_the_published_loop_on_timm(epochs: int, warmup: int
 
 
 def test_a_warm_up_longer_than_the_run_names_both_keys() -> None:
-    with pytest.raises(ValueError, match=r"optim\.warmup_steps \(100\).* 16 .*train\.epochs or train\.steps; set optim"):
+    with pytest.raises(
+        ValueError, match=r"optim\.warmup_steps \(100\).* 16 .*train\.epochs or train\.steps; set optim"
+    ):
         make_schedule("cosine", 1e-4, 1e-5, 1e-5, 100, 16, 16)
 
 
