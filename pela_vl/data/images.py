@@ -1,4 +1,8 @@
-"""Reading of pictures: any usual file comes out as upright 8-bit RGB, any damaged one as an `ImageError`."""
+"""Reading of pictures: any usual file comes out as 8-bit RGB, any damaged one as an `ImageError`.
+
+Pictures are turned upright by their EXIF orientation. Where annotations are in pixels (boxes, masks) they are in those of the
+file, so there `stored_pixels` leaves the picture as it is stored.
+"""
 
 import io
 import os
@@ -20,7 +24,7 @@ MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else 
 
 
 # What can be wrong with a picture: `ImageError.kind`.
-MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED = (
+MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED, RESIZED = (
     "missing",
     "empty_file",
     "html_page",
@@ -28,6 +32,7 @@ MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED = (
     "truncated",
     "decompression_bomb",
     "damaged",
+    "another_size",
 )
 # What reading may have to change to come to 8-bit RGB: `Picture.changes`.
 CHANGES = ("cmyk", "palette_transparency", "transparency", "sixteen_bit", "animation", "exif_rotation")
@@ -70,16 +75,16 @@ def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
     return path
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
     """Read a picture as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    Of an animation the first frame is read. Raises `ImageError` for a file that is absent, no picture, truncated or
+    stored_pixels: do not turn it. Of an animation the first frame is read. Raises `ImageError` for a file that is absent, no picture, truncated or
     larger than `MAX_PIXELS`.
     """
-    return read_picture(path).image
+    return read_picture(path, stored_pixels=stored_pixels).image
 
 
-def read_picture(path: str | os.PathLike[str], content: bytes | None = None) -> Picture:
+def read_picture(path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False) -> Picture:
     """As `read_image`, and tell what had to be changed. With `content` that is the file and `path` only its name."""
     if content is None and not os.path.isfile(path):
         raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file", MISSING)
@@ -89,7 +94,7 @@ def read_picture(path: str | os.PathLike[str], content: bytes | None = None) -> 
                 raise ImageError(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS} allowed", BOMB)
             changes = _formats(image)
             image.load()
-            upright = _upright(image)
+            upright = image if stored_pixels else _upright(image)
             return Picture(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
     except (ImageError, MemoryError):
         raise
@@ -159,6 +164,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, height: int) -> None:
+    """Raise `ImageError` when a picture has another size than its annotations in pixels were made for."""
+    if image.size != (width, height):
+        turned = " (it may have been turned by its EXIF orientation)" if image.size == (height, width) else ""
+        raise ImageError(
+            path,
+            f"{image.width} x {image.height} pixels, but annotated as {width} x {height}{turned}; use the files that the "
+            "annotations were made for",
+            RESIZED,
+        )
+
+
+def check_box(box: Sequence[float], width: int, height: int, place: str, tolerance: float = 1.0) -> None:
+    """Raise `UserError` naming `place` when a box [x, y, width, height] lies outside its picture.
+
+    tolerance: pixels that a box may stick out, as rounded coordinates do.
+    """
+    x, y, w, h = box
+    if min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance:
+        raise UserError(
+            f"{place}: box {[round(v, 2) for v in box]} [x, y, width, height] lies outside its picture of {width} x {height} "
+            "pixels; boxes and sizes must be of the same files"
+        )
+
+
 class ImageReader:
     """`read_image` below one root, with an optional cache of decoded pictures.
 
@@ -166,14 +196,15 @@ class ImageReader:
     nothing from replacing entries. Each worker of a loader has its own.
     """
 
-    def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0) -> None:
+    def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0, stored_pixels: bool = False) -> None:
         self.root = str(Path(root))
         self.cache_mb = cache_mb
+        self.stored_pixels = stored_pixels
         self._room = int(cache_mb * 2**20)
         self._cache: dict[str, Image.Image] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "cache_mb": self.cache_mb}
+        return {"root": self.root, "cache_mb": self.cache_mb, "stored_pixels": self.stored_pixels}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)
@@ -182,7 +213,7 @@ class ImageReader:
         """Read the picture, which the caller must not change in place. Raises as the two functions do."""
         image = self._cache.get(relative)
         if image is None:
-            image = read_image(resolve_image(self.root, relative))
+            image = read_image(resolve_image(self.root, relative), self.stored_pixels)
             size = image.width * image.height * 4  # Pillow keeps RGB in four bytes a pixel
             if size <= self._room:
                 self._room -= size

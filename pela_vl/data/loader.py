@@ -1,5 +1,6 @@
 """Which sample comes when, on which rank, and how batches are brought in; everything can start at any batch."""
 
+import gc
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -121,7 +122,7 @@ def make_loader(
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers > 0 else None,
             pin_memory=pin_memory,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # or each iterator would draw a seed from the global one
         )
     )
@@ -220,6 +221,8 @@ def _stack_numbered(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tens
     return torch.stack(images), torch.tensor(indices, dtype=torch.int64)
 
 
-def _quiet_worker(_: int) -> None:
+def _prepare_worker(_: int) -> None:
     # On Ctrl-C the main process stops its workers; left to themselves each would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A collection of garbage writes to every object that it looks at, which would copy what was there before the fork.
+    gc.freeze()

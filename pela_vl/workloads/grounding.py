@@ -41,9 +41,8 @@ class Grounding(Retrieval):
     def training_data(self, settings: Settings) -> CaptionPairs:
         data = settings.data
         files = require_training_files(settings)
-        return CaptionPairs(
-            files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb, field="text"
-        )
+        options = {"field": "text", "stored_pixels": True}  # the frame of the boxes, as in the evaluation
+        return CaptionPairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb, **options)
 
     def tests(self, settings: Settings) -> dict[str, str]:
         """val, and test, which holds testA and testB."""

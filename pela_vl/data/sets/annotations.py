@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pela_vl.base.errors import UserError
 from pela_vl.data.images import resolve_image
 from pela_vl.data.text import has_text
@@ -15,11 +17,17 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One checked element of an annotation file; `place` says where it came from, for messages."""
+    """One checked element of an annotation file: `index` of the file `name`, which is number `file` of those read."""
 
-    place: str
+    name: str
+    index: int
     file: int
     values: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Where it came from, for messages."""
+        return f"{self.name}: entry {self.index}"
 
 
 def load_annotations(
@@ -34,17 +42,18 @@ def load_annotations(
     files = [files] if isinstance(files, str | os.PathLike) else list(files)
     entries = []
     for number, file in enumerate(files):
+        name = os.fspath(file)
         for index, element in enumerate(_read_list(file)):
-            place = f"{os.fspath(file)}: entry {index}"
+            place = f"{name}: entry {index}"
             if not isinstance(element, dict):
                 raise UserError(f"{place}: wants an object with {', '.join(fields)}, got {_kind(element)}")
-            absent = [name for name in fields if name not in element]
+            absent = [key for key in fields if key not in element]
             if absent:
                 raise UserError(f"{place}: field '{absent[0]}' is missing")
-            values = {name: element[name] for name in (*fields, *optional) if name in element}
-            for name, value in values.items():
-                _check_value(f"{place}: field '{name}'", value, fields.get(name) or optional[name])
-            entries.append(Entry(place, number, values))
+            values = {key: element[key] for key in (*fields, *optional) if key in element}
+            for key, value in values.items():
+                _check_value(f"{place}: field '{key}'", value, fields.get(key) or optional[key])
+            entries.append(Entry(name, index, number, values))
     if not entries:
         raise UserError(f"no entries in {', '.join(map(os.fspath, files)) or 'an empty list of files'}")
     return entries
@@ -65,8 +74,8 @@ def check_text(entry: Entry, field: str, text: str) -> None:
         raise UserError(f"{entry.place}: field '{field}' of image {name}: no word in {text!r} after cleaning")
 
 
-def dense_image_ids(entries: Sequence[Entry]) -> list[int]:
-    """Number the pictures from 0: entries agree when their path does, or their `image_id` within one file.
+def dense_image_ids(entries: Sequence[Entry]) -> np.ndarray:
+    """Number the pictures from 0, int64 [n]: entries agree when their path does, or their `image_id` within one file.
 
     Ids of different files are not compared, as two data sets may use the same one for different pictures.
     """
@@ -81,7 +90,7 @@ def dense_image_ids(entries: Sequence[Entry]) -> list[int]:
         for key in keys:
             known.setdefault(key, number)
         ids.append(number)
-    return ids
+    return np.asarray(ids, dtype=np.int64)
 
 
 def _read_list(file: PathLike) -> list[Any]:

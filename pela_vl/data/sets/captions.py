@@ -22,6 +22,7 @@ from pela_vl.data.sets.annotations import (
     dense_image_ids,
     load_annotations,
 )
+from pela_vl.data.sets.flat import TextLists, Texts
 from pela_vl.data.text import clean_caption, swap_sides
 from pela_vl.data.transforms import Transform
 
@@ -42,16 +43,18 @@ class CaptionPairs(Dataset):
         seed: int = 0,
         cache_mb: float = 0,
         field: str = "caption",
+        stored_pixels: bool = False,
     ) -> None:
         """cache_mb: MiB of decoded pictures to keep in memory; worth it for small pictures only. field: of the text.
+        stored_pixels: leave pictures as they are stored, for lists whose annotations are in pixels.
 
         Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
         """
         entries = _load_captions(files, image_root, field)
-        self.images = [entry.values["image"] for entry in entries]
-        self.captions = [_as_list(entry.values[field]) for entry in entries]
+        self.images = Texts(entry.values["image"] for entry in entries)
+        self.captions = TextLists(_as_list(entry.values[field]) for entry in entries)
         self.image_ids = dense_image_ids(entries)
-        self.read = ImageReader(image_root, cache_mb)
+        self.read = ImageReader(image_root, cache_mb, stored_pixels)
         self.transform = transform
         self.max_words = max_words
         self.seed = seed
@@ -62,14 +65,14 @@ class CaptionPairs(Dataset):
     @property
     def image_count(self) -> int:
         """Number of different pictures."""
-        return max(self.image_ids) + 1
+        return int(self.image_ids.max()) + 1
 
     def __getitem__(self, key: Key) -> Sample:
         """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
         drawn = draw_pair(image, self.captions[index], self.transform, self.max_words, [self.seed, epoch, wanted])
-        return Sample(*drawn, self.image_ids[index], (epoch, wanted), index, bad)
+        return Sample(*drawn, int(self.image_ids[index]), (epoch, wanted), index, bad)
 
 
 def draw_pair(
@@ -98,7 +101,7 @@ class EvalPictures(Dataset):
         cache_mb: float = 0,
     ) -> None:
         """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent picture."""
-        self.images: list[str] = []
+        images: list[str] = []
         self.texts: list[str] = []
         self.image2texts: list[list[int]] = []
         number: dict[str, int] = {}
@@ -109,12 +112,13 @@ class EvalPictures(Dataset):
             if path not in number:
                 if not os.path.isfile(path):
                     raise ImageError(path, f"no such file ({entry.place})")
-                number[path] = len(self.images)
-                self.images.append(image)
+                number[path] = len(images)
+                images.append(image)
                 self.image2texts.append([])
             self.image2texts[number[path]].append(len(self.texts))
             owner.append(number[path])
             self.texts.append(clean_caption(text, max_words))
+        self.images = Texts(images)
         self.text2image = np.asarray(owner, dtype=np.int64)
         self.read = ImageReader(image_root, cache_mb)
         self.transform = transform

@@ -17,6 +17,7 @@ from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageReader, read_or_next
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
 from pela_vl.data.sets.captions import EvalPictures, draw_pair
+from pela_vl.data.sets.flat import Texts
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform
 
@@ -72,8 +73,8 @@ class EntailmentPairs(Dataset):
         label that is none of `LABELS` or a sentence without words.
         """
         entries = _load_pairs(files, image_root)
-        self.images = [entry.values["image"] for entry in entries]
-        self.sentences = [entry.values["sentence"] for entry in entries]
+        self.images = Texts(entry.values["image"] for entry in entries)
+        self.sentences = Texts(entry.values["sentence"] for entry in entries)
         self.targets = _targets(entries)
         self.read = ImageReader(image_root, cache_mb)
         self.transform = transform

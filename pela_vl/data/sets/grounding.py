@@ -1,6 +1,7 @@
 """The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by picture.
 
-Training is on image-text pairs alone: `CaptionPairs(..., field="text")` of data/captions.py.
+Boxes are in pixels of the stored files, so pictures are read as they are stored, whatever their EXIF orientation says.
+Training is on image-text pairs alone: `CaptionPairs(..., field="text", stored_pixels=True)` of data/sets/captions.py.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, ImageReader, resolve_image
+from pela_vl.data.images import ImageError, ImageReader, check_box, check_size, resolve_image
 from pela_vl.data.sets.annotations import PathLike, check_image, check_text, load_annotations
 from pela_vl.data.text import clean_caption
 from pela_vl.data.transforms import Transform
@@ -65,7 +66,8 @@ class GroundingEval(Dataset):
     ) -> None:
         """files: lists of {image, text, ref_id}, ours or as ALBEF published them; boxes_file: of build_refcoco_plus.py.
 
-        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, or an absent picture.
+        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, a box outside its picture,
+        or an absent picture.
         """
         boxes = _load_boxes(boxes_file)
         self.candidates_from: str = boxes["candidates"]
@@ -91,19 +93,24 @@ class GroundingEval(Dataset):
                 if not os.path.isfile(full):
                     raise ImageError(full, f"no such file ({entry.place})")
             self.by_image[number[path]].append(len(self.expressions))
-            box = tuple(_numbers(ref.get("box"), f"{boxes_file}: ref {ref_id}"))
+            picture, place = self.pictures[number[path]], f"{boxes_file}: ref {ref_id}"
+            box = tuple(_numbers(ref.get("box"), place))
+            check_box(box, picture.width, picture.height, place)
             clean = clean_caption(text, max_words)
             sent_id, split = entry.values.get("sent_id"), str(ref.get("split"))
             self.expressions.append(Expression(clean, text, ref_id, sent_id, number[path], split, box))
-        self.read = ImageReader(image_root, cache_mb)
+        self.read = ImageReader(image_root, cache_mb, stored_pixels=True)
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
-        return self.transform(self.read(self.pictures[index].path), None)[0]
+        """Return the picture. Raises `ImageError` when it cannot be read or has not the annotated size."""
+        picture = self.pictures[index]
+        image = self.read(picture.path)
+        check_size(resolve_image(self.read.root, picture.path), image, picture.width, picture.height)
+        return self.transform(image, None)[0]
 
 
 def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
@@ -113,8 +120,10 @@ def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) 
     if os.path.basename(image.get("image", "")) != os.path.basename(path):
         raise UserError(f"{place}: is an object of {image.get('image')}, but the list has it in {path}")
     candidates = [_numbers(box, place) for box in image["boxes"]]
-    tensor = torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4)
-    return Picture(path, int(image["width"]), int(image["height"]), tensor)
+    width, height = int(image["width"]), int(image["height"])
+    for box in candidates:
+        check_box(box, width, height, f"{place}: candidate of {path}")
+    return Picture(path, width, height, torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4))
 
 
 def _numbers(box: Any, place: str) -> list[float]:

@@ -6,11 +6,10 @@ in question and answers when the picture is flipped.
 """
 
 import os
-import sys
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
+from pela_vl.data.sets.flat import SharedArrays, TextLists, Texts
 from pela_vl.data.sets.vqa_official import image_path, read_questions
 from pela_vl.data.text import clean_question, swap_sides
 from pela_vl.data.tokenizer import Tokenizer
@@ -31,6 +31,47 @@ from pela_vl.metrics.vqa_accuracy import Truth
 GENOME_WEIGHT = 0.5
 DATASETS = ("vqa", "vg")
 Place = tuple[str, str]  # data set, path below its image root
+
+
+class Places(SharedArrays, Sequence[Place]):
+    """An unchangeable list of places in flat buffers; see `flat`."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        datasets = bytearray()
+
+        def paths() -> Iterable[str]:
+            for dataset, path in places:
+                datasets.append(DATASETS.index(dataset))
+                yield path
+
+        self.paths = Texts(paths())
+        self.datasets = np.frombuffer(datasets, dtype=np.uint8).copy()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Place:
+        return DATASETS[self.datasets[index]], self.paths[index]
+
+
+class WeightedAnswers(SharedArrays):
+    """The answers of every question and their weights, in flat buffers; see `flat`."""
+
+    def __init__(self, answers: Iterable[tuple[tuple[str, ...], tuple[float, ...]]]) -> None:
+        weights = array("d")
+
+        def texts() -> Iterable[tuple[str, ...]]:
+            for answer, weight in answers:
+                weights.extend(weight)
+                yield answer
+
+        self.texts = TextLists(texts())
+        self.weights = np.frombuffer(weights, dtype=np.float64).copy()
+
+    def __getitem__(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """The different answers of a question, and the weight of each."""
+        start, end = self.texts.spans[index], self.texts.spans[index + 1]
+        return tuple(self.texts[index]), tuple(self.weights[start:end].tolist())
 
 
 class PictureReader:
@@ -99,10 +140,11 @@ class VqaQuestions(Dataset):
         """
         self.read = PictureReader(image_root, genome_root, cache_mb)
         entries = _load(files, self.read, with_answers=True)
-        places = ((entry.values["dataset"], entry.values["image"]) for entry in entries)
-        self.images: list[Place] = [(sys.intern(dataset), sys.intern(image)) for dataset, image in places]
-        self.questions = [entry.values["question"] for entry in entries]
-        self.answers = [weighted_answers(entry.values["answer"], entry.values["dataset"]) for entry in entries]
+        self.images = Places((entry.values["dataset"], entry.values["image"]) for entry in entries)
+        self.questions = Texts(entry.values["question"] for entry in entries)
+        self.answers = WeightedAnswers(
+            weighted_answers(entry.values["answer"], entry.values["dataset"]) for entry in entries
+        )
         self.transform = transform
         self.max_words = max_words
         self.seed = seed
@@ -128,13 +170,8 @@ def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[
     Of VQA the share of people who gave the answer; of Visual Genome 0.5 for each.
     """
     counts = Counter([answers] if isinstance(answers, str) else answers)
-    # two million questions share some thousand answers and a few hundred sets of weights
-    return tuple(map(sys.intern, counts)), _weights(tuple(counts.values()), dataset)
-
-
-@cache
-def _weights(counts: tuple[int, ...], dataset: str) -> tuple[float, ...]:
-    return tuple(GENOME_WEIGHT if dataset == "vg" else count / sum(counts) for count in counts)
+    total = sum(counts.values())
+    return tuple(counts), tuple(GENOME_WEIGHT if dataset == "vg" else count / total for count in counts.values())
 
 
 class VqaCollate:
@@ -198,7 +235,7 @@ class VqaEval(Dataset):
             raise UserError(
                 f"question_id {twice[0]} stands more than once ({len(twice)} such ids); every id must be unique"
             )
-        self.images = list(number)
+        self.images = Places(number)
         self.owner = np.asarray([number[question.image] for question in self.asked], dtype=np.int64)
         self.texts = [clean_question(question.text, max_words) for question in self.asked]
         self.read = read

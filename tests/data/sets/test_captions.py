@@ -144,7 +144,7 @@ def test_same_picture_has_the_same_id(root):
     files = [write(root / f"{i}.json", content) for i in range(2)]
     other = write(root / "other.json", [{"image": "a4.png", "caption": "x", "image_id": 7}])
     data = CaptionPairs([*files, other], root, eval_transform(8))
-    assert data.image_ids == [0, 1, 0, 1, 2] * 2 + [3]
+    assert data.image_ids.tolist() == [0, 1, 0, 1, 2] * 2 + [3]
     assert data.image_count == 4
 
 

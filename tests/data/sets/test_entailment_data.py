@@ -123,7 +123,7 @@ def test_batch_fits_the_objective(root, tokenizer):
 
 def test_an_evaluation_has_every_picture_once(root):
     data = EntailmentEval(write(root, entries()), root, eval_transform(16))
-    assert data.images == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert list(data.images) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert data.texts == ["two men on the left", "a dog", "nobody", "a cat sleeping", "x"]
     assert data.text2image.tolist() == [0, 1, 0, 2, 3] and data.image2texts == [[0, 2], [1], [3], [4]]
     assert data.targets.tolist() == [2, 0, 1, 2, 1] and data.targets.dtype == np.int64
