@@ -78,8 +78,8 @@ def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
 def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
     """Read a picture as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    stored_pixels: do not turn it. Of an animation the first frame is read. Raises `ImageError` for a file that is absent, no picture, truncated or
-    larger than `MAX_PIXELS`.
+    stored_pixels: do not turn it. Of an animation the first frame is read. Raises `ImageError` for a file that is absent,
+    no picture, truncated or larger than `MAX_PIXELS`.
     """
     return read_picture(path, stored_pixels=stored_pixels).image
 

@@ -1,29 +1,18 @@
 """Long lists of text in flat buffers, which the workers of a loader share with the process that starts them.
 
 A list of Python strings is copied into every worker little by little: reading an object counts a reference in it, and that
-writes to its memory page. Here all texts are the bytes of one array, which reading leaves as it is. Workers that are forked
-share its pages; workers that are started anew receive the array through torch's shared memory.
+writes to its memory page. Here all texts are the bytes of one tensor, which reading leaves as it is. Workers that are forked
+share its pages; for workers that are started anew torch moves the tensor to shared memory.
 """
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import overload
 
-import numpy as np
 import torch
 
 
-class SharedArrays:
-    """A base for objects of numpy arrays: pickled for a worker, their buffers go through torch's shared memory."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self.__dict__.items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
-
-
-class Texts(SharedArrays, Sequence[str]):
+class Texts(Sequence[str]):
     """An unchangeable list of strings: the bytes of all, and where each ends."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -31,8 +20,8 @@ class Texts(SharedArrays, Sequence[str]):
         for text in texts:
             content += text.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
             ends.append(len(content))
-        self._content = np.frombuffer(content, dtype=np.uint8).copy()
-        self._ends = np.frombuffer(ends, dtype=np.int64).copy()
+        self._content = flat_buffer(content, torch.uint8)
+        self._ends = flat_buffer(ends, torch.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -45,11 +34,12 @@ class Texts(SharedArrays, Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = _checked(index, len(self))
-        return self._content[self._ends[index] : self._ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")
+        start, end = self._ends[index : index + 2].tolist()
+        return self._content[start:end].numpy().tobytes().decode("utf-8", "surrogatepass")
 
 
-class TextLists(SharedArrays, Sequence[list[str]]):
-    """An unchangeable list of lists of strings. spans: int64 [n + 1], where the texts of each list begin among all."""
+class TextLists(Sequence[list[str]]):
+    """An unchangeable list of lists of strings."""
 
     def __init__(self, lists: Iterable[Sequence[str]]) -> None:
         spans = array("q", [0])
@@ -60,14 +50,23 @@ class TextLists(SharedArrays, Sequence[list[str]]):
                 yield from texts
 
         self.texts = Texts(flattened())
-        self.spans = np.frombuffer(spans, dtype=np.int64).copy()
+        self._spans = flat_buffer(spans, torch.int64)
 
     def __len__(self) -> int:
-        return len(self.spans) - 1
+        return len(self._spans) - 1
 
     def __getitem__(self, index: int) -> list[str]:
         index = _checked(index, len(self))
-        return [self.texts[i] for i in range(self.spans[index], self.spans[index + 1])]
+        return [self.texts[i] for i in self.span(index)]
+
+    def span(self, index: int) -> range:
+        """Where the texts of one list stand among all."""
+        return range(*self._spans[index : index + 2].tolist())
+
+
+def flat_buffer(content: bytearray | array, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a buffer in a tensor of its own, [n]."""
+    return torch.frombuffer(content, dtype=dtype).clone() if len(content) else torch.empty(0, dtype=dtype)
 
 
 def _checked(index: int, length: int) -> int:

@@ -21,7 +21,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
-from pela_vl.data.sets.flat import SharedArrays, TextLists, Texts
+from pela_vl.data.sets.flat import TextLists, Texts, flat_buffer
 from pela_vl.data.sets.vqa_official import image_path, read_questions
 from pela_vl.data.text import clean_question, swap_sides
 from pela_vl.data.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ DATASETS = ("vqa", "vg")
 Place = tuple[str, str]  # data set, path below its image root
 
 
-class Places(SharedArrays, Sequence[Place]):
+class Places(Sequence[Place]):
     """An unchangeable list of places in flat buffers; see `flat`."""
 
     def __init__(self, places: Iterable[Place]) -> None:
@@ -45,7 +45,7 @@ class Places(SharedArrays, Sequence[Place]):
                 yield path
 
         self.paths = Texts(paths())
-        self.datasets = np.frombuffer(datasets, dtype=np.uint8).copy()
+        self.datasets = flat_buffer(datasets, torch.uint8)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,7 +54,7 @@ class Places(SharedArrays, Sequence[Place]):
         return DATASETS[self.datasets[index]], self.paths[index]
 
 
-class WeightedAnswers(SharedArrays):
+class WeightedAnswers:
     """The answers of every question and their weights, in flat buffers; see `flat`."""
 
     def __init__(self, answers: Iterable[tuple[tuple[str, ...], tuple[float, ...]]]) -> None:
@@ -66,12 +66,12 @@ class WeightedAnswers(SharedArrays):
                 yield answer
 
         self.texts = TextLists(texts())
-        self.weights = np.frombuffer(weights, dtype=np.float64).copy()
+        self.weights = flat_buffer(weights, torch.float64)
 
     def __getitem__(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """The different answers of a question, and the weight of each."""
-        start, end = self.texts.spans[index], self.texts.spans[index + 1]
-        return tuple(self.texts[index]), tuple(self.weights[start:end].tolist())
+        span = self.texts.span(index)
+        return tuple(self.texts[index]), tuple(self.weights[span.start : span.stop].tolist())
 
 
 class PictureReader:

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,21 @@ def test_lists_of_texts_are_lists_of_lists(lists):
 @given(st.lists(st.tuples(st.sampled_from(["vqa", "vg"]), TEXT), max_size=6))
 def test_places_are_pairs(places):
     assert list(Places(places)) == places and len(Places(places)) == len(places)
+
+
+def reads_back(texts: Texts, asked, answers) -> None:
+    answers.put((texts[1], texts._content.is_shared()))
+    asked.get()
+
+
+def test_a_worker_that_is_started_anew_reads_shared_memory():
+    context = torch.multiprocessing.get_context("spawn")
+    asked, answers = context.Queue(), context.Queue()
+    worker = context.Process(target=reads_back, args=(Texts(["one", "two"]), asked, answers))
+    worker.start()
+    assert answers.get(timeout=60) == ("two", True)
+    asked.put(None)
+    worker.join(60)
 
 
 @pytest.mark.parametrize("kind", KINDS)
