@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import shutil
 import struct
 import subprocess
@@ -28,6 +27,7 @@ from PIL import Image
 
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
+from pela_vl.base.system import cpu_seconds, peak_memory
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus.units import source_units
 
@@ -101,14 +101,14 @@ def measure(kind: str, folder: Path, count: int, workers: int, shards: bool) -> 
         "pairs_per_second": round(pairs / seconds, 1),
         "pictures_per_processor_second": round(pictures / used, 1),
         "pairs_per_processor_second": round(pairs / used, 1),
-        "main_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "largest_worker_peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+        "main_peak_mib": round(peak_memory() / 2**20, 1),
+        "largest_worker_peak_mib": round(peak_memory(children=True) / 2**20, 1),
     }
 
 
 def _processor_seconds() -> float:
     """Of this process and its ended workers: what a busy machine does not distort."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return cpu_seconds(children=True)
 
 
 def _again(kind: str, made: Path) -> Request:

@@ -30,6 +30,7 @@ from PIL import Image
 
 from benchmarks.table import Row, machine, medians, render
 from pela_vl.base.files import atomic_json
+from pela_vl.base.system import usable_cores
 from pela_vl.data.collate import Collate
 from pela_vl.data.loader import EpochSampler, make_loader
 from pela_vl.data.scenes import render as render_scene
@@ -47,7 +48,7 @@ CAPTION = "a photograph of two people on a bench to the left of a small red boat
 
 def measure(quick: bool, photographs: Path | None = None) -> list[Row]:
     """Rows of the table; see benchmarks/table.py."""
-    workers, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    workers, threads = usable_cores(), torch.get_num_threads()
     torch.set_num_threads(1)  # the processes beside it are as many as the cores
     try:
         return _measure(workers, quick, photographs)

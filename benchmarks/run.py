@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads for torch (default: one a core)")
     parser.add_argument("--json", default="runs/benchmarks.json", help="where the figures go (default: %(default)s)")
     args = parser.parse_args(argv)
-    threads = args.threads or len(os.sched_getaffinity(0))
+    threads = args.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     # before torch is imported, here and in the processes that subjects start
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,6 +1,5 @@
 """A folder that is built by one run at a time, known again after an interruption, and left alone once finished."""
 
-import fcntl
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json, remove_stale
+from pela_vl.base.system import try_lock
 
 
 @contextmanager
@@ -23,16 +23,17 @@ def alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        # a folder can be opened, and so locked, on POSIX alone; elsewhere a file beside it is
+        handle = (
+            os.open(folder, os.O_RDONLY)
+            if hasattr(os, "O_DIRECTORY")
+            else os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
+        )
     except OSError as error:
         raise UserError(f"{folder}: cannot be used as a folder ({error.strerror}); choose another --output") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another run is writing there; wait for it to end") from None
-        except OSError:
-            pass  # some network file systems have no locks
+        if not try_lock(handle):
+            raise UserError(f"{folder}: another run is writing there; wait for it to end")
         yield
     finally:
         os.close(handle)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.base.system import is_running
 
 # `.name.<host>-<pid>.tmp` (being written) or `.old` (the previous folder, while its successor takes its place)
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.(?P<kind>tmp|old)$")
@@ -35,13 +36,7 @@ def _is_stale(path: str, match: re.Match[str]) -> bool:
     pid = int(match["pid"])
     if pid == os.getpid():
         return path not in _in_use
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
+    return not is_running(pid)
 
 
 def _remove(path: str) -> None:

@@ -1,7 +1,5 @@
 """Turning a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
+from pela_vl.base.system import cpu_seconds, peak_memory
 from pela_vl.checkpoints.albef import ALBEF_KINDS
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel, build_meta
@@ -249,6 +248,4 @@ class Usage:
 
 def usage_since(start: float) -> Usage:
     """What this process has used; `start` is a reading of time.perf_counter(). File pages read in place count too."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return Usage(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 2**20)
+    return Usage(time.perf_counter() - start, cpu_seconds(), peak_memory() / 2**20)

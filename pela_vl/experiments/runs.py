@@ -1,6 +1,5 @@
 """A grid's runs: commands that need one another's results, each done once, several at a time if wanted."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.progress import Progress, clock
+from pela_vl.base.system import wait_for_lock
 from pela_vl.demo.stages import configuration
 
 _MARK, _LOCK, _LOG = "grid.json", "grid.lock", "grid.log"  # run.json is the header that a training run writes
@@ -192,16 +192,10 @@ def _locked(path: Path) -> Iterator[int]:
 
     A process that was killed a moment ago may hold it for as long as it takes to give back its memory.
     """
-    handle, until = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + _PATIENCE
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UserError(f"{path.parent} is being run by another process; wait for it or end it") from None
-                time.sleep(0.1)
+        if not wait_for_lock(handle, _PATIENCE):
+            raise UserError(f"{path.parent} is being run by another process; wait for it or end it")
         yield handle
     finally:
         os.close(handle)

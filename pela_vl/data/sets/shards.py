@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pela_vl.base.errors import UserError
+from pela_vl.base.system import open_to_read, read_at
 from pela_vl.data.sets.annotations import PathLike
 
 FORMAT = "pela_vl shards 1"
@@ -118,7 +119,7 @@ class ShardReader:
         path = self.shards[index].path
         picture_at, picture_size, record_at, record_size = table[row].tolist()
         name = f"{path}/{names[row]}"
-        picture, record = os.pread(handle, picture_size, picture_at), os.pread(handle, record_size, record_at)
+        picture, record = read_at(handle, picture_size, picture_at), read_at(handle, record_size, record_at)
         if len(picture) != picture_size or len(record) != record_size:
             raise _damaged(path, f"ends before member {names[row]} does")
         try:
@@ -138,7 +139,7 @@ class ShardReader:
             os.close(self._open.popitem(last=False)[1][0])
         table, names = scan_shard(self.shards[index])
         try:
-            handle = os.open(self.shards[index].path, os.O_RDONLY)
+            handle = open_to_read(self.shards[index].path)
         except OSError as error:
             raise _damaged(self.shards[index].path, f"cannot be read ({error.strerror})") from None
         self._open[index] = handle, table, names

@@ -1,0 +1,60 @@
+"""One writer a run folder."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pela_vl.base.errors import UserError
+from pela_vl.base.system import read_at, wait_for_lock
+
+LOCK_NAME = ".lock"
+_PATIENCE = 5.0  # seconds: workers of a process that was killed hold its lock until they notice
+_held: dict[str, int] = {}
+
+
+@contextmanager
+def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a run's folder and be the one process that writes into it until the block ends or the process dies.
+
+    Training, resuming and evaluating take it alike, on process 0 alone. A process that holds the folder already may enter
+    again. Raises `UserError`, one line, when another process holds it or no folder can be there.
+    """
+    name = os.path.realpath(folder)
+    if name in _held:
+        yield
+        return
+    path = os.path.join(name, LOCK_NAME)
+    try:
+        os.makedirs(name, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{os.fspath(folder)}: cannot be used as a run's folder ({error.strerror}); set another output"
+        ) from None
+    try:
+        if not wait_for_lock(handle, _PATIENCE):
+            holder = read_at(handle, 200, 0)
+            who = f" ({holder.decode(errors='replace').strip()})" if holder.strip() else ""
+            raise UserError(
+                f"{os.fspath(folder)}: another process{who} is writing into this run; wait for it to end, or set another output"
+            )
+        os.ftruncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        _held[name] = handle
+        yield
+    finally:
+        _held.pop(name, None)
+        os.close(handle)
+
+
+def _let_go_in_child() -> None:
+    """A worker that is forked must not keep the lock of a process that has died."""
+    for handle in _held.values():
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)

@@ -1,0 +1,107 @@
+"""What POSIX, Windows and macOS each do their own way: locks, processes, positioned reads, memory figures.
+
+Modules that only some systems have are imported here and nowhere else; where they are absent there is a portable path.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None
+try:
+    import resource
+except ImportError:
+    resource = None
+
+_reading = threading.Lock()
+
+
+def try_lock(handle: int) -> bool:
+    """Take an open file's lock for this process, without waiting; the system lets go of it when the process dies.
+
+    False when another process holds it. True, with nothing locked, on a file system or system that has no locks.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            # a byte far behind the content, since a locked one cannot be read by others
+            os.lseek(handle, 2**30, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return fcntl is not None  # msvcrt has no error of its own for a lock that is held
+    return True
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is there; True when the system does not say."""
+    if sys.platform == "win32":  # os.kill(pid, 0) would send a console event there
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        process = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+        if not process:
+            return ctypes.get_last_error() != 87  # ERROR_INVALID_PARAMETER: no such process
+        code = ctypes.c_ulong()
+        kernel.GetExitCodeProcess(process, ctypes.byref(code))
+        kernel.CloseHandle(process)
+        return code.value == 259  # STILL_ACTIVE
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def open_to_read(path: str | os.PathLike[str]) -> int:
+    """Open a file for `read_at`; the caller closes it. Raises OSError."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(handle: int, size: int, position: int) -> bytes:
+    """Up to `size` bytes from `position` of an open file."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, position)
+    with _reading:
+        os.lseek(handle, position, os.SEEK_SET)
+        return os.read(handle, size)
+
+
+def cpu_seconds(children: bool = False) -> float:
+    """Processor time of this process, with that of its ended children or without."""
+    times = os.times()
+    return sum(times[:4] if children else times[:2])
+
+
+def peak_memory(children: bool = False) -> float:
+    """Most bytes that this process, or the largest of its ended children, has held; NaN where the system does not say."""
+    if resource is None:
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return float(resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wait_for_lock(handle: int, seconds: float) -> bool:
+    """`try_lock` again and again for some seconds: a process that was killed holds its lock until its memory is given back."""
+    until = time.monotonic() + seconds
+    while not try_lock(handle):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
