@@ -1,7 +1,8 @@
 """Typed configuration: YAML files and `--set key=value` into dataclasses, with errors that name file, line and key.
 
 A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, Optional and unions of them, list, tuple,
-dict with string keys, and other dataclasses. A ValueError from `__post_init__` is reported with its section's place.
+dict with string keys, and other dataclasses. A text that begins with `~/` is a path below the home folder. A ValueError from
+`__post_init__` is reported with its section's place.
 A dataclass may name one of its fields as `SHORTHAND`: a plain value in place of the section sets that field.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pela_vl.base.errors import UserError
+from pela_vl.base.errors import UserError, expand_home
 from pela_vl.base.files import atomic_write
 from pela_vl.base.yaml_tree import Node, merge, plain, plain_tree, read_value, read_with_bases, to_text
 
@@ -31,7 +32,7 @@ def load(schema: type[T], path: str | os.PathLike[str], overrides: Sequence[str]
 
     Raises `UserError`, one line, for anything wrong in the files or the overrides.
     """
-    path = os.fspath(path)
+    path = expand_home(os.fspath(path))
     tree = read_with_bases(path, lambda node: _expand(schema, node))
     for override in overrides:
         tree = _override(schema, tree, override)
@@ -144,9 +145,9 @@ def _convert_scalar(kind: Any, node: Node, key: str) -> Any:
                 return float(value)
             except OverflowError:
                 pass
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind in (bool, int, str) and type(value) is kind:
+    if kind in (str, Path) and isinstance(value, str):
+        return kind(value if value == "~" else expand_home(value))
+    if kind in (bool, int) and type(value) is kind:
         return value
     if kind not in (bool, int, float, str, Path, type(None)):
         raise TypeError(f"a config field cannot have the type {kind} (key {key!r})")

@@ -1,5 +1,6 @@
-"""Errors that a user can cause and mend, kept apart from defects of ours."""
+"""Errors that a user can cause and mend, kept apart from defects of ours, and how a script starts and ends."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,7 +10,15 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit with its code; a `UserError` prints one line on stderr and exits with 2."""
+    """Run a script's `main` and exit with its code; a `UserError` prints one line on stderr and exits with 2.
+
+    Before that, `~` in the command line becomes the home folder where the shell left it (as in `--output=~/runs`), and what
+    standard output cannot show in its encoding is written as its code, so that a print never ends a run.
+    """
+    sys.argv[1:] = [_expand_argument(argument) for argument in sys.argv[1:]]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except UserError as error:
@@ -19,3 +28,15 @@ def run_main(main: Callable[[], int | None]) -> None:
         print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code or 0)
+
+
+def expand_home(path: str) -> str:
+    """A path whose first part is `~` with the home folder in its place; any other text as it is."""
+    return os.path.expanduser(path) if path == "~" or path.startswith(("~/", "~" + os.sep)) else path
+
+
+def _expand_argument(argument: str) -> str:
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("--"):
+        return option + equals + expand_home(value)
+    return expand_home(argument)

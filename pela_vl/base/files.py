@@ -18,6 +18,16 @@ from pela_vl.base.system import is_running
 # `.name.<host>-<pid>.tmp` (being written) or `.old` (the previous folder, while its successor takes its place)
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.(?P<kind>tmp|old)$")
 _in_use: set[str] = set()
+# what safetensors, then torch's zip writer, say of a full disk, a used-up quota, and a file beyond the allowed size
+_FULL_SIGNS = (
+    "No space left on device",
+    "StorageFull",
+    "quota exceeded",
+    "File too large",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 def _host() -> str:
@@ -71,15 +81,32 @@ def _sync_tree(folder: str) -> None:
         _sync_folder(root)
 
 
+def _new_file(path: str, flags: int) -> int:
+    """An opener for `open`: a file that nothing of that name was there before, a link least of all."""
+    if os.path.lexists(path):  # of a process of this number that has died
+        _remove(path)
+    return os.open(path, flags | os.O_EXCL | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that no more can be written; writers in other languages say it in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+    return any(sign in str(error) for sign in _FULL_SIGNS)
+
+
 @contextmanager
 def _disk_errors(path: str | os.PathLike[str], only_full: bool = False) -> Iterator[None]:
     """Turn errors of the disk into a `UserError` naming `path`; with `only_full`, no others than a full disk."""
     try:
         yield
-    except OSError as error:
-        if only_full and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        if not _is_full(error) and (only_full or not isinstance(error, OSError)):
             raise
-        raise UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise UserError(f"cannot write {os.fspath(path)}: {reason}") from error
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
@@ -122,7 +149,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise RuntimeError(f"{target} is already being written by this process")
     with _disk_errors(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        stream = open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n")
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        stream = open(temporary, mode, opener=_new_file, **text)
     _in_use.add(temporary)
     try:
         with _disk_errors(path, only_full=True), stream:
@@ -135,6 +163,13 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     finally:
         _remove(temporary)
         _in_use.discard(temporary)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """As `atomic_write`, for writers that want a file's name: give the name of an empty file to fill."""
+    with atomic_write(path) as stream:
+        yield stream.name
 
 
 def atomic_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) -> None:

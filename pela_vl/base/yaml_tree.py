@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from pela_vl.base.errors import UserError
+from pela_vl.base.errors import UserError, expand_home
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_with_bases(path: str, prepare: Callable[[Node], Node] = lambda node: no
         if not isinstance(base.value, str) or not base.value:
             raise UserError(f"{base.place}: key 'base' wants the name of one YAML file, got {base.value!r}")
         place = base.place
-        path = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
+        path = os.path.normpath(os.path.join(os.path.dirname(path), expand_home(base.value)))
     tree = layers.pop()
     while layers:
         tree = merge(tree, layers.pop())

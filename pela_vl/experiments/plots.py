@@ -1,5 +1,7 @@
 """The grids' pictures, drawn by matplotlib without a display."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +19,15 @@ _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
 
 def new_figure(width: float, height: float):
     """An empty figure of so many inches. Raises UserError without matplotlib."""
+    # matplotlib checks MPLBACKEND while it is imported, and a notebook's is absent elsewhere; these figures need none
+    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('plots want matplotlib: pip install -c constraints.txt -e ".[viz]"') from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
     return Figure((width, height), dpi=130, layout="constrained")
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pela_vl.base.config import dump_yaml, from_dict, load, to_dict
-from pela_vl.base.errors import UserError
+from pela_vl.base.errors import UserError, expand_home
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def test_from_dict_checks_as_files_do() -> None:
 
 
 numbers = st.floats(min_value=0, allow_nan=False)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+plain_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+texts = plain_texts.filter(lambda text: text == expand_home(text)) | st.sampled_from(
     ["yes", "null", "~", "1e-4", "", " a ", "a: b", "#", "- x", "2001-01-01", "0x1F", "a\n\nb\n", "<<", "!x", "base"]
 )
 optims = st.builds(
@@ -218,6 +219,20 @@ configs = st.builds(
 def test_dump_reads_back_equal(config: Config) -> None:
     dump_yaml(config, "dumped.yaml")
     assert load(Config, "dumped.yaml") == config
+
+
+def test_the_home_folder_is_expanded_in_every_text(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    home = Path("home").absolute()
+    home.mkdir()
+    write(GOOD, "home/base.yaml")
+    write(
+        "base: ~/base.yaml\nfiles: [~/a, b/~/c]\noutput: ~/runs\nteacher: {checkpoint: ~/t}\nextra: ~/as it is\n",
+        "home/c.yaml",
+    )
+    config = load(Config, "~/c.yaml", ["note=~/n", "size=~/s"])
+    assert (config.files, config.output) == ([f"{home}/a", "b/~/c"], home / "runs")
+    assert (config.teacher.checkpoint, config.note, config.size) == (f"{home}/t", f"{home}/n", f"{home}/s")
 
 
 def test_long_texts_are_not_folded() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pela_vl.base import files
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_folder, atomic_json, atomic_write, recover_folder, remove_stale
+from pela_vl.base.files import atomic_folder, atomic_json, atomic_path, atomic_write, recover_folder, remove_stale
 
 
 def names(folder: Path) -> list[str]:
@@ -148,3 +148,81 @@ def test_leftovers_of_other_machines_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / f".ckpt.00000000-{dead_pid()}.tmp").mkdir()
     (tmp_path / ".config.tmp").write_text("")
     assert remove_stale(tmp_path) == [] and len(names(tmp_path)) == 2
+
+
+def test_a_link_at_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    """Someone else who may write into the folder, and knows the name to come, must not choose what is overwritten."""
+    target, precious = tmp_path / "a.txt", tmp_path / "precious"
+    precious.write_text("mine")
+    Path(files._sibling(str(target), "tmp")).symlink_to(precious)
+    with atomic_write(target, "w") as stream:
+        stream.write("new")
+    assert precious.read_text() == "mine" and target.read_text() == "new" and not target.is_symlink()
+
+
+def test_a_link_that_comes_back_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    target, precious = tmp_path / "a.txt", tmp_path / "precious"
+    precious.write_text("mine")
+    link = Path(files._sibling(str(target), "tmp"))
+    link.symlink_to(precious)
+    monkeypatch.setattr(files, "_remove", lambda path: None)
+    with pytest.raises(UserError, match="cannot write"), atomic_write(target, "w") as stream:
+        stream.write("new")
+    assert precious.read_text() == "mine" and not target.exists()
+
+
+def test_a_path_to_fill_takes_its_name_at_the_end(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a") as name:
+        Path(name).write_text("whole")
+        assert names(tmp_path) == [Path(name).name]
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from pela_vl.base.errors import run_main
+from pela_vl.base.files import atomic_folder, atomic_write
+from pela_vl.checkpoints.tensor_files import write_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+tensors, path = {"a": torch.ones(100_000)}, Path(sys.argv[2])
+def main():
+    if sys.argv[1] == "file":
+        write_tensors(path, tensors)
+    elif sys.argv[1] == "folder":
+        with atomic_folder(path, replace=True) as folder:
+            save_file(tensors, folder / "model.safetensors")
+    elif sys.argv[1] == "torch":
+        with atomic_folder(path, replace=True) as folder:
+            torch.save(tensors, folder / "model.pt")
+    else:
+        with atomic_write(path) as stream:
+            stream.write(bytes(200_000))
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "torch", "stream"])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
+    """A file that may not grow stands for a disk that is full: the writers fail alike."""
+    target = tmp_path / "made"
+    if kind in ("folder", "torch"):
+        target.mkdir()
+        (target / "model.safetensors").write_text("old")
+    else:
+        target.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, kind, str(target)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: cannot write {target}: ")
+    assert names(tmp_path) == ["made"]
+    old = target / "model.safetensors" if target.is_dir() else target
+    assert old.read_text() == "old"
