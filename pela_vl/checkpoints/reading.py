@@ -4,34 +4,39 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pela_vl.base.errors import UserError
+from pela_vl.base.errors import UserError, expand_home
 
-# Where training scripts put the weights inside what they save.
-_TOP_KEYS = ("model", "state_dict")
+# Where training scripts put the weights inside what they save; "module" is DeepSpeed's.
+_TOP_KEYS = ("model", "state_dict", "module")
+# What torch.compile puts before the names of the module that it wraps.
+_COMPILED = "_orig_mod."
 # What torch's restricted unpickler says when a file wants more than tensors; anything else it says means damage.
 _CODE_SIGNS = ("GLOBAL", "reduce for unrecognized", "Can only", "Trying to instantiate", "Trying to set")
-_FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
+_FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
+_ZERO3 = (
+    "DeepSpeed's ZeRO 3 has split the weights over many files; join them with the zero_to_fp32.py that it put beside them"
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a .safetensors file or a torch checkpoint, by name, and notes on what else it held.
 
-    A folder is searched for `model.safetensors`, then `pytorch_model.bin`. Torch files are opened with
-    weights_only=True and, where their format allows, mapped instead of read.
+    A folder is searched for `model.safetensors`, `pytorch_model.bin`, then DeepSpeed's `mp_rank_00_model_states.pt`, in the
+    folder that its file `latest` names. `~` is the home folder. Torch files are opened with weights_only=True and, where
+    their format allows, mapped instead of read.
     Raises UserError when the file is absent, damaged, would have to run code, or holds no dict of tensors.
     """
-    path = Path(path)
+    path = Path(expand_home(os.fspath(path)))
     if path.is_dir():
-        found = [path / name for name in _FOLDER_NAMES if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{path}: the folder holds neither {' nor '.join(_FOLDER_NAMES)}")
-        path = found[0]
+        path = _in_folder(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     try:
@@ -52,17 +57,43 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[st
     return unwrap(content, str(path))
 
 
+def _in_folder(folder: Path) -> Path:
+    """The weight file of a folder. Raises UserError, naming the weight files there are, when it is none of the usual."""
+    places = [folder]
+    with suppress(OSError, ValueError):
+        places.append(folder / (folder / "latest").read_text(encoding="utf-8").strip())
+    for place in places:
+        for name in _FOLDER_NAMES:
+            if (place / name).is_file():
+                return place / name
+    if any(folder.rglob("zero_pp_rank_*_model_states.pt")):
+        raise UserError(f"{folder}: {_ZERO3}")
+    others = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
+    raise UserError(
+        f"{folder}: is a folder and holds none of {', '.join(_FOLDER_NAMES)}; "
+        + (f"name one of its files: {listed(others, 6)}" if others else "name a checkpoint file")
+    )
+
+
 def unwrap(content: object, where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The dict of tensors in what a script saved, under a top key or bare, with a `module.` prefix taken off."""
+    """The dict of tensors in what a script saved, under a top key or bare.
+
+    The prefix `module.` of data parallel training is taken off, and torch.compile's `_orig_mod.` wherever it stands. Raises
+    UserError for what is no dict of tensors, or names a tensor twice after that.
+    """
     notes = []
     state = content
     if isinstance(content, Mapping):
         for top in _TOP_KEYS:
             if isinstance(content.get(top), Mapping):
                 state = content[top]
-                others = sorted(str(key) for key in content if key != top)
+                if any(folder.rglob("zero_pp_rank_*_model_states.pt")):
+        raise UserError(f"{folder}: {_ZERO3}")
+    others = sorted(str(key) for key in content if key != top)
                 notes += [f"{key}: ignored (not weights)" for key in others]
                 break
+    if isinstance(content, Mapping) and "ds_version" in content and not content.get("module"):
+        raise UserError(f"{where}: {_ZERO3}")
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{where}: expected a dict of tensors, found {type(state).__name__}")
     strange = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
@@ -70,7 +101,13 @@ def unwrap(content: object, where: str) -> tuple[dict[str, Tensor], list[str]]:
         raise UserError(f"{where}: not tensors: {listed(strange)}")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state), notes
+    plain = {key.replace(_COMPILED, ""): value for key, value in state.items()}
+    if len(plain) < len(state):
+        twice = sorted(
+            key.replace(_COMPILED, "") for key in state if _COMPILED in key and key.replace(_COMPILED, "") in state
+        )
+        raise UserError(f"{where}: with and without torch.compile's {_COMPILED}: {listed(twice)}")
+    return plain, notes
 
 
 def listed(names: list[str], most: int = 20) -> str:

@@ -17,7 +17,11 @@ def state():
     return fill({"a.weight": (3, 4), "a.bias": (3,)})
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bare", "model", "state_dict", "module", "legacy", "folder"])
+@pytest.mark.parametrize(
+    "form",
+    ["safetensors", "bare", "model", "state_dict", "module", "legacy", "folder", "compiled", "compiled part"]
+    + ["compiled module", "deepspeed folder", "deepspeed tag"],
+)
 def test_forms(tmp_path, state, form):
     path = tmp_path / "weights.pth"
     if form in ("safetensors", "folder"):
@@ -25,6 +29,20 @@ def test_forms(tmp_path, state, form):
         save_file(state, path)
     elif form == "module":
         torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    elif form.startswith("compiled"):
+        spelled = {
+            "compiled": "_orig_mod.{}",
+            "compiled part": "a._orig_mod.{}",
+            "compiled module": "module._orig_mod.{}",
+        }
+        names = {name: name.removeprefix("a.") if form == "compiled part" else name for name in state}
+        torch.save({spelled[form].format(names[name]): value for name, value in state.items()}, path)
+    elif form.startswith("deepspeed"):
+        (tmp_path / "step7").mkdir()
+        (tmp_path / "latest").write_text("step7\n")
+        extra = {"ds_version": "0.19.8", "ds_config": {"a": [1]}, "param_shapes": [{"a.bias": torch.Size([3])}]}
+        torch.save({"module": state, "optimizer": None, **extra}, tmp_path / "step7" / "mp_rank_00_model_states.pt")
+        path = tmp_path if form == "deepspeed folder" else tmp_path / "step7"
     elif form == "legacy":
         torch.save(state, path, _use_new_zipfile_serialization=False)
     else:
@@ -32,7 +50,10 @@ def test_forms(tmp_path, state, form):
     read, notes = read_state(tmp_path if form == "folder" else path)
     assert set(read) == set(state) and all(torch.equal(read[name], state[name]) for name in state)
     expected = ["epoch: ignored (not weights)", "optimizer: ignored (not weights)"]
-    assert notes == (expected if form in ("model", "state_dict") else [])
+    if not form.startswith("deepspeed"):
+        assert notes == (expected if form in ("model", "state_dict") else [])
+    else:
+        assert [note.split(":")[0] for note in notes] == ["ds_config", "ds_version", "optimizer", "param_shapes"]
 
 
 def test_code_is_refused_and_not_run(tmp_path, state):
@@ -64,8 +85,21 @@ def test_damaged_files(tmp_path, state, suffix, damage):
 def test_absent_and_wrong(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth: no such"):
         read_state(tmp_path / "none.pth")
-    with pytest.raises(UserError, match="neither"):
+    with pytest.raises(UserError, match="is a folder and holds none of .*; name a checkpoint file$"):
         read_state(tmp_path)
+    (tmp_path / "runs").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "runs" / "best.safetensors")
+    with pytest.raises(UserError, match=r"name one of its files: runs.best\.safetensors$"):
+        read_state(tmp_path)
+    torch.save({"module": {}, "ds_version": "0.19.8", "optimizer": None}, tmp_path / "zero3.pt")
+    with pytest.raises(UserError, match=r"zero3\.pt: DeepSpeed's ZeRO 3 has split .*zero_to_fp32"):
+        read_state(tmp_path / "zero3.pt")
+    (tmp_path / "runs" / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    with pytest.raises(UserError, match=r"runs: DeepSpeed's ZeRO 3 has split .*zero_to_fp32"):
+        read_state(tmp_path / "runs")
+    torch.save({"a": torch.zeros(1), "_orig_mod.a": torch.ones(1)}, tmp_path / "both.pth")
+    with pytest.raises(UserError, match=r"both\.pth: with and without torch.compile's _orig_mod\.: a$"):
+        read_state(tmp_path / "both.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(UserError, match="found list"):
         read_state(tmp_path / "list.pth")
