@@ -20,9 +20,7 @@ _COMPILED = "_orig_mod."
 # What torch's restricted unpickler says when a file wants more than tensors; anything else it says means damage.
 _CODE_SIGNS = ("GLOBAL", "reduce for unrecognized", "Can only", "Trying to instantiate", "Trying to set")
 _FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
-_ZERO3 = (
-    "DeepSpeed's ZeRO 3 has split the weights over many files; join them with the zero_to_fp32.py that it put beside them"
-)
+_ZERO3 = "DeepSpeed's ZeRO 3 has split the weights over many files; join them with the zero_to_fp32.py that it put beside them"
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -87,9 +85,7 @@ def unwrap(content: object, where: str) -> tuple[dict[str, Tensor], list[str]]:
         for top in _TOP_KEYS:
             if isinstance(content.get(top), Mapping):
                 state = content[top]
-                if any(folder.rglob("zero_pp_rank_*_model_states.pt")):
-        raise UserError(f"{folder}: {_ZERO3}")
-    others = sorted(str(key) for key in content if key != top)
+                others = sorted(str(key) for key in content if key != top)
                 notes += [f"{key}: ignored (not weights)" for key in others]
                 break
     if isinstance(content, Mapping) and "ds_version" in content and not content.get("module"):
