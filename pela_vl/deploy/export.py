@@ -127,7 +127,14 @@ def _whole_batches(model: nn.Module) -> None:
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        from onnxscript import opset18
     except ImportError:
         raise UserError(_INSTALL) from None
-    return torch.onnx.export(program, dynamo=True, verbose=False)
+
+    def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+        """What token merging ranks pairs with. ONNX's TopK puts the lower index first where values are equal."""
+        every = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
+        return opset18.TopK(x, every, axis=dim, largest=int(descending), sorted=1)
+
+    more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter has none
+    return torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=more)

@@ -63,9 +63,9 @@ def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
 
 def merge_tokens(x: Tensor, size: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """x [B, N, D], size [B, N] -> the `count` merged tokens [B, M, D], their mean weighted by size, and sizes [B, M]."""
-    merged_size = size.new_zeros(len(x), count).scatter_add(1, target, size)
+    merged_size = size.new_zeros(x.shape[0], count).scatter_add(1, target, size)
     weighted = x * size[..., None].to(x.dtype)
-    total = x.new_zeros(len(x), count, x.shape[2]).scatter_add(1, target[..., None].expand_as(x), weighted)
+    total = x.new_zeros(x.shape[0], count, x.shape[2]).scatter_add(1, target[..., None].expand_as(x), weighted)
     return total / merged_size[..., None].to(x.dtype), merged_size
 
 

@@ -16,10 +16,12 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["dense", "low rank"])
+@pytest.fixture(scope="module", params=["dense", "low rank", "merging"])
 def exported(request):
     """A model's outputs on 3 pairs of up to 7 tokens, these inputs, and the program of the optimised model."""
-    model = tiny_albef(low_rank=request.param, mlm=False).eval()
+    model = tiny_albef(low_rank=request.param == "low rank", mlm=False).eval()
+    if request.param == "merging":
+        model.visual_encoder.set_token_merging(1)
     inputs = pair_inputs(model, 3, 7)
     with torch.no_grad():
         expected = PairScorer(model)(*inputs)
