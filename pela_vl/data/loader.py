@@ -1,6 +1,7 @@
 """Which sample comes when, on which rank, and how batches are brought in; everything can start at any batch."""
 
 import gc
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Batch, Key
+
+# What torch says when workers cannot place a batch in shared memory, and when one of them is gone.
+_SHARED_MEMORY_SIGNS = (
+    "insufficient shared memory",
+    "out of shared memory",
+    "unable to allocate shared memory",
+    "unable to write to file </torch",
+    "unable to resize file </torch",
+    "Bus error",
+)
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: [^.]*|exited unexpectedly)")
 
 # (seed, epoch, samples in a batch of all ranks) -> a permutation of the samples, int64 [n]
 Order = Callable[[int, int, int], np.ndarray]
@@ -79,7 +91,8 @@ class EpochSampler(Sampler[list[Key]]):
 class Loader:
     """Iterate over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
 
-    A `UserError` in a worker arrives here as it was raised, on one line, and not wrapped in the worker's traceback.
+    A `UserError` in a worker arrives here as it was raised, on one line, and not wrapped in the worker's traceback. A worker
+    that was killed, or that found no shared memory for its batches, is a `UserError` too.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -89,7 +102,20 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError) as error:
+                named = _lost_worker(error)
+                if named is None:
+                    raise
+                try:
+                    raise named from error.with_traceback(None)
+                finally:
+                    del named, batches  # as below; torch's own frames are in such a cycle too
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -98,6 +124,23 @@ class Loader:
                     # not told to stop, which costs five seconds of waiting.
                     del batch
             yield batch
+
+
+def _lost_worker(error: Exception) -> UserError | None:
+    """What to say of an error of torch's about a worker that is gone or has no shared memory; None for another error."""
+    text = " ".join(str(error).split())
+    if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
+        return UserError(
+            "the workers of the data loader have used up the shared memory (/dev/shm) through which they hand over batches; "
+            "make it larger (docker run --shm-size=8g), or set data.workers: 0"
+        )
+    lost = _LOST_WORKER.search(text)
+    if lost is not None:
+        return UserError(
+            f"a worker of the data loader was lost ({lost[0]}), killed from outside or for want of memory; free memory or set "
+            "data.workers to fewer, 0 for none, then start the run again with --resume"
+        )
+    return None
 
 
 def make_loader(
@@ -110,9 +153,13 @@ def make_loader(
 ) -> Loader:
     """Make a loader whose every iteration runs through `sampler` once; a training loop sets the position before.
 
-    workers: processes that read ahead, kept from epoch to epoch; 0 reads in this process. prefetch: batches that each
-    worker holds ready. Iterating does not touch the global random state, so that a resumed run is on the same numbers.
+    workers: processes that read ahead, kept from epoch to epoch, no more than a list of batches has entries; 0 reads in this
+    process. prefetch: batches that each worker holds ready.
+
+    Iterating does not touch the global random state, so that a resumed run is on the same numbers.
     """
+    if not isinstance(sampler, Sampler):
+        workers = min(workers, len(sampler))
     return Loader(
         DataLoader(
             _Carried(dataset),

@@ -1,5 +1,7 @@
 import json
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -262,3 +264,66 @@ def test_a_clean_run_is_never_stopped(tokenizer):
     for _ in range(3):
         counter.update(Collate(tokenizer, 9)(samples_of(["w0", "w1"])))
     assert (counter.seen, counter.replaced) == (6, 0)
+
+
+# --- workers that are lost, or not wanted
+
+
+class Ends(torch.utils.data.Dataset):
+    """Item 3 ends its worker as the system does when memory is short."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_worker_is_one_line_that_says_what_to_do():
+    loader = make_loader(Ends(), [[0], [1], [2], [3], [4], [5]], list, workers=2)
+    with pytest.raises(
+        UserError, match=r"worker .* lost \(DataLoader worker .*data\.workers to fewer, 0 .*--resume"
+    ) as said:
+        list(loader)
+    assert "\n" not in str(said.value)
+
+
+class Says(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to write to file </torch_12_34_0>: No space left on device (28)",
+        "unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared "
+        "memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_too_little_shared_memory_is_one_line_that_says_what_to_do(text):
+    with pytest.raises(UserError, match=r"/dev/shm.*--shm-size=8g.*data\.workers: 0") as said:
+        list(make_loader(Says(RuntimeError(text)), [[0]], list, workers=1))
+    assert "\n" not in str(said.value)
+
+
+def test_other_errors_of_a_worker_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(make_loader(Says(RuntimeError("a defect")), [[0]], list, workers=1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_more_workers_than_batches_and_none_for_an_empty_list(monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
+        "__init__",
+        lambda self, loader: started.append(loader.num_workers) or (_ for _ in ()).throw(KeyError),
+    )
+    assert list(make_image_loader([torch.zeros(1)] * 9, [], 4, workers=3)) == [] and not started
+    with pytest.raises(KeyError):
+        list(make_image_loader([torch.zeros(1)] * 9, range(5), 4, workers=3))
+    assert started == [2]
