@@ -280,11 +280,8 @@ class Ends(torch.utils.data.Dataset):
 
 def test_a_killed_worker_is_one_line_that_says_what_to_do():
     loader = make_loader(Ends(), [[0], [1], [2], [3], [4], [5]], list, workers=2)
-    with pytest.raises(
-        UserError, match=r"worker .* lost \(DataLoader worker .*data\.workers to fewer, 0 .*--resume"
-    ) as said:
+    with pytest.raises(UserError, match=r"worker .* lost \(DataLoader worker .*data\.workers to fewer, 0 .*--resume$"):
         list(loader)
-    assert "\n" not in str(said.value)
 
 
 class Says(torch.utils.data.Dataset):
@@ -305,9 +302,8 @@ class Says(torch.utils.data.Dataset):
     ],
 )
 def test_too_little_shared_memory_is_one_line_that_says_what_to_do(text):
-    with pytest.raises(UserError, match=r"/dev/shm.*--shm-size=8g.*data\.workers: 0") as said:
+    with pytest.raises(UserError, match=r"/dev/shm.*--shm-size=8g.*data\.workers: 0$"):
         list(make_loader(Says(RuntimeError(text)), [[0]], list, workers=1))
-    assert "\n" not in str(said.value)
 
 
 def test_other_errors_of_a_worker_stay_what_they_are():
