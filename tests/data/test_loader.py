@@ -308,7 +308,7 @@ def test_too_little_shared_memory_is_one_line_that_says_what_to_do(text):
 
 def test_other_errors_of_a_worker_stay_what_they_are():
     with pytest.raises(RuntimeError, match="a defect"):
-        list(make_loader(Says(RuntimeError("a defect")), [[0]], list, workers=1))
+        list(make_loader(Says(RuntimeError("a defect")), [[0]], list))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
