@@ -37,12 +37,11 @@ def test_cosine_epoch_is_what_the_published_code_prints(name: str, per_epoch: in
         "cosine_epoch", rates["lr"], rates["min_lr"], rates["warmup_lr"], warmup, epochs * per_epoch, per_epoch
     )
     first = rates["epoch_0_by_t"]
-    for i in range(per_epoch):
-        # a change of the rate after step i is felt by step i + 1
-        assert lr(i) == pytest.approx(first[min(max(i - 1, 0) // 100, warmup)], rel=1e-12), i
-    for epoch, expected in enumerate(rates["epoch_1_on"], start=1):
-        for i in range(per_epoch):
-            assert lr(epoch * per_epoch + i) == pytest.approx(expected, rel=1e-12), (epoch, i)
+    # a change of the rate after step i is felt by step i + 1
+    expected = [first[min(max(i - 1, 0) // 100, warmup)] for i in range(per_epoch)]
+    expected += [rate for rate in rates["epoch_1_on"] for _ in range(per_epoch)]
+    wrong = [(divmod(i, per_epoch), lr(i), rate) for i, rate in enumerate(expected) if abs(lr(i) - rate) > 1e-12 * rate]
+    assert not wrong, wrong[:5]
 
 
 @pytest.mark.parametrize(
