@@ -1,7 +1,7 @@
 """The schema of a run's configuration: flat data, one dataclass a section. See configs/ for commented examples."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -168,8 +168,11 @@ class TrainSettings:
     """How long and how.
 
     batch_size: pairs a rank and backward; accumulation: backwards an update. steps: of the optimiser, instead of epochs.
-    clip: largest gradient norm, 0 for none. precision: bf16 is autocast over fp32 weights. checkpoint_every,
+    clip: largest gradient norm, 0 for none. precision: bf16 is autocast over fp32 weights; auto is bf16 where the device has
+    units for it, else fp32. tf32: let a GPU round the factors of fp32 products to 10 bits. checkpoint_every,
     evaluate_every: optimiser steps; None: the end of every epoch (checkpoint_every 0 and evaluate_every 0: only the end).
+    lost_process_seconds: a process that gives no sign of life for so long ends the run on all; 0: nobody looks.
+    group_timeout_seconds: how long a collective operation waits for the other processes.
     """
 
     epochs: int = 1
@@ -177,20 +180,32 @@ class TrainSettings:
     batch_size: int = 16
     accumulation: int = 1
     clip: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool = False
     activation_checkpointing: bool = False
     checkpoint_every: int | None = None
     evaluate_every: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 42
     threads: int | None = None
+    lost_process_seconds: float = 300.0
+    group_timeout_seconds: float = 1800.0
 
 
 @dataclass
 class DeepSpeedSettings:
-    """Used under the deepspeed launcher only. stage: ZeRO 0, 1 or 2."""
+    """Used under the deepspeed launcher only.
+
+    stage: ZeRO 0, 1 or 2. reduce_bucket, allgather_bucket: elements that are sent at a time; DeepSpeed's own 5e8 take 2 GB
+    at every backward pass. overlap: send gradients while others are still computed; None: on a GPU. extra: more keys of
+    DeepSpeed's configuration, laid over ours.
+    """
 
     stage: int = 1
+    reduce_bucket: int = 25_000_000
+    allgather_bucket: int = 25_000_000
+    overlap: bool | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -199,7 +214,8 @@ class EvalSettings:
 
     image_batch, text_batch, pair_batch: how many images, texts, and image-text pairs, go through the model at a time, at
     most. pair_mb: MiB that the widest activation of a batch of pairs may take, None for 16 on a CPU (its cache) and 512
-    on a GPU. cache_mb: MiB a rank of encoded texts and images kept in memory; what does not fit is encoded again.
+    on a GPU. cache_mb: MiB a process of encoded texts and images kept in memory; what does not fit is encoded again.
+    precision: of every task's evaluation; fp32 as published, since bf16 changes digits.
     """
 
     k_test: int = 128
@@ -208,6 +224,7 @@ class EvalSettings:
     pair_batch: int = 256
     pair_mb: float | None = None
     cache_mb: float = 4096.0
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
 
 @dataclass

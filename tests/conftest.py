@@ -42,7 +42,7 @@ compress: {{kappa: 3}}
 data: {{train: ["{listed / "lists/scenes_train.json"}"], image_root: "{listed}", workers: 0}}
 losses: {{mlm: 1.0, fd: 0.1, rwp: 0.1, queue_size: 11, alpha_ramp_steps: 20}}
 optim: {{lr: 1.0e-3, warmup_steps: 5}}
-train: {{steps: 40, batch_size: 5, accumulation: 2, clip: 1.0, checkpoint_every: 6, threads: 1, device: cpu}}
+train: {{steps: 40, batch_size: 5, accumulation: 2, clip: 1.0, checkpoint_every: 6, threads: 1, device: cpu, precision: fp32}}
 evaluate: {{k_test: 3}}
 """
     )

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pela_vl.base.errors import UserError
+
+T = TypeVar("T")
 
 GROUP_TIMEOUT_SECONDS = 1800.0
 LOST_PROCESS_SECONDS = 300.0
@@ -187,6 +189,34 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world() > 1:
         dist.all_reduce(values)
     return values
+
+
+def from_main(decide: Callable[[], T]) -> T:
+    """What process 0 decides, in every process; the others do not even ask. For decisions that depend on a file system.
+
+    Raises:
+        UserError: In every process, what `decide` raises in process 0.
+    """
+    if world() == 1:
+        return decide()
+    value, error = None, None
+    if is_main():
+        try:
+            value = decide()
+        except UserError as problem:
+            error = problem
+    value, error = gather_objects((value, error))[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def broadcast_state(module: torch.nn.Module) -> None:
+    """Give every process the main process's parameters and buffers, in place."""
+    if world() > 1:
+        for value in module.state_dict().values():
+            if value.numel():
+                dist.broadcast(value, 0)
 
 
 def broadcast_from_main(values: Tensor) -> None:

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.system import read_at, wait_for_lock
@@ -24,29 +24,47 @@ def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     if name in _held:
         yield
         return
-    path = os.path.join(name, LOCK_NAME)
+    is_new = not os.path.isdir(name)
+    handle = _lock(name, folder)
     try:
-        os.makedirs(name, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise UserError(
-            f"{os.fspath(folder)}: cannot be used as a run's folder ({error.strerror}); set another output"
-        ) from None
-    try:
-        if not wait_for_lock(handle, _PATIENCE):
-            holder = read_at(handle, 200, 0)
-            who = f" ({holder.decode(errors='replace').strip()})" if holder.strip() else ""
-            raise UserError(
-                f"{os.fspath(folder)}: another process{who} is writing into this run; wait for it to end, or set another output"
-            )
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         _held[name] = handle
         yield
+    except BaseException:
+        if is_new and os.listdir(name) == [LOCK_NAME]:  # nothing was written: leave nothing behind
+            with suppress(OSError):
+                os.unlink(os.path.join(name, LOCK_NAME))
+                os.rmdir(name)
+        raise
     finally:
         _held.pop(name, None)
         os.close(handle)
+
+
+def _lock(name: str, folder: str | os.PathLike[str]) -> int:
+    """The open and locked lock file of a folder, which is made; folder: as the user wrote it."""
+    path = os.path.join(name, LOCK_NAME)
+    while True:
+        try:
+            os.makedirs(name, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{os.fspath(folder)}: cannot be used as a run's folder ({error.strerror}); set another output"
+            ) from None
+        if not wait_for_lock(handle, _PATIENCE):
+            holder = read_at(handle, 200, 0)
+            os.close(handle)
+            who = f" ({holder.decode(errors='replace').strip()})" if holder.strip() else ""
+            raise UserError(
+                f"{os.fspath(folder)}: another process{who} is writing into this run; wait for it to end, or set another output"
+            )
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # its holder removed the file meanwhile
 
 
 def _let_go_in_child() -> None:

@@ -24,46 +24,67 @@ _SHARED_MEMORY_SIGNS = (
 )
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: [^.]*|exited unexpectedly)")
 
-# (seed, epoch, samples in a batch of all ranks) -> a permutation of the samples, int64 [n]
+# (seed, epoch, samples of an optimiser step) -> a permutation of the samples, int64 [n]
 Order = Callable[[int, int, int], np.ndarray]
 
 
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys for one epoch at a time, in an order that depends on (seed, epoch) alone.
 
-    The order is cut into global batches of `batch_size` x `world`, and each rank takes its part of every one: with the
-    same product, any number of ranks sees the same global batches. All ranks get equally many batches of equal size;
-    without `drop_last` the last one may be short and is filled up to a multiple of `world` from the start of the order.
+    The order is cut into global batches of `batch_size` x `world`, and each process takes its part of every one: with the
+    same product, any number of processes sees the same global batches. All processes get equally many batches of equal
+    size. An epoch has as many whole optimiser steps of `accumulation` batches as the data make, so that its samples are the
+    same for any cut of an optimiser step into processes and batches; a set smaller than one step is taken as it is.
+
+    Args:
+        n: Samples in the data set.
+        batch_size: Samples of one process.
+        process: This process.
+        world: Number of processes.
+        seed: Of the order.
+        drop_last: Leave out the last batch where it would be short. Otherwise it is filled up to a multiple of `world` from
+            the start of the order.
+        order: order(seed, epoch, samples of an optimiser step) instead of a permutation of all samples, for data that is
+            not read well in any order.
+        accumulation: Batches of an optimiser step.
+
+    Raises:
+        UserError: If there is no batch.
     """
 
     def __init__(
         self,
         n: int,
         batch_size: int,
-        rank: int = 0,
+        process: int = 0,
         world: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
         drop_last: bool = False,
         order: Order | None = None,
+        accumulation: int = 1,
     ) -> None:
-        """n: samples in the data set. batch_size: samples on one rank. order: instead of a permutation of all samples, for
-        data that is not read well in any order. Raises `UserError` when there is no batch."""
-        if batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"batch_size={batch_size}, rank={rank}, world={world} do not fit together")
-        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
-        self.seed, self.shuffle, self.drop_last, self.order = seed, shuffle, drop_last, order
+        if batch_size < 1 or not 0 <= process < world:
+            raise ValueError(f"batch_size={batch_size}, process={process}, world={world} do not fit together")
+        self.n, self.batch_size, self.process, self.world = n, batch_size, process, world
+        self.seed, self.drop_last, self.order, self.accumulation = seed, drop_last, order, accumulation
         self.epoch = self.start = 0
         if len(self) == 0:
             raise UserError(
-                f"{n} samples make no batch of {batch_size} on {world} rank(s); use more data, a smaller batch or keep"
+                f"{n} samples make no batch of {batch_size} on {world} process(es); use more data, a smaller batch or keep"
                 " the last short batch"
             )
 
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch of all processes."""
+        return self.batch_size * self.world
+
     def __len__(self) -> int:
         """Number of batches of a whole epoch, wherever the position is."""
-        full, rest = divmod(self.n, self.batch_size * self.world)
-        return full + (rest > 0 and not self.drop_last)
+        full, rest = divmod(self.n, self.global_batch)
+        batches = full + (rest > 0 and not self.drop_last)
+        whole = full - full % self.accumulation
+        return whole if self.accumulation > 1 and whole else batches
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Make the next iteration start at `batch` of `epoch`; the batches before are not even looked at."""
@@ -73,19 +94,17 @@ class EpochSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, start = self.epoch, self.start
-        whole = self.batch_size * self.world
-        if not self.shuffle:
-            order = np.arange(self.n)
-        elif self.order is not None:
-            order = self.order(self.seed, epoch, whole)
+        whole = self.global_batch
+        if self.order is not None:
+            order = self.order(self.seed, epoch, whole * self.accumulation)
         else:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
         for batch in range(start, len(self)):
             part = order[batch * whole : (batch + 1) * whole]
             fill = -len(part) % self.world
             part = np.concatenate([part, np.resize(order, fill)])
-            share = len(part) // self.world
-            yield [(epoch, int(index)) for index in part[self.rank * share : (self.rank + 1) * share]]
+            size = len(part) // self.world
+            yield [(epoch, int(index)) for index in part[self.process * size : (self.process + 1) * size]]
 
 
 class Loader:
@@ -149,12 +168,11 @@ def make_loader(
     collate: Callable[[list[Any]], Any],
     workers: int = 0,
     pin_memory: bool = False,
-    prefetch: int = 2,
 ) -> Loader:
     """Make a loader whose every iteration runs through `sampler` once; a training loop sets the position before.
 
     workers: processes that read ahead, kept from epoch to epoch, no more than a list of batches has entries; 0 reads in this
-    process. prefetch: batches that each worker holds ready.
+    process.
 
     Iterating does not touch the global random state, so that a resumed run is on the same numbers.
     """
@@ -167,7 +185,7 @@ def make_loader(
             collate_fn=_CarriedCollate(collate),
             num_workers=workers,
             persistent_workers=workers > 0,
-            prefetch_factor=prefetch if workers > 0 else None,
+            prefetch_factor=2 if workers > 0 else None,
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # or each iterator would draw a seed from the global one
@@ -218,14 +236,6 @@ class BadImageCounter:
                 f"{self.replaced} of {self.seen} samples had an unreadable image, more than the share of "
                 f"{self.max_share:g} allowed; among them {shown}"
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counts, for a checkpoint."""
-        return {"seen": self.seen, "replaced": self.replaced, "examples": dict(self.examples)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the counts of a checkpoint."""
-        self.seen, self.replaced, self.examples = state["seen"], state["replaced"], dict(state["examples"])
 
 
 class _Carried(Dataset):

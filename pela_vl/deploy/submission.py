@@ -46,7 +46,7 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
     transform = eval_transform(config.image_size, loaded.header.normalization)
     data = VqaEval(asked, read, transform, settings.vqa.max_words)
-    autocast = make_autocast(settings.train.precision, ranks.device)
+    autocast = make_autocast(settings.evaluate.precision, ranks.device)
     answerer = Answerer(loaded.model.to(ranks.device), tokenizer, answers, settings.vqa, autocast)
     with Partial(output, _about(settings, questions, pattern), ranks) as partial:
         blocks = question_blocks(data.owner.tolist(), settings.vqa.question_batch)
@@ -146,7 +146,7 @@ def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str
     vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key != "answer_list"}
     model = {f"model.{key}": value for key, value in asdict(settings.model).items()}
     rest = {
-        "train.precision": settings.train.precision,
+        "evaluate.precision": settings.evaluate.precision,
         "data.image_root": settings.data.image_root,
         "pattern": pattern,
     }

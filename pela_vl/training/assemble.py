@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pela_vl import methods
-from pela_vl.base.distributed import Ranks, broadcast_from_main, gather_objects
+from pela_vl.base.distributed import Ranks, broadcast_from_main, broadcast_state, gather_objects
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
 from pela_vl.lowrank import (
@@ -53,10 +53,28 @@ class Trainee:
 
 
 def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """A callable giving the context that forward passes run in: bf16 autocast, or nothing for fp32."""
-    if precision == "bf16":
+    """A callable giving the context that forward passes run in: bf16 autocast, or nothing for fp32.
+
+    Args:
+        precision: "fp32", "bf16", or "auto": bf16 where the device has units for it.
+        device: Where the passes run.
+
+    Raises:
+        UserError: If bf16 is asked for on a GPU that has none.
+    """
+    if precision == "bf16" and device.type == "cuda" and not has_bf16_units(device):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"precision: bf16 was asked for, but {name} computes none; set it to auto or fp32")
+    if precision == "bf16" or (precision == "auto" and has_bf16_units(device)):
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 numbers by units of its own, and not by turning them into fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def compress_loaded(
@@ -141,11 +159,13 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
     step = task.step(settings, model, method.needs_features, teacher).to(ranks.device)
     if step.ema is not None:
         step.ema.start_from(loaded.ema)
+    step.start_from(loaded)
     run_method = method.create(model, teacher, settings)
     trained = list(model.named_parameters())
     if run_method.trained is not None:
         step.add_module("method", run_method.trained.to(ranks.device))
         trained += run_method.trained.named_parameters(prefix="method")
+    broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
     return Trainee(run, step, run_method, make_backend(settings, step, trained, run.autocast, ranks))
 
@@ -170,8 +190,8 @@ def make_backend(
     groups = parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
     optimizer = make_optimizer(groups, betas=tuple(optim.betas))
     if ranks.launched:
-        stage = settings.deepspeed.stage
-        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, stage, ranks)
+        deepspeed = settings.deepspeed
+        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, ranks)
     return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pela_vl.base.distributed import Ranks, broadcast_from_main, sum_over_ranks
 from pela_vl.base.errors import UserError
+from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.optim import set_lr
 
 OptimiserState = dict[str, dict[str, Tensor]]
@@ -103,10 +104,22 @@ class DeepSpeedBackend:
         clip: float,
         autocast: Callable[[], Any],
         batch_size: int,
-        stage: int,
+        settings: DeepSpeedSettings,
         ranks: Ranks,
     ):
-        """batch_size: samples a rank and backward."""
+        """The arguments are those of `LocalBackend`, and more.
+
+        Args:
+            module: What is run.
+            optimizer: Over the module's trained parameters.
+            accumulation: Backward passes that an update averages over.
+            clip: Largest gradient norm, 0 for none.
+            autocast: Gives the context that forward passes run in.
+            batch_size: Samples a process and backward pass.
+            settings: Of the run's configuration.
+            ranks: This process and the others.
+        """
+        stage = settings.stage
         if stage not in (0, 1, 2):
             raise UserError(f"deepspeed.stage is {stage}: feature distillation and weight perturbation read whole "
                             "weights, so choose 0, 1 or 2")  # fmt: skip
@@ -122,12 +135,19 @@ class DeepSpeedBackend:
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self.base = optimizer
-        config = {
+        overlap = ranks.device.type == "cuda" if settings.overlap is None else settings.overlap
+        config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulation,
             # without ZeRO DeepSpeed tells no norm, and fails at a gradient without dimensions: there `step` clips
             "gradient_clipping": clip if stage else 0.0,
-            "zero_optimization": {"stage": stage, "overlap_comm": False, "contiguous_gradients": True},
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": overlap,
+                "contiguous_gradients": True,
+                "reduce_bucket_size": settings.reduce_bucket,
+                "allgather_bucket_size": settings.allgather_bucket,
+            },
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": False},
             "fp16": {"enabled": False},
@@ -136,6 +156,7 @@ class DeepSpeedBackend:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
+        config = _laid_over(config, settings.extra)
         # DeepSpeed 0.19 sends rank 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
         # temperature): such numbers are sent here, and marked in its own way as not to be sent
         numbers = [p for p in module.parameters() if p.ndim == 0]
@@ -147,6 +168,8 @@ class DeepSpeedBackend:
         )
         for parameter in numbers:
             del parameter.ds_optim_param
+        if stage:
+            _check_private_names(self.optimizer, deepspeed.__version__)
 
     def forward(self, *args: Any) -> Any:
         return self.engine(*args)
@@ -230,6 +253,26 @@ class DeepSpeedBackend:
     def destroy(self) -> None:
         self.engine.destroy()
         self.engine = self.optimizer = self.base = None
+
+
+def _laid_over(config: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with further keys laid over it, section by section."""
+    merged = dict(config)
+    for key, value in extra.items():
+        below = merged.get(key)
+        merged[key] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _check_private_names(optimizer: Any, version: str) -> None:
+    """Raises UserError if ZeRO's optimiser lacks what this file reads of it and DeepSpeed does not promise to keep."""
+    parameters = [parameter for group in optimizer.bit16_groups for parameter in group]
+    names = [
+        name for name in ("single_partition_of_fp32_groups", "refresh_fp32_params") if not hasattr(optimizer, name)
+    ]
+    names += [] if all(hasattr(parameter, "_hp_mapping") for parameter in parameters) else ["_hp_mapping"]
+    if names:
+        raise UserError(f"DeepSpeed {version} has no {', '.join(names)}; install 'deepspeed>=0.19,<0.20'")
 
 
 def _clip(parameters: list[nn.Parameter], limit: float) -> float:

@@ -14,8 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pela_vl.base.distributed import Ranks, barrier, gather_objects, lost_ranks_named, mean_over_ranks
+from pela_vl.base.distributed import (
+    Ranks,
+    barrier,
+    broadcast_state,
+    from_main,
+    gather_objects,
+    lost_ranks_named,
+    mean_over_ranks,
+)
 from pela_vl.base.errors import UserError
+from pela_vl.base.files import recover_folder
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.checkpoints.resume import Position, load_resume, save_resume
 from pela_vl.training.assemble import Trainee
@@ -41,6 +50,7 @@ class Loop:
         batches: An iterable of one epoch's batches from where `set_position` put it.
         set_position: set_position(epoch, batch).
         batches_per_epoch: Of this process.
+        global_batch: Samples of a batch of all processes.
         total_steps: Optimiser steps of the run.
         accumulation: Backward passes an optimiser step.
         schedule: Learning rate of an optimiser step.
@@ -59,6 +69,7 @@ class Loop:
     batches: Iterable[Any]
     set_position: Callable[[int, int], None]
     batches_per_epoch: int
+    global_batch: int
     total_steps: int
     accumulation: int
     schedule: Callable[[int], float]
@@ -81,12 +92,25 @@ class Loop:
 
 
 def try_resume(loop: Loop) -> bool:
-    """Load the newest resume state of the run's folder into everything; False if there is none."""
-    found = load_resume(loop.folder / RESUME_FOLDER, loop.trainee.step)
-    if found is None:
+    """Load the newest resume state of the run's folder into everything; False if there is none.
+
+    Process 0 decides whether there is one: a file system may show it to some processes later than to others.
+
+    Raises:
+        UserError: If an optimiser step of the run had another number of samples, see `Position.cut_anew`.
+    """
+    folder = loop.folder / RESUME_FOLDER
+    if not from_main(lambda: recover_folder(folder)):
         return False
-    optimiser, loop.position = found
+    found = load_resume(folder, loop.trainee.step)
+    if found is None:
+        raise UserError(
+            f"process {loop.ranks.rank} does not see {folder}, which process 0 sees; put it on a shared disk"
+        )
+    optimiser, position = found
+    loop.position = position.cut_anew(loop.global_batch, loop.accumulation, loop.batches_per_epoch)
     loop.trainee.backend.load_optimiser_state(optimiser)
+    broadcast_state(loop.trainee.step)
     return True
 
 
@@ -103,6 +127,7 @@ def fit(loop: Loop, log: Log) -> Position:
 
 def _fit(loop: Loop, log: Log) -> Position:
     position = loop.position
+    position.global_batch, position.accumulation = loop.global_batch, loop.accumulation
     stream = _stream(loop)
     while position.step < loop.total_steps:
         started = time.perf_counter()
@@ -262,8 +287,7 @@ def _evaluate(loop: Loop, log: Log) -> None:
     log.event("evaluation", metrics, position.step - 1)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     log.say(f"step {position.step}: " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
-    better = position.best is None or metrics["mean"] > position.best
-    if gather_objects(better)[0]:
+    if from_main(lambda: position.best is None or metrics["mean"] > position.best):
         position.best = metrics["mean"]
         if loop.ranks.is_main:
             loop.save_model("best.safetensors")

@@ -1,7 +1,8 @@
 """From settings to a finished run, whatever the task: what the scripts in tasks/ share."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch.utils.data import Dataset
 
 from pela_vl.base import config
-from pela_vl.base.distributed import Ranks, start, stop
+from pela_vl.base.distributed import Ranks, from_main, start, stop, watch_processes
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.memory import keep_freed_memory
+from pela_vl.base.run_folder import hold_run_folder
 from pela_vl.checkpoints.resume import Position
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
 from pela_vl.settings import Settings
@@ -70,8 +72,10 @@ def run_task(task: Task, description: str, argv: Sequence[str] | None = None) ->
 
 
 def set_threads(settings: Settings) -> None:
-    """Apply train.threads, where it is set, to torch's own threads; keep freed memory for the tensors to come."""
+    """Apply train.threads and train.tf32 to torch; keep freed memory for the tensors to come."""
     keep_freed_memory()
+    torch.set_float32_matmul_precision("high" if settings.train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = settings.train.tf32
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
 
@@ -88,13 +92,14 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
         UserError: For bad input, before anything is written where that is possible.
     """
     set_threads(settings)
-    ranks = start(settings.train.device)
-    position, backend = _train(task, settings, resume, ranks)
-    best = Path(settings.output) / "best.safetensors"
-    chosen = best if best.exists() else best.with_name("last.safetensors")
-    # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
-    trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
-    metrics = _test(task, trained, str(chosen), ranks) if task.tests(settings) else {}
+    ranks = start(settings.train.device, settings.train.group_timeout_seconds)
+    with hold(settings.output):
+        position, backend = _train(task, settings, resume, ranks)
+        best = Path(settings.output) / "best.safetensors"
+        chosen = from_main(lambda: best if best.exists() else best.with_name("last.safetensors"))
+        # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
+        trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
+        metrics = _test(task, trained, str(chosen), ranks) if task.tests(settings) else {}
     stop(backend.destroy)
     return position, metrics
 
@@ -112,10 +117,19 @@ def evaluate(task: Task, settings: Settings, zero_shot: bool = False) -> Metrics
     if not task.tests(settings):
         raise UserError(f"{task.title}: data.test and data.val name no file, so there is nothing to evaluate on")
     set_threads(settings)
-    ranks = start(settings.train.device)
-    metrics = _test(task, settings, settings.init.checkpoint, ranks, zero_shot)
+    ranks = start(settings.train.device, settings.train.group_timeout_seconds)
+    with hold(settings.output):
+        metrics = _test(task, settings, settings.init.checkpoint, ranks, zero_shot)
     stop()
     return metrics
+
+
+@contextmanager
+def hold(output: str) -> Iterator[None]:
+    """Be the one run that writes into a folder, for all processes of the run. Raises UserError if another one does."""
+    with ExitStack() as stack:
+        from_main(lambda: stack.enter_context(hold_run_folder(output)))
+        yield
 
 
 def evaluate_checkpoint(
@@ -143,13 +157,13 @@ def load_for_evaluation(
     seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
     if seen:
         raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")
-    autocast = make_autocast(settings.train.precision, ranks.device)
+    autocast = make_autocast(settings.evaluate.precision, ranks.device)
     return RunModel(loaded.model.to(ranks.device).eval(), loaded.header, autocast, ranks)
 
 
 def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
     folder = Path(settings.output)
-    if not resume and (folder / RESUME_FOLDER).exists():
+    if not resume and from_main((folder / RESUME_FOLDER).exists):
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
     task.check(settings)
     data = task.training_data(settings)
@@ -160,16 +174,21 @@ def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[
     evaluator = None
     if settings.data.val:
         val = task.evaluation_data(settings, run, settings.data.val)
+        exact = replace(run, autocast=make_autocast(settings.evaluate.precision, ranks.device))
 
         def evaluator() -> dict[str, Any]:
-            evaluation = task.evaluate(settings, run, val)
+            evaluation = task.evaluate(settings, exact, val)
             return evaluation.metrics | evaluation.logged
 
     data.transform = task.train_transform(settings, run.header)
     loop = _loop(task, settings, trainee, data, evaluator)
     resumed = resume and try_resume(loop)
     if ranks.is_main:
+        if not resumed:  # the weights of an earlier run must not be taken for this one's
+            for name in ("best.safetensors", "last.safetensors"):
+                (folder / name).unlink(missing_ok=True)
         write_run_header(folder, settings, settings.train.seed, resumed)
+    watch_processes(ranks, settings.train.lost_process_seconds)
     resume_step = loop.position.step - 1 if resumed else None
     with RunLog(folder, ranks.is_main, resume_step, loop.total_steps, label=folder.name) as log:
         if resumed:
@@ -199,6 +218,7 @@ def _loop(
         cfg.seed,
         drop_last=len(data) >= cfg.batch_size * ranks.world,
         order=getattr(data, "order", None),  # of data sets that are not read well in any order
+        accumulation=cfg.accumulation,
     )
     collate = task.collate(settings, trainee.run.header)
     loader = make_loader(data, sampler, collate, settings.data.workers, ranks.device.type == "cuda")
@@ -219,6 +239,7 @@ def _loop(
         batches=loader,
         set_position=sampler.set_position,
         batches_per_epoch=per_epoch,
+        global_batch=sampler.global_batch,
         total_steps=total,
         accumulation=cfg.accumulation,
         schedule=schedule,

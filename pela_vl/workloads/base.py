@@ -76,6 +76,9 @@ class TrainingStep(nn.Module):
     def forward(self, batch: Any, prepared: Any) -> StepOutput:
         raise NotImplementedError
 
+    def start_from(self, loaded: LoadedModel) -> None:
+        """Take what else a checkpoint brings for the step, such as feature queues."""
+
     def after_backward(self, batch: Any, prepared: Any) -> None:
         """Keep what later steps need of a batch, such as its features in a queue."""
 

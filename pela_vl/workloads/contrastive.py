@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pela_vl.base.distributed import gather_rows
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.collate import Batch
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.bert import KeyValue, select_images
@@ -98,8 +99,12 @@ class ContrastiveStep(TrainingStep):
 
     @torch.no_grad()
     def prepare(self, batch: Batch, alpha: float, first: bool) -> SoftTargets:
-        """Clamp the temperature and update the EMA model at the start of an optimiser step; then the soft targets."""
-        if first:
+        """Update the EMA model at the start of an optimiser step; then the soft targets.
+
+        In pre-training the temperature is clamped first. Fine-tuning leaves it alone, as published (ALBEF's
+        models/model_pretrain.py and model_retrieval.py).
+        """
+        if first and not self.match_ids:
             self.model.temp.clamp_(*TEMPERATURE_RANGE)
         super().prepare(batch, alpha, first)
         if self.teacher is not None:
@@ -191,6 +196,20 @@ class ContrastiveStep(TrainingStep):
         with torch.no_grad():
             correct = (logits[:size].argmax(1) == 1).sum() + (logits[size:].argmax(1) == 0).sum()
         return matching_loss(logits[:size], logits[size:]), correct / len(logits)
+
+    @torch.no_grad()
+    def start_from(self, loaded: LoadedModel) -> None:
+        """Start the queues with a published file's features where they have the same size, as published."""
+        queues, ids = loaded.queues, self.queue.ids
+        image, text = queues.get("image_queue"), queues.get("text_queue")
+        if image is None or text is None or not image.shape == text.shape == self.queue.image.shape:
+            return
+        self.queue.image.copy_(image)
+        self.queue.text.copy_(text)
+        if "idx_queue" in queues:
+            ids.copy_(queues["idx_queue"].flatten())
+        if "queue_ptr" in queues:
+            self.queue.pointer.copy_(queues["queue_ptr"].flatten() % max(len(ids), 1))
 
     @torch.no_grad()
     def after_backward(self, batch: Batch, prepared: SoftTargets) -> None:

@@ -140,7 +140,14 @@ def test_a_model_is_fine_tuned_by_the_shipped_configuration(own, monkeypatch):
     assert build(own, "--output", own / "data" / "own").returncode == 0
     monkeypatch.chdir(own)
     changes = ["model.size=albef_test", "model.image_size=32", "model.tokenizer=scenes", "init.checkpoint=null"]
-    changes += ["train.steps=2", "train.batch_size=4", "train.threads=1", "train.device=cpu", "data.workers=0"]
+    changes += [
+        "train.steps=2",
+        "train.batch_size=4",
+        "train.threads=1",
+        "train.device=cpu",
+        "train.precision=fp32",
+        "data.workers=0",
+    ]
     settings = config.load(Settings, str(ROOT / "configs" / "own.yaml"), [*changes, "losses.queue_size=16"])
     _, metrics = train(Retrieval(), settings, resume=False)
     assert 0 <= metrics["test"]["mean"] <= 100

@@ -156,7 +156,7 @@ def config(settings, tmp_path):
     file.write_text(
         f"""init: {{checkpoint: "{settings.init.checkpoint}"}}
 data: {{image_root: "{settings.data.image_root}", workers: 0}}
-train: {{device: cpu, threads: 1}}
+train: {{device: cpu, threads: 1, precision: fp32}}
 vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 10, question_batch: 1}}
 """
     )

@@ -13,6 +13,7 @@ from tiny_albef import tiny_batch
 from tiny_runs import Log, make_loop
 
 from pela_vl.base.distributed import start, stop
+from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.training.engine import fit, try_resume
 
@@ -26,7 +27,12 @@ def run_job(job: dict, ranks) -> dict:
     world, accumulation = ranks.world, job.get("accumulation", 1)
     backend = LocalBackend
     if job["stage"] is not None:
-        backend = partial(DeepSpeedBackend, batch_size=BATCH, stage=job["stage"], ranks=ranks)
+        backend = partial(
+            DeepSpeedBackend,
+            batch_size=BATCH,
+            settings=DeepSpeedSettings(job["stage"], **job.get("deepspeed", {})),
+            ranks=ranks,
+        )
     loop = make_loop(
         Path(job["folder"]),
         WEIGHTS,
@@ -46,7 +52,6 @@ def run_job(job: dict, ranks) -> dict:
         loop.trainee.run.model.temp.fill_(job.get("temp", 0.07))
     if job.get("resume"):
         assert try_resume(loop)
-        loop.position.batch = loop.position.step * accumulation
     log = Log()
     fit(loop, log)
     state = loop.trainee.backend.optimiser_state()

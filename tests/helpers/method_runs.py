@@ -34,7 +34,7 @@ def settings_of(task: str, method: str, listed: Path, output: Path) -> Settings:
     data.min_scale, data.hflip, data.augment = 1.0, 0.0, False
     made.losses.queue_size, made.evaluate.k_test, made.losses.alpha_ramp_steps = 8, 3, 2
     made.train.steps, made.train.batch_size, made.train.threads, made.train.checkpoint_every = 3, 4, 1, 1
-    made.train.device = "cpu"
+    made.train.device, made.train.precision = "cpu", "fp32"
     if method in ("svd", "pela"):
         made.compress.kappa, made.losses.fd, made.losses.rwp = 3.0, 0.1, 0.1
     if method == "tome":

@@ -117,6 +117,7 @@ def make_loop(
         batches=batches,
         set_position=batches.set_position,
         batches_per_epoch=per_epoch,
+        global_batch=4 * ranks.world,
         total_steps=total_steps,
         accumulation=accumulation,
         schedule=lambda step: lr * (1 - step / 40),

@@ -29,7 +29,7 @@ data: {{train: ["{lists}/refs_train.json"], val: "{lists}/refs_val.json", test: 
   image_root: "{scenes}", workers: 0}}
 losses: {{queue_size: 16}}
 optim: {{lr: 1.0e-3}}
-train: {{steps: 2, batch_size: 8, threads: 1, device: cpu, evaluate_every: 1, checkpoint_every: 0}}
+train: {{steps: 2, batch_size: 8, threads: 1, device: cpu, precision: fp32, evaluate_every: 1, checkpoint_every: 0}}
 grounding: {{boxes: "{lists}/refs_boxes.json", image_batch: 4}}
 drawings: {{overlays: 3}}
 """

@@ -10,6 +10,7 @@ from deepspeed_worker import run_job
 from tiny_runs import ONE, ROOT, finish, make_loop, start_ranks
 
 from pela_vl.base.errors import UserError
+from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.training.engine import fit
 
@@ -116,7 +117,7 @@ def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
 
 def test_stage_3_is_refused():
     with pytest.raises(UserError, match=r"deepspeed\.stage is 3"):
-        DeepSpeedBackend(torch.nn.Linear(1, 1), None, 1, 0.0, None, 1, 3, ONE)
+        DeepSpeedBackend(torch.nn.Linear(1, 1), None, 1, 0.0, None, 1, DeepSpeedSettings(3), ONE)
 
 
 def tiny_backend(accumulation=1, clip=0.0):

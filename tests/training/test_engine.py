@@ -10,6 +10,7 @@ from tiny_albef import tiny_batch
 from tiny_runs import ALL_TERMS, Log, make_loop
 
 from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.ours import read_weights
 from pela_vl.training.engine import fit, try_resume
 
 
@@ -186,3 +187,27 @@ def test_micro_batches_of_one_step_and_of_two_ranks_draw_differently():
         seed_step(*numbers)
         draws.add(float(torch.rand(())))
     assert len(draws) == 5
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_before_anything_is_updated(tmp_path, accumulation):
+    loop = make_loop(tmp_path, accumulation=accumulation, total_steps=4, checkpoint_every=1)
+    weights = {}
+
+    def poison(gradient):
+        if loop.position.step == 2:
+            weights.update({name: p.detach().clone() for name, p in loop.trainee.run.model.named_parameters()})
+            return gradient * float("nan")
+        return gradient
+
+    loop.trainee.run.model.itm_head.weight.register_hook(poison)
+    log = Log()
+    with pytest.raises(UserError, match=r"gradient of step 2 is not finite.*Samples \[100, 101, 102, 103\]") as error:
+        fit(loop, log)
+    assert "\n" not in str(error.value) and len(log.lines) == 2
+    changed = {n for n, p in loop.trainee.run.model.named_parameters() if not torch.equal(p, weights[n])}
+    assert changed <= {"temp"}  # which pre-training clamps
+    for file in (tmp_path / "last.safetensors", tmp_path / "resume/step.safetensors"):
+        assert all(torch.isfinite(value).all() for value in read_weights(file).values())
+    again = make_loop(tmp_path, accumulation=accumulation, total_steps=4)
+    assert try_resume(again) and again.position.step == 2

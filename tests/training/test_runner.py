@@ -22,7 +22,7 @@ def settings(listed, tmp_path):
     data.min_scale, data.hflip, data.augment, data.workers = 1.0, 0.0, False, 0
     made.losses.queue_size, made.evaluate.k_test = 8, 3
     made.train.steps, made.train.batch_size, made.train.threads = 3, 4, 1
-    made.train.evaluate_every = 2
+    made.train.evaluate_every, made.train.precision = 2, "fp32"
     return made
 
 

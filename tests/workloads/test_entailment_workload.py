@@ -25,6 +25,7 @@ def settings(entailment_listed, tmp_path):
     data.train, data.image_root, data.workers = [str(lists / "snli_ve_train.json")], str(entailment_listed), 0
     data.val, data.test = str(lists / "snli_ve_dev.json"), str(lists / "snli_ve_test.json")
     made.train.steps, made.train.batch_size, made.train.device, made.train.threads = 3, 4, "cpu", 1
+    made.train.precision = "fp32"
     made.evaluate.image_batch, made.evaluate.pair_batch = 4, 3
     made.losses.alpha_ramp_steps = 2
     return made

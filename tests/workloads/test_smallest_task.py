@@ -95,6 +95,7 @@ def settings(tmp_path):
     made.init.checkpoint = str(tmp_path / "dense.safetensors")
     made.data.workers, made.train.batch_size, made.train.steps = 0, 5, 4
     made.train.threads, made.train.device, made.train.checkpoint_every = 1, "cpu", 2
+    made.train.precision = "fp32"
     yield made
     del KINDS["test_vit"]
 

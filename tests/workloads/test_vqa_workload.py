@@ -24,6 +24,7 @@ def settings(vqa_listed, tmp_path):
     settings.data.val, settings.data.test = (str(vqa_listed / f"vqa/vqa_{role}.json") for role in ("val", "test"))
     settings.data.image_root, settings.data.workers = str(vqa_listed), 0
     settings.train.steps, settings.train.batch_size, settings.train.device = 3, 4, "cpu"
+    settings.train.precision = "fp32"
     settings.losses.alpha_ramp_steps = 2
     settings.vqa.answer_list = str(vqa_listed / "vqa/answer_list.json")
     settings.vqa.k_test, settings.vqa.question_batch = 8, 5
@@ -116,7 +117,7 @@ def configured(tmp_path, name, settings, batch_size):
 {start}{model}
 data: {{train: ["{settings.data.train[0]}"], test: "{settings.data.test}", image_root: "{settings.data.image_root}", workers: 0}}
 losses: {{alpha_ramp_steps: 2}}
-train: {{steps: 3, batch_size: {batch_size}, device: cpu, threads: 1}}
+train: {{steps: 3, batch_size: {batch_size}, device: cpu, precision: fp32, threads: 1}}
 vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 8, question_batch: 5}}
 """
     )
