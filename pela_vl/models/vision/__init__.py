@@ -1,0 +1,6 @@
+"""Image classifiers and their backbones: timm's ViTs (DeiT, DeiT-III) and Swin Transformers."""
+
+from pela_vl.models.vision.backbone import VisionModel, VisionOutput, build_vision
+from pela_vl.models.vision.config import VisionConfig
+
+__all__ = ["VisionConfig", "VisionModel", "VisionOutput", "build_vision"]

@@ -1,0 +1,59 @@
+"""The numbers that decide a vision model: enough to build it again, and plain enough for a checkpoint's header."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pela_vl.base.errors import UserError
+
+DROP_PATH_RULES = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A vision model of timm by name, and what differs from that name's own numbers.
+
+    backbone: timm's name of a ViT or a Swin Transformer. classes: width of the classifier's output. image_size: pixels a
+    side that positions and, in Swin, shifts are laid out for. drop_path: highest rate of stochastic depth.
+    drop_path_rule: "linear" rises from 0 in the first block to `drop_path` in the last (DeiT, Swin); "constant" has the
+    same rate everywhere (DeiT-III). token_merging: tokens to merge in each block of a ViT, one number or one a block.
+
+    The other fields are 0 or empty where the backbone's own number stands: patch_size in pixels, width of the (first)
+    blocks, depths and heads (one number for a ViT, one a stage for Swin), window in tokens a side (Swin alone).
+    """
+
+    backbone: str = "deit_base_patch16_224"
+    classes: int = 1000
+    image_size: int = 224
+    drop_path: float = 0.0
+    drop_path_rule: str = "linear"
+    token_merging: int | tuple[int, ...] = 0
+    patch_size: int = 0
+    width: int = 0
+    depths: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("token_merging", "depths", "heads"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if self.drop_path_rule not in DROP_PATH_RULES:
+            raise UserError(f"drop_path_rule {self.drop_path_rule!r}: choose one of {', '.join(DROP_PATH_RULES)}")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path {self.drop_path}: want a rate from 0 to below 1")
+        if self.classes < 1 or self.image_size < 1:
+            raise UserError(f"classes {self.classes}, image_size {self.image_size}: both must be at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data, which `from_dict` takes."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "VisionConfig":
+        """Raises UserError for a name that is no field."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"a vision model has no setting {', '.join(unknown)}")
+        return cls(**values)
