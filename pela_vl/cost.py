@@ -1,11 +1,13 @@
 """What a model costs: its parameters, and the floating-point operations of one forward pass.
 
 Counted as the paper's tables do: 2 x multiply-adds of Linear and Conv layers. The products between activations
-(attention) are kept apart, since the tables leave them out. Biases, norms, softmax and element-wise work are free.
+(attention) are kept apart, since the tables leave them out. Element-wise work is kept apart too, counted as DeepSpeed's
+profiler of 2023 did: 5 an element of a LayerNorm, 2 of a BatchNorm, 1 of GELU, ReLU and a convolution's bias. Biases of
+Linears, softmax and sums are free.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,6 +19,17 @@ _aten = torch.ops.aten
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # A weight is a matrix, so a functional linear ends in one of these; attention, batched over heads, in the others.
 _LINEAR_OPS = {_aten.mm, _aten.addmm}
+# operations an element of the output; each operator reaches the dispatcher under one of these names
+_ELEMENTWISE = {
+    _aten.native_layer_norm: 5,
+    _aten.native_batch_norm: 2,
+    _aten._native_batch_norm_legit: 2,
+    _aten._native_batch_norm_legit_no_training: 2,
+    _aten.cudnn_batch_norm: 2,
+    _aten.gelu: 1,
+    _aten.relu: 1,
+    _aten.relu_: 1,
+}
 
 
 @dataclass(frozen=True)
@@ -26,18 +39,25 @@ class Flops:
     linear: int = 0
     conv: int = 0
     attention: int = 0
+    elementwise: int = 0
 
     @property
     def layers(self) -> int:
-        """Linear and Conv layers together: what the paper's tables print."""
+        """Linear and Conv layers together."""
         return self.linear + self.conv
 
     @property
+    def profiled(self) -> int:
+        """Layers and element-wise work, without attention's products: what the profiler behind the paper's tables sees."""
+        return self.layers + self.elementwise
+
+    @property
     def total(self) -> int:
+        """All multiply-adds; element-wise work left out."""
         return self.linear + self.conv + self.attention
 
     def __add__(self, other: "Flops") -> "Flops":
-        return Flops(self.linear + other.linear, self.conv + other.conv, self.attention + other.attention)
+        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -49,7 +69,8 @@ def linear_conv_flops(model: nn.Module, run: Callable[[nn.Module], Any]) -> Flop
     """Operations of `run(model)`, one forward pass under no_grad, e.g. `lambda m: m(images)`.
 
     `linear` holds every nn.Linear (so the factors of low-rank layers too, also when a layer runs several times) and
-    plain matrix products outside one (functional linears); `conv` every convolution; `attention` all others.
+    plain matrix products outside one (functional linears); `conv` every convolution; `attention` all other products;
+    `elementwise` see the top of this file (a convolution's bias where it is a module).
     Works on the meta device, where only shapes are computed. The whole batch is counted: pass one image for operations
     per image.
     """
@@ -68,7 +89,7 @@ def linear_conv_flops(model: nn.Module, run: Callable[[nn.Module], Any]) -> Flop
     finally:
         for hook in hooks:
             hook.remove()
-    return Flops(counter.linear, counter.conv, counter.attention)
+    return Flops(counter.linear, counter.conv, counter.attention, counter.elementwise)
 
 
 class _Counter(TorchDispatchMode):
@@ -79,7 +100,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = self.conv = self.attention = 0
+        self.linear = self.conv = self.attention = self.elementwise = 0
         self.inside = 0
 
     def enter(self, module: nn.Module, args: tuple) -> None:
@@ -94,12 +115,18 @@ class _Counter(TorchDispatchMode):
         self.inside -= 1
         if out is not None:
             self.conv += 2 * out.numel() * module.weight[0].numel()
+            self.elementwise += 0 if module.bias is None else out.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         packet = getattr(func, "_overloadpacket", None)  # higher-order operators have none
         if self.inside or packet is None:
             return func(*args, **kwargs)
+        if packet in _ELEMENTWISE:
+            out = func(*args, **kwargs)
+            first = out[0] if isinstance(out, tuple | list) else out
+            self.elementwise += _ELEMENTWISE[packet] * first.numel()
+            return out
         if packet not in flop_registry and packet is not _aten._scaled_dot_product_flash_attention_for_cpu:
             # Under inference_mode compound operators arrive whole; take them apart to see the products in them.
             with self:

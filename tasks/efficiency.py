@@ -69,7 +69,7 @@ def counted_table(rows: list, labels: dict[str, str]) -> list[list[str]]:
     cells = [["model", "method", "parameters", "printed", "diff.", unit, "printed", "diff.", "with attention", "note"]]
     for row in rows:
         line = [row.subject.name, labels[row.method]] + ["-"] * 7 + [""]
-        scale = row.flops / row.cost.flops.layers
+        scale = row.flops / (row.cost.flops.profiled if row.subject.elementwise else row.cost.flops.layers)
         line[2], line[5] = f"{row.cost.parameters:,}", f"{row.flops:.2f}"
         line[8] = f"{row.cost.flops.total * scale:.2f}"
         if row.printed is not None:

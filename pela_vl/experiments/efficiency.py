@@ -48,7 +48,7 @@ PRINTED = {
 }
 """The paper's figures: million parameters and G or TFLOPs of each method, in the order of LABELS."""
 CONDITIONS = {
-    "1": "one image of 224 px, inference",
+    "1": "one image of 224 px, inference, element-wise work included",
     "4": f"one training forward at batch {BATCH}, {PIXELS} px, texts of {TEXT_TOKENS} tokens, model plus EMA "
     "model; trained model: both encoders and joint projections, then image-text matching on 3 pairings a sample (positive, hard "
     "image, hard text), each with its own image keys and values; EMA model: both encoders and joint projections",
@@ -77,6 +77,7 @@ class Subject:
         printed: method -> (million parameters, operations in `unit`). A method left out is not in the table, and an empty
             dict means that the paper prints nothing.
         settings: What the methods are counted with.
+        elementwise: Whether `Row.flops` counts element-wise work too, as the profiler behind the paper's tables did.
     """
 
     table: str
@@ -92,6 +93,7 @@ class Subject:
     own_step: Callable[[Any], Any] | None = None
     printed: dict[str, tuple[float, float]] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
+    elementwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ class Row:
 
     @property
     def flops(self) -> float:
-        """Linear and Conv layers, in the subject's unit."""
-        return in_unit(self.cost.flops.layers, self.subject.unit)
+        """Linear and Conv layers, and element-wise work where the subject says so, in its unit."""
+        flops = self.cost.flops
+        return in_unit(flops.profiled if self.subject.elementwise else flops.layers, self.subject.unit)
 
     @property
     def differences(self) -> tuple[float, float] | None:
@@ -257,7 +260,17 @@ def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list
     method = MethodSettings(student=StudentSettings(blocks=blocks))
     settings = Settings(model=ModelSettings(token_merging=merge), method=method)
     return Subject(
-        "1", name, build, kappa, dense, "GFLOPs", classify, classify, printed=_printed(name), settings=settings
+        "1",
+        name,
+        build,
+        kappa,
+        dense,
+        "GFLOPs",
+        classify,
+        classify,
+        printed=_printed(name),
+        settings=settings,
+        elementwise=True,
     )
 
 

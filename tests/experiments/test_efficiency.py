@@ -1,6 +1,7 @@
 """The paper's cost columns, from models without weights."""
 
 import json
+import math
 import resource
 import runpy
 import sys
@@ -65,7 +66,8 @@ def check_operations(rows: list[Row], printed: int) -> None:
         assert row.flops == pytest.approx(row.printed[1], rel=TOLERANCE), (row.subject.name, row.method)
         assert row.met
         if row.subject.table == "1" and row.method in ("full", "pela"):
-            assert row.flops == pytest.approx(row.printed[1], rel=0.01), row.subject.name
+            # the profiler prints two decimals, of which Swin's 21.25 reads 21.3 in the paper
+            assert math.floor(round(row.flops, 2) * 10 + 0.5) / 10 == row.printed[1], row.subject.name
 
 
 def test_one_rank_with_copied_heads_gives_both_printed_counts_of_lora(rows, costs):
