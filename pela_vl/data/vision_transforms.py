@@ -1,0 +1,100 @@
+"""ImageNet's augmentation and evaluation crop. H, W: the image size S.
+
+timm draws from Python's, numpy's and torch's global generators. Here they are seeded from the generator that is passed in
+and put back afterwards, so that a view is a function of its sample's seed, and nothing else is moved.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torchvision import transforms
+
+MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+
+
+@contextmanager
+def seeded(seeds: tuple[int, int, int]) -> Iterator[None]:
+    """Python's, numpy's and torch's CPU generators start from `seeds` in the block and are as before after it."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seeds[0])
+        np.random.seed(seeds[1])
+        torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed every device as well
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def draw_seeds(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Seeds for `seeded`."""
+    first, second, third = (int(seed) for seed in rng.integers(2**32, size=3))
+    return first, second, third
+
+
+@dataclass(frozen=True)
+class AugmentTransform:
+    """timm's training transform: random resized crop (bicubic), flip, RandAugment, normalisation, random erasing.
+
+    image_size: S in pixels. min_scale: least share of the area that a crop keeps. hflip: probability of a flip.
+    rand_augment: timm's description of the policy, empty for none. erasing: probability of an erased rectangle, which is
+    filled with noise pixel by pixel.
+    """
+
+    image_size: int
+    min_scale: float = 0.08
+    hflip: float = 0.5
+    rand_augment: str = RAND_AUGMENT
+    erasing: float = 0.25
+
+    def __post_init__(self) -> None:
+        made = create_transform(
+            self.image_size,
+            is_training=True,
+            scale=(self.min_scale, 1.0),
+            hflip=self.hflip,
+            color_jitter=None,
+            auto_augment=self.rand_augment or None,
+            interpolation="bicubic",
+            re_prob=self.erasing,
+            re_mode="pixel",
+            mean=MEAN,
+            std=STD,
+        )
+        object.__setattr__(self, "_transform", made)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
+        """Return float32 [3, H, W], and False: no text depends on a flip."""
+        with seeded(draw_seeds(rng)):
+            return self._transform(image), False
+
+
+@dataclass(frozen=True)
+class CentreTransform:
+    """Bicubic resize of the shorter side to `resize` pixels, then the central square of `image_size` pixels."""
+
+    image_size: int
+    resize: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= self.resize:
+            raise ValueError(f"image_size {self.image_size} must be from 1 to resize, {self.resize}")
+        steps = [
+            transforms.Resize(self.resize, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(self.image_size),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+        object.__setattr__(self, "_transform", transforms.Compose(steps))
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
+        """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
+        return self._transform(image), False
