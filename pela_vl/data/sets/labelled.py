@@ -1,0 +1,198 @@
+"""Images with one label each: a folder a class, Tiny-ImageNet's layout, or lists `[{"image": path, "label": class}, ...]`.
+
+Classes are numbered in the order of their sorted names, which for ImageNet's synsets is the order of every released
+classifier's outputs.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.collate import Key, Movable, stack_common
+from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.mixing import Mixing, mix_images, mixing_generator
+from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
+from pela_vl.data.transforms import Transform
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+TINY_LABELS = "val_annotations.txt"
+_STREAM = 0x4D4958  # keeps a batch's mixing apart from the draws of its samples
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """root: folder that the images' paths start from. targets: int64 [n], places in `classes`."""
+
+    root: str
+    images: list[str]
+    targets: np.ndarray
+    classes: tuple[str, ...]
+
+
+def load_labelled(
+    sources: Sequence[PathLike], image_root: PathLike = "", classes: Sequence[str] | None = None
+) -> Labelled:
+    """Find the images of all sources and their labels; no image is opened.
+
+    Args:
+        sources: folders (a sub-folder a class, images anywhere below it; or Tiny-ImageNet's `val`) or JSON lists.
+        image_root: where the lists' paths start; not needed for folders.
+        classes: names in the order of their numbers, such as the training set's; by default those found, sorted, and
+            whole numbers by size.
+
+    Raises UserError naming the source for one without images, a class that is not in `classes`, a class folder without
+    images, and for lists what `load_annotations` raises.
+    """
+    folders = [os.fspath(source) for source in sources if os.path.isdir(source)]
+    lists = [source for source in sources if not os.path.isdir(source)]
+    if lists and not image_root:
+        raise UserError(f"{os.fspath(lists[0])}: a list needs the folder of its images: give image_root")
+    root = os.path.abspath(image_root or (os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""))
+    found: list[tuple[str, str, str]] = []  # path below the root, label, place for messages
+    for folder in folders:
+        base = os.path.relpath(os.path.abspath(folder), root)
+        inside = _tiny_val(folder) if os.path.isfile(os.path.join(folder, TINY_LABELS)) else _class_folders(folder)
+        found += [(os.path.normpath(os.path.join(base, path)), label, folder) for path, label in inside]
+    if lists:
+        for entry in load_annotations(lists, {"image": (str,), "label": (str, int)}):
+            check_image(entry, root)
+            found.append((entry.values["image"], str(entry.values["label"]), entry.place))
+    if not found:
+        raise UserError("no source of labelled images was given")
+    if classes is None:
+        names = {label for _, label, _ in found}
+        numeric = all(name.isdecimal() for name in names)
+        classes = sorted(names, key=int) if numeric else sorted(names)
+    number = {name: place for place, name in enumerate(classes)}
+    for _, label, place in found:
+        if label not in number:
+            raise UserError(f"{place}: class {label!r} is none of the {len(number)} that the model is trained for")
+    targets = np.asarray([number[label] for _, label, _ in found], dtype=np.int64)
+    return Labelled(root, [path for path, _, _ in found], targets, tuple(classes))
+
+
+def _class_folders(folder: str) -> list[tuple[str, str]]:
+    """(path below `folder`, class) of all images, sorted."""
+    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    found = []
+    for name in names:
+        inside = sorted(_images_below(folder, name))
+        if not inside:
+            raise UserError(f"{os.path.join(folder, name)}: a class without images; remove the folder or fill it")
+        found += [(path, name) for path in inside]
+    if not found:
+        raise UserError(f"{folder}: no sub-folder of images a class; give a folder like train/<class>/<image>.jpg")
+    return found
+
+
+def _images_below(folder: str, path: str) -> Iterable[str]:
+    for entry in os.scandir(os.path.join(folder, path)):
+        below = os.path.join(path, entry.name)
+        if entry.is_dir():
+            yield from _images_below(folder, below)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
+            yield below
+
+
+def _tiny_val(folder: str) -> list[tuple[str, str]]:
+    """Of Tiny-ImageNet's `val`: its list names an image in `images`, its class, and a box."""
+    file = Path(folder) / TINY_LABELS
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        cells = line.split("\t")
+        if len(cells) < 2 or not cells[0] or not cells[1]:
+            raise UserError(f"{file}: line {number}: wants an image and a class, parted by a tab")
+        path = os.path.join("images", cells[0])
+        resolve_image(folder, path)
+        found.append((path, cells[1]))
+    if not found:
+        raise UserError(f"{file}: names no image")
+    return found
+
+
+@dataclass(frozen=True)
+class LabelledSample:
+    """One training image. target: its class; the other fields as those of `collate.Sample`."""
+
+    image: torch.Tensor
+    target: int
+    key: Key
+    index: int
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelledBatch(Movable):
+    """images float32 [B, 3, H, W], mixed; targets int64 [B] before mixing; labels float32 [B, C], soft; the other fields as
+    those of `collate.Batch`."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    replaced: int = 0
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class LabelledImages(Dataset):
+    """Training images: a pure function of (seed, epoch, number), whatever the workers.
+
+    Numbers from `len` on are further views of the same images: `number % len` is the image (see `data/repeated.py`). An
+    image that cannot be read is replaced, with its label, by the next one that can.
+    """
+
+    def __init__(self, labelled: Labelled, transform: Transform | None, seed: int = 0, cache_mb: float = 0) -> None:
+        """transform: may be set later, as an attribute. cache_mb: MiB of decoded images to keep in memory."""
+        self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
+        self.read = ImageReader(labelled.root, cache_mb)
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> LabelledSample:
+        """The image for (epoch, number). Raises `UserError` when many images in a row cannot be read."""
+        epoch, wanted = key
+        image, index, bad = read_or_next(self.read, self.images, wanted % len(self))
+        tensor, _ = self.transform(image, np.random.default_rng([self.seed, epoch, wanted]))
+        return LabelledSample(tensor, int(self.targets[index]), (epoch, wanted), index, bad)
+
+
+class LabelledCollate:
+    """Stack samples, and mix them by one draw that depends on `seed` and the samples' keys alone."""
+
+    def __init__(self, mixing: Mixing, seed: int = 0) -> None:
+        self.mixing, self.seed = mixing, seed
+
+    def __call__(self, samples: Sequence[LabelledSample]) -> LabelledBatch:
+        """Make a batch of at least one sample."""
+        common = stack_common(samples)
+        targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+        rng = mixing_generator(self.seed, _STREAM, [sample.key for sample in samples])
+        mix = self.mixing.draw(rng, *common["images"].shape[2:])
+        mix_images(common["images"], mix)
+        return LabelledBatch(targets=targets, labels=self.mixing.labels(targets, mix), **common)
+
+
+class LabelledEval(Dataset):
+    """A test: every image once. An item is an image, float32 [3, H, W]; targets int64 [n]."""
+
+    def __init__(self, labelled: Labelled, transform: Transform) -> None:
+        self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
+        self.read, self.transform = ImageReader(labelled.root), transform
+        for image in self.images:
+            if not os.path.isfile(path := resolve_image(labelled.root, image)):
+                raise ImageError(path, "no such file")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Raises `ImageError` for an image that cannot be read: a test without it would be another test."""
+        return self.transform(self.read(self.images[index]), None)[0]
