@@ -1,0 +1,67 @@
+"""Lay ImageNet (ILSVRC 2012) out in a folder a class, as training reads it.
+
+Example: python data_prep/build_imagenet.py --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar
+    --devkit ILSVRC2012_devkit_t12.tar.gz --output data/imagenet
+--train and --val take folders too, whose images are linked and not copied. Run it again after an interruption to go on.
+"""
+
+import argparse
+from pathlib import Path
+
+from pela_vl.base.build_folder import alone, claim_folder
+from pela_vl.base.errors import run_main
+from pela_vl.base.files import atomic_json
+from pela_vl.data.public import imagenet
+
+MANIFEST, STARTED = "imagenet.json", ".imagenet.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--train", type=Path, required=True, help="the training tar, or a folder of classes or their tars"
+    )
+    parser.add_argument(
+        "--val", type=Path, required=True, help="the validation tar, or a folder of its images or classes"
+    )
+    parser.add_argument(
+        "--devkit", type=Path, help="the development kit, packed or not, or a text file with a synset an image"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for train/<class>/ and val/<class>/")
+    parser.add_argument("--partial", action="store_true", help="take a part of ImageNet, whatever its counts")
+    parser.add_argument("--decode", action="store_true", help="decode every image once and list those that are rotten")
+    args = parser.parse_args()
+    request = {"train": str(args.train.resolve()), "val": str(args.val.resolve()), "partial": args.partial}
+    with alone(args.output):
+        train, val = args.output / "train", args.output / "val"
+        if claim_folder(args.output, request, "ImageNet folder", MANIFEST, STARTED):
+            synsets = imagenet.read_devkit(args.devkit) if args.devkit else []
+            imagenet.unpack_train(args.train, train)
+            imagenet.unpack_val(args.val, synsets, val)
+            counts = imagenet.count_images(train), imagenet.count_images(val)
+            imagenet.check_counts(*counts, args.partial)
+            atomic_json(
+                args.output / MANIFEST,
+                {
+                    "request": request,
+                    "classes": len(counts[0].images),
+                    "images": {"train": counts[0].total, "val": counts[1].total},
+                },
+            )
+            (args.output / STARTED).unlink()
+        else:
+            print(f"{args.output}: was complete already")
+        for name, folder in (("train", train), ("val", val)):
+            counted = imagenet.count_images(folder)
+            print(f"{name:<5} {counted.total:>9,} images of {len(counted.images):,} classes  {folder}")
+        if args.decode:
+            rotten = {folder.name: imagenet.find_rotten(folder) for folder in (train, val)}
+            atomic_json(args.output / "rotten.json", rotten)
+            for split, found in rotten.items():
+                print(f"{split:<5} {len(found)} images cannot be decoded; training passes over them")
+                for path, reason in found[:20]:
+                    print(f"      {path}: {reason}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,290 @@
+"""ImageNet's classification set (ILSVRC 2012) as downloaded, or unpacked, to one folder a class for training and validation.
+
+The downloads are ILSVRC2012_img_train.tar (a tar of one tar a class), ILSVRC2012_img_val.tar (images without labels) and
+ILSVRC2012_devkit_t12.tar.gz (the labels: a number an image, and meta.mat, which gives each number its synset).
+"""
+
+import io
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pela_vl.base.errors import UserError
+from pela_vl.base.progress import Progress
+from pela_vl.data.images import ImageError, read_picture
+from pela_vl.data.sets.labelled import SUFFIXES
+
+TRAIN_IMAGES, VAL_IMAGES, CLASSES = 1_281_167, 50_000, 1000
+_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+_VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
+_SYNSET = re.compile(r"n\d{8}")
+_PART = ".part-"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """images of each class by its synset; empty: images that have no content."""
+
+    images: dict[str, int]
+    empty: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return sum(self.images.values())
+
+
+def read_devkit(path: Path) -> list[str]:
+    """The synset of each validation image, in the order of their numbers.
+
+    path: the development kit as downloaded, the folder that it was unpacked to, or a text file with a synset a line.
+    Raises UserError for a kit without the two files that are needed, or whose numbers and synsets do not fit together.
+    """
+    if path.is_file() and path.suffix == ".txt":
+        synsets = path.read_text(encoding="utf-8").split()
+        if wrong := [synset for synset in synsets if not _SYNSET.fullmatch(synset)]:
+            raise UserError(
+                f"{path}: {wrong[0]!r} is no synset like n01440764; give a synset a line, or the development kit"
+            )
+        return synsets
+    files = _kit_files(path)
+    synset_of = _read_meta(path, files[_META])
+    labels = files[_TRUTH].decode("ascii", "replace").split()
+    unknown = [label for label in labels if not label.isdecimal() or int(label) not in synset_of]
+    if unknown or not labels:
+        raise UserError(
+            f"{path}: {_TRUTH}: {unknown[0] if unknown else 'nothing'} is the number of no class in {_META}"
+        )
+    return [synset_of[int(label)] for label in labels]
+
+
+def unpack_train(source: Path, output: Path, report: bool = True) -> None:
+    """Make `output` with a folder a class, of the tar of tars, or of a folder of classes, or of the classes' tars.
+
+    Class folders are links to those of a folder. A class that is there already is left as it is: the same call goes on
+    after an interruption. Raises UserError for a source of no such kind and for a damaged tar.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    _remove_parts(output)
+    with Progress(None, f"{output.name}: classes", unit="class", enabled=report) as progress:
+        if source.is_dir():
+            names = sorted(e.name for e in os.scandir(source) if not e.name.startswith("."))
+            tars = [name for name in names if _SYNSET.fullmatch(name.removesuffix(".tar")) and name.endswith(".tar")]
+            folders = [name for name in names if (source / name).is_dir()]
+            if not tars and not folders:
+                raise UserError(f"{source}: holds neither a folder a class nor a tar a class")
+            for name in folders:
+                _link(source / name, output / name)
+                progress.update(note=name)
+            for name in tars:
+                with open(source / name, "rb") as file:
+                    _unpack_class(file, source / name, output / name.removesuffix(".tar"))
+                progress.update(note=name)
+            return
+        with _opened(source) as outer:
+            for member in outer:
+                name = Path(member.name).name
+                if not member.isfile() or not name.endswith(".tar"):
+                    continue
+                if not _SYNSET.fullmatch(name.removesuffix(".tar")):
+                    raise UserError(f"{source}: holds {member.name}; a tar of tars such as n01440764.tar is wanted")
+                folder = output / name.removesuffix(".tar")
+                if not folder.exists():
+                    _unpack_class(outer.extractfile(member), source, folder)
+                progress.update(note=name)
+
+
+def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = True) -> None:
+    """Make `output` with a folder a class, of the validation tar or a folder of its images.
+
+    synsets: of image 1, 2, ... (`read_devkit`). The images of a folder are linked. A folder of class folders is linked as
+    it is and needs no synsets. An `output` that is there already is left as it is. Raises UserError for an image without a
+    label, one that is absent, and a damaged tar.
+    """
+    if output.exists():
+        return
+    part = output.with_name(_PART + output.name)
+    shutil.rmtree(part, ignore_errors=True)
+    if source.is_dir() and not any(_VAL_NAME.fullmatch(name) for name in os.listdir(source)):
+        unpack_train(source, part, report)
+        os.rename(part, output)
+        return
+    if not synsets:
+        raise UserError(f"{source}: these images carry no labels; give the development kit with --devkit")
+    part.mkdir(parents=True)
+    for synset in set(synsets):
+        (part / synset).mkdir()
+    seen = set()
+    with Progress(len(synsets), f"{output.name}: images", unit="image", enabled=report) as progress:
+        for name, place in _val_images(source):
+            number = int(_VAL_NAME.fullmatch(name)[1])
+            if not 1 <= number <= len(synsets) or number in seen:
+                raise UserError(f"{source}: {name}: is there twice or has no label; {len(synsets)} labels were given")
+            seen.add(number)
+            target = part / synsets[number - 1] / name
+            if isinstance(place, Path):
+                os.symlink(place.resolve(), target)
+            else:
+                with open(target, "wb") as file:
+                    shutil.copyfileobj(place, file)
+            progress.update()
+    if len(seen) != len(synsets):
+        absent = next(number for number in range(1, len(synsets) + 1) if number not in seen)
+        raise UserError(f"{source}: {len(seen)} images for {len(synsets)} labels; number {absent} is absent")
+    os.rename(part, output)
+
+
+def count_images(folder: Path) -> Counted:
+    """Count the images of each class folder, and find those without content."""
+    images, empty = {}, []
+    for name in sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")):
+        files = [e for e in os.scandir(folder / name) if os.path.splitext(e.name)[1].lower() in SUFFIXES]
+        images[name] = len(files)
+        empty += [f"{name}/{e.name}" for e in files if e.stat().st_size == 0]
+    return Counted(images, tuple(sorted(empty)))
+
+
+def check_counts(train: Counted, val: Counted, partial: bool = False) -> None:
+    """Raise UserError unless both are whole (`partial` lets any number pass), without empty files, of the same classes."""
+    for split, counted, images in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
+        if counted.empty:
+            raise UserError(
+                f"{split}: {len(counted.empty)} empty files, from {counted.empty[0]}; unpack that class again"
+            )
+        if not partial and (counted.total != images or len(counted.images) != CLASSES):
+            raise UserError(
+                f"{split}: {counted.total:,} images of {len(counted.images):,} classes, {images:,} of {CLASSES:,} are"
+                " wanted; bring the missing ones, or use --partial for a part of ImageNet"
+            )
+    if unknown := sorted(val.images.keys() - train.images.keys()):
+        raise UserError(f"val: {len(unknown)} classes have no training images, from {unknown[0]}")
+
+
+def find_rotten(folder: Path, report: bool = True) -> list[tuple[str, str]]:
+    """Decode every image below `folder`: (path below it, reason) of those that cannot be. Training passes over them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = sorted(
+        os.path.join(name, e.name)
+        for name in os.listdir(folder)
+        if not name.startswith(".")
+        for e in os.scandir(folder / name)
+        if os.path.splitext(e.name)[1].lower() in SUFFIXES
+    )
+    rotten = []
+    with Progress(len(paths), f"{folder.name}: decode", unit="image", enabled=report) as progress:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+            for start in range(0, len(paths), 4096):
+                part = paths[start : start + 4096]
+                for path, reason in zip(part, pool.map(lambda p: _why_rotten(folder / p), part), strict=True):
+                    if reason:
+                        rotten.append((path, reason))
+                    progress.update()
+    return rotten
+
+
+def _why_rotten(path: Path) -> str:
+    try:
+        read_picture(path)
+    except ImageError as error:
+        return error.reason
+    return ""
+
+
+def _kit_files(path: Path) -> dict[str, bytes]:
+    """meta.mat and the validation labels, of the kit's tar or folder."""
+    found: dict[str, bytes] = {}
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.name in (_META, _TRUTH):
+                found.setdefault(file.name, file.read_bytes())
+    else:
+        with _opened(path) as kit:
+            for member in kit:
+                name = Path(member.name).name
+                if member.isfile() and name in (_META, _TRUTH):
+                    found.setdefault(name, kit.extractfile(member).read())
+    if missing := [name for name in (_META, _TRUTH) if name not in found]:
+        raise UserError(f"{path}: holds no {missing[0]}; give ILSVRC2012_devkit_t12.tar.gz or its folder")
+    return found
+
+
+def _read_meta(path: Path, content: bytes) -> dict[int, str]:
+    """Number -> synset of the classes themselves; the kit lists the synsets above them too, which have children."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError(
+            f"reading {_META} needs scipy: pip install 'pela_vl[imagenet]', or give --devkit a text file with the synset of"
+            " each validation image"
+        ) from None
+    try:
+        synsets = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)["synsets"]
+        rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
+        found = {int(number): str(synset) for number, synset, children in rows if int(children) == 0}
+    except Exception as error:  # scipy's reader fails in any way at all on a damaged file
+        raise UserError(f"{path}: {_META} cannot be read ({type(error).__name__}: {error})") from None
+    if not found:
+        raise UserError(f"{path}: {_META} names no class")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar, packed or not; damage anywhere in the block is a UserError naming it."""
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file or folder") from None
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: no tar file, or a damaged one ({error}); download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be unpacked ({error.strerror or error}); mend that and run again") from None
+
+
+def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
+    """The images of one class's tar; the folder takes its name when all are there."""
+    if folder.exists():
+        return
+    part = folder.with_name(_PART + folder.name)
+    part.mkdir()
+    try:
+        with tarfile.open(fileobj=file) as tar:
+            for member in tar:
+                name = Path(member.name).name  # no path of an archive leaves the folder
+                if member.isfile() and os.path.splitext(name)[1].lower() in SUFFIXES:
+                    with open(part / name, "wb") as target:
+                        shutil.copyfileobj(tar.extractfile(member), target)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{place}: {folder.name}: a damaged tar ({error}); download it again") from None
+    os.rename(part, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    if not target.exists():
+        os.symlink(source.resolve(), target, target_is_directory=True)
+
+
+def _remove_parts(folder: Path) -> None:
+    for part in folder.glob(_PART + "*"):
+        shutil.rmtree(part)
+
+
+def _val_images(source: Path) -> Iterator[tuple[str, Path | IO[bytes]]]:
+    """(name, where it is) of the validation images of a folder or a tar."""
+    if source.is_dir():
+        for name in sorted(os.listdir(source)):
+            if _VAL_NAME.fullmatch(name):
+                yield name, source / name
+        return
+    with _opened(source) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            if member.isfile() and _VAL_NAME.fullmatch(name):
+                yield name, tar.extractfile(member)
