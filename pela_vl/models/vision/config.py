@@ -13,7 +13,7 @@ DROP_PATH_RULES = ("linear", "constant")
 class VisionConfig:
     """A vision model of timm by name, and what differs from that name's own numbers.
 
-    backbone: timm's name of a ViT or a Swin Transformer. classes: width of the classifier's output. image_size: pixels a
+    backbone: timm's name of a ViT or a Swin Transformer. classes: width of the classifier's output, 0 for none. image_size: pixels a
     side that positions and, in Swin, shifts are laid out for. drop_path: highest rate of stochastic depth.
     drop_path_rule: "linear" rises from 0 in the first block to `drop_path` in the last (DeiT, Swin); "constant" has the
     same rate everywhere (DeiT-III). token_merging: tokens to merge in each block of a ViT, one number or one a block.
@@ -43,8 +43,8 @@ class VisionConfig:
             raise UserError(f"drop_path_rule {self.drop_path_rule!r}: choose one of {', '.join(DROP_PATH_RULES)}")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path {self.drop_path}: want a rate from 0 to below 1")
-        if self.classes < 1 or self.image_size < 1:
-            raise UserError(f"classes {self.classes}, image_size {self.image_size}: both must be at least 1")
+        if self.classes < 0 or self.image_size < 1:
+            raise UserError(f"classes {self.classes}, image_size {self.image_size}: want 0 and 1 at least")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data, which `from_dict` takes."""

