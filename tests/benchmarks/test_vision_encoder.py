@@ -47,7 +47,9 @@ def test_measures_of_a_model_with_itself_and_with_another(photographs):
     assert found["similarity"] == pytest.approx(float((pairs @ pairs.T).triu(1).sum() / 3), abs=1e-6)
     other = Seen(1 - dense.heat, -dense.tokens, dense.feature)
     against = measure(other, dense, photographs)
-    assert against["correlation"] == pytest.approx(-1) and against["iou"] < 0.2 and against["cosine"] == pytest.approx(-1)
+    assert (
+        against["correlation"] == pytest.approx(-1) and against["iou"] < 0.2 and against["cosine"] == pytest.approx(-1)
+    )
     flat = Seen(torch.zeros(3, 224, 224), dense.tokens, dense.feature)
     assert measure(flat, dense, photographs)["correlation"] == 0.0
 

@@ -26,10 +26,10 @@ from pela_vl.models.vit import draw_kept
 class VisionOutput:
     """What one forward gives.
 
-    logits [B, C], `pooled` without a classifier. pooled [B, D]: what the classifier reads, after the final norm. feature [B, D]: the paper's Figure 2
-    compares it: a ViT's class token before the final norm (its tokens' mean if it has none), Swin's `pooled`. hidden:
-    every block's output, [B, N, D] each, before the final norm; empty unless asked for. kept [B, K]: the places that the
-    hidden states stand for where the model saw only a part of the patches.
+    logits [B, C], `pooled` without a classifier. pooled [B, D]: what the classifier reads, after the final norm. feature
+    [B, D]: what Figure 2 compares: a ViT's class token before the final norm (its tokens' mean if it has none), Swin's
+    `pooled`. hidden: every block's output, [B, N, D] each, before the final norm; empty unless asked for. kept [B, K]: the
+    places that the hidden states stand for where the model saw only a part of the patches.
     """
 
     logits: Tensor

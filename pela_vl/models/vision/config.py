@@ -13,13 +13,19 @@ DROP_PATH_RULES = ("linear", "constant")
 class VisionConfig:
     """A vision model of timm by name, and what differs from that name's own numbers.
 
-    backbone: timm's name of a ViT or a Swin Transformer. classes: width of the classifier's output, 0 for none. image_size: pixels a
-    side that positions and, in Swin, shifts are laid out for. drop_path: highest rate of stochastic depth.
-    drop_path_rule: "linear" rises from 0 in the first block to `drop_path` in the last (DeiT, Swin); "constant" has the
-    same rate everywhere (DeiT-III). token_merging: tokens to merge in each block of a ViT, one number or one a block.
-
-    The other fields are 0 or empty where the backbone's own number stands: patch_size in pixels, width of the (first)
-    blocks, depths and heads (one number for a ViT, one a stage for Swin), window in tokens a side (Swin alone).
+    Args:
+        backbone: timm's name of a ViT or a Swin Transformer.
+        classes: Width of the classifier's output, 0 for none.
+        image_size: Pixels a side that positions and, in Swin, shifts are laid out for.
+        drop_path: Highest rate of stochastic depth.
+        drop_path_rule: "linear" rises from 0 in the first block to `drop_path` in the last (DeiT, Swin); "constant" has the
+            same rate everywhere (DeiT-III).
+        token_merging: Tokens to merge in each block of a ViT, one number or one a block.
+        patch_size: In pixels; this and the following are 0 or empty where the backbone's own number stands.
+        width: Of the (first) blocks.
+        depths: Blocks: one number for a ViT, one a stage for Swin.
+        heads: Attention heads, likewise.
+        window: Tokens a side of Swin's windows.
     """
 
     backbone: str = "deit_base_patch16_224"
