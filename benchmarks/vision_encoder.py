@@ -25,7 +25,7 @@ from pela_vl.base.progress import Progress
 from pela_vl.cost import count_parameters
 from pela_vl.lowrank.apply import INITS
 from pela_vl.lowrank.recipe import RANKS
-from pela_vl.recovery.features import feature_distillation
+from pela_vl.recovery.features import Features, feature_distillation
 
 KINDS = [(init, ranks) for init in INITS if init != "empty" for ranks in RANKS]
 COLUMNS = ("kappa", "factors", "parameters", "correlation", "iou", "pointing", "cosine", "similarity")
@@ -105,7 +105,7 @@ def _distil(small: FocusModel, model: FocusModel, photographs: list[Photograph],
             with torch.no_grad():
                 target = model.encoder(images, keep_hidden=True).hidden
             hidden = small.encoder(images, keep_hidden=True).hidden
-            loss = feature_distillation({"image": hidden}, {"image": target}, torch.ones(len(images), 1))
+            loss = feature_distillation(Features({"image": hidden}), Features({"image": target}))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

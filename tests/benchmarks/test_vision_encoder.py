@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.focus_data import Seen, load_photographs, measure
+from benchmarks.focus_data import Photograph, Seen, load_photographs, measure
 from benchmarks.focus_model import FocusModel, _renamed
-from benchmarks.vision_encoder import KINDS
+from benchmarks.vision_encoder import KINDS, _compressed, _distil
 from pela_vl.lowrank.apply import INITS
+from pela_vl.models.vision import VisionConfig, build_vision
 
 
 @pytest.fixture
@@ -72,6 +73,31 @@ def test_the_files_names_are_all_mapped():
         wanted = FocusModel().state_dict()
     for name, value in _renamed(state).items():
         assert wanted[name].shape == value.shape, name
+
+
+def test_distillation_alone_brings_the_factors_nearer():
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            numbers = {"patch_size": 8, "width": 24, "depths": (2,), "heads": (2,)}
+            self.encoder = build_vision(VisionConfig("deit_tiny_patch16_224", 0, 32, **numbers))
+            for block in self.encoder.blocks:  # as far from linear as trained weights are
+                block.mlp.fc1.weight.data.mul_(20)
+
+    torch.manual_seed(0)
+    dense = Small().eval()
+    images = torch.randn(6, 3, 32, 32)
+    given = [Photograph(image, torch.ones(32, 32, dtype=torch.bool)) for image in images]
+    small = _compressed(dense, 2, "svd", "uniform", given)
+
+    def distance():
+        with torch.no_grad():
+            pairs = zip(*(model.encoder(images, True).hidden for model in (small, dense)), strict=True)
+            return sum(float((a - b).square().mean()) for a, b in pairs)
+
+    before = distance()
+    _distil(small, dense, given, 60, 3e-3)
+    assert distance() < 0.8 * before
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def class_tar(synset, count=3):
     return stream.getvalue()
 
 
-def write_kit(path):
+def write_kit(path, numbers=TRUTH):
     fields = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8")]
     rows = [(number, synset, "words", 0) for number, synset in SYNSETS.items()]
     rows.append((1001, "n00001740", "an inner node", 3))
@@ -51,7 +51,7 @@ def write_kit(path):
     savemat(stream, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
     with tarfile.open(path, "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", stream.getvalue())
-        truth = "".join(f"{number}\n" for number in TRUTH).encode()
+        truth = "".join(f"{number}\n" for number in numbers).encode()
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
 
 
@@ -133,6 +133,12 @@ def test_a_synset_a_line_labels_as_well(downloads, monkeypatch):
     (downloads / "labels.txt").write_text("\n".join(SYNSETS[number] for number in TRUTH))
     assert read_devkit(downloads / "labels.txt") == read_devkit(downloads / "kit.tar.gz")
     check(*run(monkeypatch, downloads, kit="labels.txt"))
+
+
+def test_a_number_that_is_no_class_is_refused(tmp_path):
+    write_kit(tmp_path / "kit.tar.gz", (1, 1001))  # a synset above the classes
+    with pytest.raises(UserError, match="1001 is the number of no class"):
+        read_devkit(tmp_path / "kit.tar.gz")
 
 
 def test_the_counts_of_the_whole_set_are_wanted():

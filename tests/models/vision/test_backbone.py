@@ -73,6 +73,9 @@ def test_merging_keeps_every_place_and_changes_little_of_alike_tokens(name):
     model.set_token_merging(4)
     out = model(images(), keep_hidden=True)
     assert all(x.shape[1] == model.backbone.pos_embed.shape[1] + model.backbone.no_embed_class for x in out.hidden)
+    # a merged token counts in a mean as often as tokens were merged into it
+    last = model.backbone.norm(out.hidden[-1])
+    torch.testing.assert_close(out.pooled, model.backbone.forward_head(last, pre_logits=True))
     # equal patches at equal positions are equal tokens: merging them is exact
     flat = images()[:, :, :1, :1].expand(-1, -1, 32, 32)
     with torch.no_grad():
