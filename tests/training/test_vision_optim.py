@@ -7,9 +7,15 @@ from vision_files import DEIT3, SWIN, VIT
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import compress
 from pela_vl.models.vision import build_vision
-from pela_vl.training.vision_optim import layer_scales, undecayed, vision_parameter_groups
+from pela_vl.models.vision.layers import layer_scales, undecayed
+from pela_vl.training.vision_optim import layered_parameter_groups
 
 CONFIGS = {"deit": VIT, "deit3": DEIT3, "swin": SWIN}
+
+
+def vision_parameter_groups(model, lr, weight_decay, layer_decay=1.0):
+    scales = layer_scales(model, layer_decay)
+    return layered_parameter_groups(model.named_parameters(), lr, weight_decay, undecayed(model), scales)
 
 
 def by_parameter(groups, lr):
