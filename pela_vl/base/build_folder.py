@@ -39,16 +39,16 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: str, begun: str) -> bool:
+def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: str, marker: str) -> bool:
     """Check that `folder` is empty or holds this very request; return whether work is left.
 
     request: plain JSON data, all that decides the content. manifest: the file written last, with the request under
-    "request". begun: the file that is written here, by which a folder that was cut short is known again. Raises
+    "request". marker: the file that is written here, by which a folder that was cut short is known again. Raises
     `UserError` for a folder that holds another request or anything else; `what` names the content in the message.
     """
     remove_stale(folder)
     advice = "choose another --output, or remove that folder"
-    for name in (manifest, begun):
+    for name in (manifest, marker):
         if (folder / name).exists():
             try:
                 found = json.loads((folder / name).read_text(encoding="utf-8"))["request"]
@@ -67,7 +67,7 @@ def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: 
     else:
         if any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty and is no {what}; {advice}")
-    atomic_json(folder / begun, {"request": request})
+    atomic_json(folder / marker, {"request": request})
     return True
 
 

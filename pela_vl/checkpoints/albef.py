@@ -26,7 +26,7 @@ _POSITIONS = "visual_encoder.pos_embed"
 _HEAD_WIDTH = 64  # of every published ALBEF; the number of heads is not to be seen in the weights
 _MLM = "mlm_head."
 ALBEF_KINDS = ("albef", "pretrain", "retrieval")
-"""One model class, with or without its MLM head; published files are told apart by what they hold beside it."""
+"""One model class, with or without its MLM head; published files are distinguished by what they hold beside it."""
 KINDS_OF_TASKS = (*ALBEF_KINDS, "entailment", "vqa")
 
 for _kind in ALBEF_KINDS:

@@ -14,9 +14,7 @@ from pela_vl.checkpoints.header import Header, check_against_tensors, parse_head
 
 EMA = "momentum."
 """Prefix of the EMA model's weights in a file."""
-_METADATA = (
-    "pela_vl"  # one entry: safetensors writes several in an order of its own, and equal checkpoints are equal files
-)
+_METADATA = "pela_vl"  # one entry: safetensors writes several in an order of its expected, and equal checkpoints are equal files
 
 
 def save_model(
@@ -85,13 +83,13 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], source: str, may_mis
 
     may_miss: names or prefixes (ending in a dot) that the state need not have and that keep their values.
     """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state and not _covered(key, may_miss)]
-    extra = [key for key in state if key not in own]
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state and not _covered(key, may_miss)]
+    extra = [key for key in state if key not in expected]
     shapes = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} {list(state[key].shape)} for {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     problems = [("missing", missing), ("left over", extra), ("of another shape", shapes)]
     text = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems if keys)

@@ -85,12 +85,12 @@ def save_program(program: torch.export.ExportedProgram, path: str | os.PathLike[
         raise UserError(f"{path}: give a name ending in .onnx or .pt2")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
-        made = Path(folder) / path.name
+        partial = Path(folder) / path.name
         if path.suffix == ".onnx":
-            _to_onnx(program).save(made)
+            _to_onnx(program).save(partial)
         else:
-            torch.export.save(program, made)
-        os.replace(made, path)
+            torch.export.save(program, partial)
+        os.replace(partial, path)
 
 
 def onnx_session(source: torch.export.ExportedProgram | str | os.PathLike[str], threads: int | None = None) -> Any:

@@ -53,8 +53,8 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
         before = sum(len(blocks[number]) for number in partial.done)
         if before and ranks.is_main:
             print(f"going on: {before} of {len(ids)} questions are answered", flush=True)
-        share = -(-(len(ids) - before) // ranks.world)
-        with Progress(share, "answer", 0, "question", ranks.is_main) as progress:
+        part = -(-(len(ids) - before) // ranks.world)
+        with Progress(part, "answer", 0, "question", ranks.is_main) as progress:
             ranked = answer_questions(
                 answerer, data, ranks, settings.data.workers, partial.done, partial.keep, progress.to
             )
@@ -73,13 +73,13 @@ class Partial:
         """about: what the answers depend on. Raises UserError where the folder holds those of another run."""
         self.folder = output.with_name(output.name + ".partial")
         self.path = self.folder / f"rank{ranks.rank}.jsonl"
-        told = None
+        problem = None
         if ranks.is_main:
-            told = self._open(about)
+            problem = self._open(about)
         # one reading, given to all: a rank that read later would see what others have written since
-        told, self.done = gather_objects((told, self._read() if ranks.is_main and told is None else {}))[0]
-        if told is not None:
-            raise UserError(told)
+        problem, self.done = gather_objects((problem, self._read() if ranks.is_main and problem is None else {}))[0]
+        if problem is not None:
+            raise UserError(problem)
         _cut_torn_line(self.path)
         self._file: IO[str] | None = None
 
@@ -142,7 +142,7 @@ def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str
         "answer list": settings.vqa.answer_list,
         "question file": questions,
     }
-    told = {name: _digest(Path(path)) for name, path in files.items()}
+    digests = {name: _digest(Path(path)) for name, path in files.items()}
     vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key != "answer_list"}
     model = {f"model.{key}": value for key, value in asdict(settings.model).items()}
     rest = {
@@ -150,7 +150,7 @@ def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str
         "data.image_root": settings.data.image_root,
         "pattern": pattern,
     }
-    return told | vqa | model | rest
+    return digests | vqa | model | rest
 
 
 def _digest(path: Path) -> str:

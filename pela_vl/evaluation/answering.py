@@ -81,29 +81,29 @@ def answer_questions(
     workers: int = 0,
     done: Mapping[int, list[Ranked]] = {},
     keep: Callable[[int, list[Ranked]], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> list[Ranked]:
     """The best answers to every question of `data`, in its order, on every rank; each rank does its share.
 
     done: blocks that an earlier run answered, the same on every rank. keep(block, answers): called for each block that
-    this rank finishes. progress(questions): questions that this rank has answered. The model's mode is left as found.
+    this rank finishes. on_progress(questions): questions that this rank has answered. The model's mode is left as found.
     """
     training = answerer.model.training
     answerer.model.eval()
     blocks = question_blocks(data.owner.tolist(), answerer.settings.question_batch)
     pending = [number for number in range(len(blocks)) if number not in done]
-    own: Blocks = {}
+    answered: Blocks = {}
     count = 0
     for number, answers in _answer_blocks(answerer, data, blocks, pending[ranks.rank :: ranks.world], ranks, workers):
-        own[number] = answers
+        answered[number] = answers
         if keep is not None:
             keep(number, answers)
         count += len(answers)
-        if progress is not None:
-            progress(count)
+        if on_progress is not None:
+            on_progress(count)
     answerer.model.train(training)
     everything = dict(done)
-    for part in gather_objects(own):
+    for part in gather_objects(answered):
         everything |= part
     return [answers for number in range(len(blocks)) for answers in everything[number]]
 

@@ -96,11 +96,11 @@ def token_heat_maps(
 
 def _gradcam(trace: Trace, score: Callable[[Tensor], Tensor], autocast: Autocast) -> tuple[Tensor, Tensor]:
     """The maps [B, ...], in fp32, and what the trace ends in. The scores of a batch are summed: no pair sees another."""
-    attention, finish = trace
+    attention, continue_from = trace
     attention = attention.detach().requires_grad_()
     with torch.enable_grad():
         with autocast():
-            output = finish(attention)
+            output = continue_from(attention)
             total = score(output).sum()
         (gradient,) = torch.autograd.grad(total, attention)
     return gradcam(attention.detach().float(), gradient.float()), output.detach()

@@ -66,18 +66,18 @@ def localise(
     ranks: Ranks,
     autocast: Autocast,
     workers: int = 0,
-    progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Localised:
-    """Choose a box for every expression. progress(done) counts this rank's pictures. The model's mode is left as found.
+    """Choose a box for every expression. on_progress(done) counts this rank's pictures. The model's mode is left as found.
 
     Texts are not cut before the model's longest input, as published. Raises UserError for a layer that does not exist.
     """
     layer = choose_layer(model, settings.score, settings.layer)
     training = model.training
     model.eval()
-    share = split_range(len(data), ranks.rank, ranks.world)
+    part = split_range(len(data), ranks.rank, ranks.world)
     rows, done = [torch.zeros((0, 2), dtype=torch.int64, device=ranks.device)], 0
-    for images, numbers in make_image_loader(data, list(share), settings.image_batch, workers):
+    for images, numbers in make_image_loader(data, list(part), settings.image_batch, workers):
         prepared = prepare_images(model, images.to(ranks.device), settings.score, layer, autocast)
         pairs = [(local, k) for local, image in enumerate(numbers.tolist()) for k in data.by_image[image]]
         for start in range(0, len(pairs), settings.pair_batch):
@@ -88,8 +88,8 @@ def localise(
             chosen = _choose(heat, data, expressions, settings.area_power)
             rows.append(torch.stack([torch.tensor(expressions, device=ranks.device), chosen], dim=1))
         done += len(images)
-        if progress is not None:
-            progress(done)
+        if on_progress is not None:
+            on_progress(done)
     model.train(training)
     found = dict(gather_rows(torch.cat(rows)).tolist())
     return Localised([found[k] for k in range(len(data.expressions))])

@@ -162,12 +162,12 @@ def match_images(
             continue
         with autocast():
             image = model.text_encoder.image_keys_values(tokens[first:last])
-            for own, text in text_batches(wanted[first:last], texts.lengths, limit.pairs, limit.tokens(model)):
-                where.append(torch.stack([own + first, text], dim=1))
-                scores.append(_match(model, image, own, texts, text))
+            for image_index, text in text_batches(wanted[first:last], texts.lengths, limit.pairs, limit.tokens(model)):
+                where.append(torch.stack([image_index + first, text], dim=1))
+                scores.append(_match(model, image, image_index, texts, text))
     return torch.cat(where), torch.cat(scores)
 
 
-def _match(model: Albef, image: list[KeyValue], own: Tensor, texts: Texts, text: Tensor) -> Tensor:
-    context = image if image[0][0].shape[0] == 1 else select_images(image, own)
+def _match(model: Albef, image: list[KeyValue], image_index: Tensor, texts: Texts, text: Tensor) -> Tensor:
+    context = image if image[0][0].shape[0] == 1 else select_images(image, image_index)
     return model.match(*texts.padded(text), context, fusion_started=True)[:, 1].float()

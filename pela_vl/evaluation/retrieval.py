@@ -52,28 +52,37 @@ def score_retrieval(
     max_tokens: int,
     autocast: Callable[[], Any],
     workers: int = 0,
-    progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> RetrievalScores:
     """Score every image against every text; each rank does its share and all get the whole.
 
-    progress(done) counts this rank's images, twice: encoded, re-ranked. The model's mode is left as found.
+    on_progress(done) counts this rank's images, twice: encoded, re-ranked. The model's mode is left as found.
     """
     training = model.training
     model.eval()
     try:
-        job = _Job(model, data, settings, ranks, autocast, workers, progress or (lambda done: None))
-        return job.run(*tokenizer.encode(data.texts, max_tokens))
+        scorer = _Scorer(model, data, settings, ranks, autocast, workers, on_progress or (lambda done: None))
+        return scorer.run(*tokenizer.encode(data.texts, max_tokens))
     finally:
         model.train(training)
 
 
-class _Job:
+class _Scorer:
     """One evaluation on one rank."""
 
-    def __init__(self, model, data, settings: EvalSettings, ranks: Ranks, autocast, workers: int, note):
+    def __init__(
+        self,
+        model: Albef,
+        data: RetrievalEval,
+        settings: EvalSettings,
+        ranks: Ranks,
+        autocast: Callable[[], Any],
+        workers: int,
+        on_progress: Callable[[int], None],
+    ):
         self.model, self.data, self.settings, self.ranks = model, data, settings, ranks
-        self.autocast, self.workers, self.note = autocast, workers, note
-        self.share = split_range(len(data), ranks.rank, ranks.world)
+        self.autocast, self.workers, self.on_progress = autocast, workers, on_progress
+        self.part = split_range(len(data), ranks.rank, ranks.world)
         mebibytes = settings.pair_mb or _PAIR_MB.get(ranks.device.type, _PAIR_MB_GPU)
         self.limit = BatchLimit(settings.pair_batch, mebibytes)
         self.kept: list[Tensor] = []  # encoded images, as long as they fit
@@ -121,7 +130,7 @@ class _Job:
         """Joint features [images of this rank, E]. Image tokens are kept while they fit into `room` MiB."""
         features, done = [torch.zeros((0, self.model.vision_proj.out_features), device=self.ranks.device)], 0
         keeping = True
-        for tokens in self._load(self.share):
+        for tokens in self._load(self.part):
             with self.autocast():
                 features.append(self.model.image_feature(tokens).float())
             room -= tokens.numel() * tokens.element_size() / 2**20
@@ -129,7 +138,7 @@ class _Job:
             if keeping:
                 self.kept.append(tokens)
             done += len(tokens)
-            self.note(done)
+            self.on_progress(done)
         return torch.cat(features)
 
     def _load(self, indices: range) -> Iterator[Tensor]:
@@ -140,15 +149,15 @@ class _Job:
     def _match(self, wanted: Tensor, texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
         """Pairs [P, 2] and scores [P] of this rank's images with one block of texts."""
         kept = sum(map(len, self.kept))
-        first, pairs, scores = self.share.start, [], []
-        for source in (self.kept, self._load(self.share[kept:])):
+        first, pairs, scores = self.part.start, [], []
+        for source in (self.kept, self._load(self.part[kept:])):
             for tokens in source:
                 rows = wanted[first : first + len(tokens)]
                 where, values = match_images(self.model, tokens, rows, texts, self.limit, self.autocast)
                 pairs.append(where + torch.tensor([first, 0], device=where.device))
                 scores.append(values)
                 first += len(tokens)
-                done = number * len(self.share) + first - self.share.start
-                self.note(len(self.share) + done // blocks)
+                done = number * len(self.part) + first - self.part.start
+                self.on_progress(len(self.part) + done // blocks)
         none = torch.zeros((0, 2), dtype=torch.int64, device=self.ranks.device)
         return torch.cat([none, *pairs]), torch.cat([torch.zeros(0, device=self.ranks.device), *scores])

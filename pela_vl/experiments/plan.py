@@ -1,4 +1,4 @@
-"""What a grid will take before it is begun: its commands, and hours estimated from counted operations.
+"""What a grid will take before it is started: its commands, and hours estimated from counted operations.
 
 A training step costs three forward passes of the online model (its backward is two), of which LoRA's frozen base saves one,
 one of the EMA model and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device

@@ -143,7 +143,7 @@ def steps_saved(curves: dict[str, dict[int, float]]) -> list[str]:
     if not plain:
         return []
     last, goal = max(plain), plain[max(plain)]
-    told = []
+    lines = []
     for way, curve in curves.items():
         if way == "plain" or not curve:
             continue
@@ -152,8 +152,8 @@ def steps_saved(curves: dict[str, dict[int, float]]) -> list[str]:
             text = f"ends at {curve[max(curve)]:.1f} and does not get there"
         else:
             text = f"is there after {reached:.0f} steps ({1 - reached / last:.0%} fewer)"
-        told.append(f"- plain factors reach a validation mean of {goal:.1f} in {last} steps; {way}: {text}")
-    return told
+        lines.append(f"- plain factors reach a validation mean of {goal:.1f} in {last} steps; {way}: {text}")
+    return lines
 
 
 def _crossing(curve: dict[int, float], goal: float) -> float | None:

@@ -142,7 +142,7 @@ def orders(found: Found) -> list[str]:
 
     A pair that the spread of seeds does not separate (difference below the larger of the two) counts for neither.
     """
-    told = []
+    lines = []
     for place, column in enumerate(found.table.columns):
         known = [(line.row.label, line.cells[place]) for line in found.lines]
         known = [(label, cell) for label, cell in known if cell.paper is not None and cell.mean is not None]
@@ -162,8 +162,8 @@ def orders(found: Found) -> list[str]:
         text = f"{column.head}: {agree} of {total} pairs of rows as in the paper"
         text += f", {open_} not separated by the seeds" if open_ else ""
         text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell in known) < 2 else ""
-        told.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
-    return told
+        lines.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
+    return lines
 
 
 def write(found: Found, text: str, folder: Path) -> list[Path]:

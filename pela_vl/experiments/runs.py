@@ -30,7 +30,7 @@ class Run:
     """One command. name: its folder below the grid's, and what others call it. command: a script and its arguments.
 
     makes: files that it must have written to count as done. needs: runs whose results it reads. resumable: the command goes
-    on from what an interrupted one left. threads: how the command is told of them, as the format of an argument, if at all.
+    on from what an interrupted one left. threads: how the command is given them, as the format of an argument, if at all.
     """
 
     name: str
@@ -67,8 +67,8 @@ def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
     for run in runs:
         script = next((place for place, word in enumerate(run.command) if word.endswith(".py")), 0)
         named = [content for path, content in contents.items() if any(path in word for word in run.command)]
-        told = [run.command[script:], [found[needed.name] for needed in run.needs], named]
-        found[run.name] = hashlib.sha256(json.dumps(told).encode() + configuration(run.command)).hexdigest()
+        request = [run.command[script:], [found[needed.name] for needed in run.needs], named]
+        found[run.name] = hashlib.sha256(json.dumps(request).encode() + configuration(run.command)).hexdigest()
     return found
 
 
@@ -97,12 +97,12 @@ class Grid:
         self.prints = fingerprints(self.runs, inputs)
 
     def record(self, run: Run) -> dict[str, Any]:
-        """What is known of a run as it is now: `done`, `seconds`, `threads`; empty if never begun, or with other arguments."""
+        """What is known of a run as it is now: `done`, `seconds`, `threads`; empty if never started, or with other arguments."""
         record = self._mark(run)
         return record if record.get("fingerprint") == self.prints[run.name] else {}
 
     def _mark(self, run: Run) -> dict[str, Any]:
-        """What the run that was last begun in this folder left, whatever its arguments."""
+        """What the run that was last started in this folder left, whatever its arguments."""
         try:
             return json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError):

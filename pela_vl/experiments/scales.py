@@ -36,7 +36,7 @@ class Scale:
     """root: folder of everything. launcher: what training scripts are started with; empty for plain Python.
 
     pretrain: configuration of the intermediate pre-training and its changes. calibration: list and picture folder of what
-    whitened factors are made for. numbers: what variants name in braces. threads: how a training script is told of them.
+    whitened factors are made for. numbers: what variants name in braces. threads: how a training script is given them.
     """
 
     name: str
@@ -161,14 +161,14 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         "start": replace(retrieval, evaluate=True, before_pretraining=True),
     }
     for task in DEMO_TASKS:
-        made = Run(
+        run = Run(
             f"data/{task.name}",
             (task.builder, *task_arguments(scenes, task)),
             (scenes / "tasks" / task.name,),
             (render,),
         )
         changes = (*task_changes(scenes, task), "train.batch_size=32", *steps(task.name))
-        tasks[task.name] = Task(task.script, task.config, changes, task.splits, (made,))
+        tasks[task.name] = Task(task.script, task.config, changes, task.splits, (run,))
     pretraining = (
         *small,
         f"data.train=[{lists}/scenes_pretrain.json]",

@@ -15,14 +15,20 @@ def gradcam(attention: Tensor, gradient: Tensor) -> Tensor:
 
 
 def hand_back(maps: Tensor, source: Tensor | None, size: Tensor | None = None) -> Tensor:
-    """Maps [B, ..., M] over merged tokens -> [B, ..., N]: every original place gets what it would have as a token of its own.
+    """Spread heat maps over merged tokens back to the original places.
 
-    source [B, N]: the merged token that each place is part of; None: nothing was merged. size [B, M] is given where the
-    attention was proportional, that is counted a token as often as places were merged into it: then a token's attention is
-    the sum of its places', and each gets an equal share. Without, attention took it for one token, whatever its size: it
-    has the attention that each of its places alone would have next to tokens of other kinds, and each gets all of it.
-    Gradients of the score are the same for every place of a token, as the token's value is: so the product of attention and
-    gradient may be handed back in place of both.
+    Under proportional attention a merged token counts as often as places were merged into it. Its attention is the sum of
+    that of its places, so each place gets an equal part. Without proportional attention a merged token counts once. Its
+    attention is what each of its places would have alone, so each place gets all of it. The gradient of the score is equal at
+    all places of a token, so the product of attention and gradient may be spread instead of both.
+
+    Args:
+        maps: Heat over merged tokens [B, ..., M].
+        source: The merged token that each place is part of [B, N]; None if nothing was merged.
+        size: Places of each merged token [B, M], where attention was proportional; else None.
+
+    Returns:
+        Heat over the original places [B, ..., N].
     """
     if source is None:
         return maps

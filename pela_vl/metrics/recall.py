@@ -36,9 +36,9 @@ def text_ranks(scores_i2t: npt.ArrayLike, text2image: npt.ArrayLike) -> npt.NDAr
     ranks = np.empty(len(scores), dtype=np.int64)
     for start in range(0, len(scores), _ROWS):
         rows = scores[start : start + _ROWS]
-        own = text2image[None, :] == np.arange(start, start + len(rows))[:, None]
-        best = np.where(own, rows, -np.inf).max(axis=1, keepdims=True)
-        ranks[start : start + len(rows)] = ((rows >= best) & ~own).sum(axis=1)
+        relevant = text2image[None, :] == np.arange(start, start + len(rows))[:, None]
+        best = np.where(relevant, rows, -np.inf).max(axis=1, keepdims=True)
+        ranks[start : start + len(rows)] = ((rows >= best) & ~relevant).sum(axis=1)
     return ranks
 
 
@@ -48,8 +48,8 @@ def image_ranks(scores_t2i: npt.ArrayLike, text2image: npt.ArrayLike) -> npt.NDA
     ranks = np.empty(len(scores), dtype=np.int64)
     for start in range(0, len(scores), _ROWS):
         rows, target = scores[start : start + _ROWS], text2image[start : start + _ROWS]
-        own = rows[np.arange(len(rows)), target][:, None]
-        ranks[start : start + len(rows)] = (rows >= own).sum(axis=1) - 1
+        relevant = rows[np.arange(len(rows)), target][:, None]
+        ranks[start : start + len(rows)] = (rows >= relevant).sum(axis=1) - 1
     return ranks
 
 

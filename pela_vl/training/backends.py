@@ -199,7 +199,11 @@ class DeepSpeedBackend:
         self.optimizer.refresh_fp32_params()
 
     def optimiser_state(self) -> OptimiserState:
-        """A collective: every rank calls it, every rank gets the whole state."""
+        """The whole optimiser state by parameter name, gathered from all processes.
+
+        This is a collective operation: every process calls it and gets the whole. ZeRO keeps the moments of a group of
+        parameters in one flat vector, of which each process holds a part.
+        """
         if self.stage == 0:
             return _read_state(self.base)
         state: OptimiserState = {}
@@ -243,12 +247,12 @@ class DeepSpeedBackend:
                 self.base.state[flat] = held
 
     def _fragment(self, parameter: nn.Parameter) -> tuple[int, int, int] | None:
-        """Where this rank's part of a parameter lies: (start in it, start in the flat partition, length)."""
+        """The part of a parameter that this process holds: its start in the parameter, its start in the flat vector, its length."""
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        own, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
-        return own.start, flat.start, own.numel
+        part, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return part.start, flat.start, part.numel
 
     def destroy(self) -> None:
         self.engine.destroy()

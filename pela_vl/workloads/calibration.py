@@ -156,12 +156,19 @@ class TrainingCalibration(_Calibration):
 
 
 def draw(count: int, samples: int) -> list[int]:
-    """Which of `count` entries calibrate: always the same ones, spread at random since lists have an order."""
+    """Indices of the entries that calibrate, in order.
+
+    The choice is random, since lists are often sorted, and the same at every call.
+    """
     return sorted(np.random.default_rng(0).permutation(count)[:samples].tolist())
 
 
 def draw_training(data: Any, samples: int) -> list[int]:
-    """`draw` of a training set; of shards, the front of a few at equal distances, equal parts as far as they have so many."""
+    """Indices of the samples of a training set that calibrate, in order.
+
+    Lists are drawn from at random (see `draw`). Shards are read from front to back, so samples come from the front of at most
+    `MOST_SHARDS` shards at equal distances, as many from each. Where a shard has too few, the larger ones give more.
+    """
     sizes = getattr(data, "sizes", None)
     if sizes is None:
         return draw(len(data), samples)

@@ -178,7 +178,7 @@ class ContrastiveStep(TrainingStep):
             similarity_t2i: Text-to-image similarities [B, A].
 
         Returns:
-            The loss, and the share of pairs that were told right.
+            The loss, and the share of pairs that were classified right.
         """
         size = len(batch.ids)
         pairs = torch.arange(size, device=text_tokens.device)

@@ -149,7 +149,7 @@ class Vqa(AlbefTask):
         answerer = Answerer(run.model, tokenizer_of(run), answers, settings.vqa, run.autocast)
         part = -(-len(data.asked) // run.ranks.world)
         with Progress(part, "answer", 0, "question", run.ranks.is_main) as progress:
-            ranked = answer_questions(answerer, data, run.ranks, settings.data.workers, progress=progress.to)
+            ranked = answer_questions(answerer, data, run.ranks, settings.data.workers, on_progress=progress.to)
         record = {"questions": len(data.asked), "images": len(data), "answers": len(answers)}
         record["examples"] = [
             _example(data, i, ranked, answers) for i in spread(len(ranked), settings.drawings.examples)

@@ -73,7 +73,7 @@ def test_ranks_and_interruptions_change_nothing(parts):
     assert not set(shares[0]) & set(shares[1]) and shares[0] | shares[1] == whole
     counted = []
     again = {}
-    got = answer_questions(answerer, data, ONE, done=shares[1], keep=again.__setitem__, progress=counted.append)
+    got = answer_questions(answerer, data, ONE, done=shares[1], keep=again.__setitem__, on_progress=counted.append)
     assert got == expected and set(again) == set(shares[0])
     assert counted[-1] == sum(map(len, again.values()))
 

@@ -154,7 +154,7 @@ def test_progress_counts_every_image_twice(data):
     model = tiny_albef()
     score_retrieval(
         model, data, tokenizer(), EvalSettings(k_test=2, image_batch=3, pair_batch=5), ONE, MAX_TOKENS, nullcontext,
-        progress=seen.append,
+        on_progress=seen.append,
     )  # fmt: skip
     assert seen == sorted(seen) and seen[0] == 3 and seen[-1] == 2 * IMAGES
 

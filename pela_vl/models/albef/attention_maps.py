@@ -51,14 +51,14 @@ def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: list[KeyVa
     chosen, (keys, values) = layers[layer], image[layer - first]
     x = chosen.attention(x, chosen.attention.projections.keys_values(x), attend)
 
-    def finish(probabilities: Tensor) -> Tensor:
+    def continue_from(probabilities: Tensor) -> Tensor:
         y = attend_by_map(chosen.crossattention, probabilities, values, x)
         y = chosen.output(chosen.intermediate(y), y)
         for after, context in zip(layers[layer + 1 :], image[layer - first + 1 :], strict=True):
             y = after(y, attend, context)
         return model.itm_head(y[:, 0])
 
-    return attention_map(chosen.crossattention, x, keys), finish
+    return attention_map(chosen.crossattention, x, keys), continue_from
 
 
 def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Merged:
@@ -88,7 +88,7 @@ def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace
     scores = scores if bias is None else scores + bias
     row = scores[:, :, 0].float().softmax(-1).to(scores.dtype)
 
-    def finish(probabilities: Tensor) -> Tensor:
+    def continue_from(probabilities: Tensor) -> Tensor:
         own = probabilities[:, :, None] @ values
         others = F.scaled_dot_product_attention(query[:, :, 1:], keys, values, attn_mask=bias)
         mixed = torch.cat([own, others], dim=2).transpose(1, 2).flatten(2)
@@ -98,4 +98,4 @@ def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace
             after = encoder.run_block(number, after)
         return encoder.norm(after.x)
 
-    return row, finish
+    return row, continue_from

@@ -243,15 +243,15 @@ class TextEncoder(nn.Module):
         """
         attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
         for i in range(first, last + 1):
-            layer, own = self.encoder.layer[i], image[i - first]
+            layer, context = self.encoder.layer[i], image[i - first]
             if fusion_started and i == first:
-                tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, own)
+                tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, context)
                 continue
             run = layer.first_token if i == last else layer
             if self.activation_checkpointing and self.training:
-                tokens = checkpoint(run, tokens, attend, own, use_reentrant=False)
+                tokens = checkpoint(run, tokens, attend, context, use_reentrant=False)
             else:
-                tokens = run(tokens, attend, own)
+                tokens = run(tokens, attend, context)
         return tokens[:, 0]
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:

@@ -22,17 +22,22 @@ from pela_vl.models.albef.vqa import AlbefVqa, AnswerDecoder
 class AnswerTree:
     """The prefixes of a list of answers, each a node; built once for a list.
 
-    ids, mask int64 [A, T]: [CLS], words, [SEP], padding. token, depth int64 [N]: a node's last token and its position; node
-    0 is [CLS]. path int64 [A, T - 1]: the node of an answer's prefix that ends at t, so that it predicts token t + 1; N where
-    the answer is shorter. line int64 [N, T - 1]: a node's ancestors and itself by depth; N where there is none.
+    Args:
+        ids: Tokens of every answer, int64 [A, T]: [CLS], words, [SEP], padding.
+        mask: 1 on tokens and 0 on padding, int64 [A, T].
+        token: A node's last token, int64 [N]; node 0 is [CLS].
+        depth: That token's position, int64 [N].
+        prefix_nodes: The node of an answer's prefix that ends at t and so predicts token t + 1, int64 [A, T - 1]; N where
+            the answer is shorter.
+        ancestors: A node's ancestors and itself by depth, int64 [N, T - 1]; N where there is none.
     """
 
     ids: Tensor
     mask: Tensor
     token: Tensor
     depth: Tensor
-    path: Tensor
-    line: Tensor
+    prefix_nodes: Tensor
+    ancestors: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,8 +53,8 @@ def build_answer_tree(ids: Tensor, mask: Tensor) -> AnswerTree:
         raise ValueError("every answer needs [CLS] and at least one token after it")
     known: dict[tuple[int, ...], int] = {}
     token: list[int] = []
-    line: list[list[int]] = []
-    path: list[list[int]] = []
+    ancestors: list[list[int]] = []
+    prefix_nodes: list[list[int]] = []
     for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True):
         nodes: list[int] = []
         for end in range(1, length):
@@ -57,12 +62,14 @@ def build_answer_tree(ids: Tensor, mask: Tensor) -> AnswerTree:
             if prefix not in known:
                 known[prefix] = len(token)
                 token.append(row[end - 1])
-                line.append([*nodes, known[prefix]])
+                ancestors.append([*nodes, known[prefix]])
             nodes.append(known[prefix])
-        path.append(nodes)
+        prefix_nodes.append(nodes)
     count = len(token)
-    depth = torch.tensor([len(nodes) - 1 for nodes in line])
-    padded = [torch.tensor([nodes + [count] * (width - len(nodes)) for nodes in rows]) for rows in (path, line)]
+    depth = torch.tensor([len(nodes) - 1 for nodes in ancestors])
+    padded = [
+        torch.tensor([nodes + [count] * (width - len(nodes)) for nodes in rows]) for rows in (prefix_nodes, ancestors)
+    ]
     tree = AnswerTree(ids.cpu(), mask.cpu(), torch.tensor(token), depth, *padded)
     return tree.to(ids.device)
 
@@ -96,7 +103,7 @@ def _later_words(
 ) -> Tensor:
     """Log-probability [B, k] of candidates [B, k], an answer's first word left out, its [SEP] included."""
     count = len(tree.token)
-    paths = tree.path[candidates]  # [B, k, T - 1]
+    paths = tree.prefix_nodes[candidates]  # [B, k, T - 1]
     present = torch.zeros((len(candidates), count + 1), dtype=torch.bool, device=mask.device)
     present.scatter_(1, paths.flatten(1), True)
     present[:, count] = False
@@ -141,9 +148,9 @@ def _packed(present: Tensor) -> tuple[Tensor, Tensor]:
 def _ancestors(tree: AnswerTree, nodes: Tensor, real: Tensor, place: Tensor) -> Tensor:
     """Bool [B, P, P]: which node of a question's tree attends to which; a filler attends to the first node."""
     wide = nodes.shape[1]
-    line = tree.line[nodes]  # [B, P, T - 1]
-    none = line == len(tree.token)
-    at = place.gather(1, line.flatten(1)).view_as(line).masked_fill(none | ~real[..., None], wide)
+    chain = tree.ancestors[nodes]  # [B, P, T - 1]
+    none = chain == len(tree.token)
+    at = place.gather(1, chain.flatten(1)).view_as(chain).masked_fill(none | ~real[..., None], wide)
     attend = torch.zeros((*nodes.shape, wide + 1), dtype=torch.bool, device=nodes.device)
     attend.scatter_(2, at, True)
     attend[..., 0] = True
