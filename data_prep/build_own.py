@@ -36,6 +36,9 @@ def main() -> None:
     report = write_lists(images, args.image_root, args.output, args.name)
     for split in SPLITS:
         print(f"{split:<5} {report.images[split]:>6} pictures {report.captions[split]:>6} captions")
+    used = sum(report.captions.values())
+    if used != table.rows:
+        print(f"{table.rows} rows in the table, {used} of them used")
     if copies:
         print(f"{copies} pictures are copies of others; copies stay in one split")
     for place, reason in table.bad[:20]:

@@ -46,6 +46,10 @@ def main() -> None:
         )
     if corpus.without_area:
         print(f"candidate boxes without area, left out: {corpus.without_area}")
+    if corpus.wordless:
+        print(f"expressions without a word, left out: {corpus.wordless}")
+    if corpus.unnamed:
+        print(f"objects with no other expression, left out: {corpus.unnamed}")
     if report.without_candidates:
         print(
             f"held-out pictures without a candidate box: {report.without_candidates}; their expressions count as wrong"

@@ -1,6 +1,7 @@
 """Make the retrieval lists from a Karpathy split file.
 
-Example: python data_prep/build_retrieval.py --karpathy dataset_coco.json --image-root coco --output lists --name coco
+Example: python data_prep/build_retrieval.py --karpathy data/raw/coco/dataset_coco.json --image-root data/raw/coco \\
+    --output data/coco --name coco
 """
 
 import argparse
@@ -39,6 +40,10 @@ def main() -> None:
         if report.missing[split]:
             line += f"   left out, absent: {report.missing[split]}"
         print(line)
+    if report.wordless:
+        print(f"captions without a word, left out: {report.wordless}")
+    if report.uncaptioned:
+        print(f"pictures with no other caption, left out: {report.uncaptioned}")
     for path in report.files:
         print(path)
 

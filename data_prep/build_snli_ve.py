@@ -1,6 +1,7 @@
 """Make the entailment lists from SNLI-VE's jsonl files, in the format that ALBEF published.
 
-Example: python data_prep/build_snli_ve.py --source SNLI-VE --image-root flickr30k/images --output data/snli_ve
+Example: python data_prep/build_snli_ve.py --source data/raw/snli_ve --image-root data/raw/flickr/images \\
+    --output data/snli_ve
 """
 
 import argparse

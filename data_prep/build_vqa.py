@@ -2,8 +2,8 @@
 
 Writes vqa_train.json, vqa_val.json, vqa_test.json, vqa_test_dev.json (of those found), vg_qa.json and answer_list.json.
 
-Example: python data_prep/build_vqa.py --raw data/vqa --image-root data/coco --output data/vqa/lists \\
-    --genome data/vg/question_answers.json --genome-root data/vg
+Example: python data_prep/build_vqa.py --raw data/raw/vqa --image-root data/raw/coco --output data/vqa \\
+    --genome data/raw/vg/question_answers.json --genome-root data/raw/vg
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pela_vl.base.errors import UserError, run_main
 from pela_vl.data.public.vqa_lists import (
     MIN_COUNT,
     PUBLISHED,
+    ROLES,
     answer_list,
     find_parts,
     genome_entries,
@@ -30,6 +31,9 @@ def main() -> None:
     )
     parser.add_argument("--image-root", type=Path, required=True, help="folder with train2014, val2014 and test2015")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
+    parser.add_argument(
+        "--parts", nargs="+", choices=ROLES, help="build these alone (default: all whose files are there)"
+    )
     parser.add_argument("--answer-list", type=Path, help="a published answer_list.json, taken as it is")
     parser.add_argument(
         "--min-count",
@@ -55,7 +59,7 @@ def main() -> None:
         raise UserError("--genome and --genome-root belong together: give both or none")
     if args.min_count < 1:
         raise UserError(f"--min-count {args.min_count}: an answer needs at least one question")
-    parts = find_parts(args.raw)
+    parts = find_parts(args.raw, args.parts)
     official = "_mscoco_" in parts[0].questions.name
     lists, lines = {}, []
     for part in parts:
@@ -65,11 +69,18 @@ def main() -> None:
         lines.append(line + (f"   left out, absent: {held.missing}" if held.missing else ""))
     if args.answer_list:
         answers = read_answer_list(args.answer_list)
+    elif not {"train", "val"} & set(lists):
+        answers = None  # nothing to count answers in: the parts asked for are tests
     else:
         answers = answer_list(
             (a for role in ("train", "val") if role in lists for a in lists[role].annotations), args.min_count
         )
-    files = {f"vqa_{role}.json": held.entries for role, held in lists.items()} | {"answer_list.json": answers}
+    files = {f"vqa_{role}.json": held.entries for role, held in lists.items()}
+    if answers is not None:
+        files["answer_list.json"] = answers
+        lines.append(
+            counted("answers", len(answers), official, "to rank" + (" (as given)" if args.answer_list else ""))
+        )
     if args.genome:
         questions = read_genome(args.genome)
         total = len(questions)
@@ -86,7 +97,6 @@ def main() -> None:
         files["vg_qa.json"] = entries
         lines.append(counted("vg", total, True, f"questions, {len(entries)} kept"))
         lines += [f"      left out, {reason}: {count}" for reason, count in dropped.items() if count]
-    lines.append(counted("answers", len(answers), official, "to rank" + (" (as given)" if args.answer_list else "")))
     for name, entries in files.items():
         write_list(args.output / name, entries)
     print(*lines, *(args.output / name for name in files), sep="\n")

@@ -44,18 +44,27 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
     return value
 
 
-def refuse_escape(place: str, relative: str, image_root: Path) -> None:
-    """Raise `UserError` for a path that leaves the root by its own parts; `is_picture` refuses links that do."""
-    if "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in relative.split("/"):
-        raise UserError(f"{place}: path {relative!r} leaves the image root {image_root}; give paths inside it")
+def read_json(path: Path, if_absent: str = "complete the download") -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises `UserError`, one line, for a file that is absent (if_absent: what to do then), unreadable or malformed.
+    """
+    try:
+        with reading(path, if_absent, "download it again", encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
 
 
-def is_picture(root: Path, relative: str) -> bool:
-    """Whether the file exists below `root`, which is resolved. Raises `UserError` for a link that leads out of it."""
-    target = (root / relative).resolve()
-    if not target.is_relative_to(root):
-        raise UserError(f"{root / relative}: is a link that leaves the image root; put the picture inside the root")
-    return target.is_file()
+def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, entry) of the objects in the list `key` of a JSON document; wanted: what the file should be, for messages."""
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: has no list '{key}' at its top; {wanted} is wanted")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: {key}[{number}]: wants an object, got {kind(entry)}")
+        yield f"{path}: {key}[{number}]", entry
 
 
 def write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:

@@ -96,7 +96,7 @@ def test_bad_rows_and_pictures_stop_or_are_counted(own):
     done = build(own, "--skip-bad")
     assert done.returncode == 0, done.stderr
     assert sum(len({e["image"] for e in entries}) for s, entries in lists(own / "own").items() if s != "train") == 22
-    assert done.stdout.count("left out: ") == 3 and "4.jpg: no such file" in done.stdout
+    assert done.stdout.count("left out: ") == 3 and "4.jpg: no such picture" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_bad_rows_and_pictures_stop_or_are_counted(own):
     [
         ("picture,caption\n1.jpg,x\n", "no column 'image' among picture, caption"),
         ("image;caption\n1.jpg;x\n", "no column 'image' among image;caption; .*--delimiter"),
-        ("", "no column 'image' among none"),
+        ("", "is empty; the first line wants to be image,caption"),
         ("image,caption\n", "no row with a picture and a caption"),
         ("image,caption\n0.jpg,x\n,y\n", "line 3: no picture"),
         ("image,caption\n0.jpg\n", "line 2: no word in the caption"),
-        ("image,caption\n../0.jpg,x\n", "line 2: path '../0.jpg' leaves the image root"),
+        ("image,caption\n../0.jpg,x\n", "line 2: image path '../0.jpg' is not below the image root"),
     ],
 )
 def test_malformed_tables_name_file_and_line(tmp_path, table, message):
@@ -119,10 +119,10 @@ def test_malformed_tables_name_file_and_line(tmp_path, table, message):
 
 
 def test_tables_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="absent.csv: no such file; give the table of captions with --csv"):
+    with pytest.raises(UserError, match="absent.csv: no such file; name the table of captions"):
         read_table(tmp_path / "absent.csv", tmp_path)
     (tmp_path / "latin.csv").write_bytes("image,caption\n0.jpg,été\n".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.csv: not UTF-8 .*save the table as CSV UTF-8"):
+    with pytest.raises(UserError, match="latin.csv: line 2: not UTF-8; save the table as CSV UTF-8"):
         read_table(tmp_path / "latin.csv", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read_table(tmp_path, tmp_path)

@@ -136,7 +136,6 @@ def _annotation(key, value):
         ("refs(unc).p", _first("ann_id", 10**9), "is no annotation of"),
         ("refs(unc).p", _first("image_id", 5), "is not the picture of annotation"),
         ("refs(unc).p", _first("sentences", []), "ref 0.sentences: is empty"),
-        ("refs(unc).p", _first("sentences", [{"sent_id": 0, "sent": " ?! "}]), "no word in"),
         ("refs(unc).p", lambda refs: [refs[0], *refs], "stands twice"),
         ("instances.json", _annotation("bbox", [1, 2, 3]), r"annotations\[0\].bbox: wants \[x, y"),
         ("instances.json", _annotation("bbox", [1, 2, 0, 3]), "which has no area"),

@@ -167,14 +167,14 @@ def test_absent_pictures(coco, genome, tmp_path):
     raw, root = coco
     (root / "train2014" / "COCO_train2014_000000000001.jpg").unlink()
     train = find_parts(raw)[0]
-    with pytest.raises(UserError, match=r"questions\[0\]: no picture train2014/COCO_.*1.jpg in .*--skip-missing"):
+    with pytest.raises(UserError, match=r"questions\[0\]: .*train2014/COCO_.*1.jpg: no such picture; .*--skip-missing"):
         read_part(train, root)
     held = read_part(train, root, skip_missing=True)
     assert (len(held.entries), held.images, held.missing) == (2, 1, 2)
     (root / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
     done = run("--raw", raw, "--image-root", root, "--output", tmp_path / "lists", "--skip-missing")
     assert (
-        done.returncode == 2 and "v2_OpenEnded_mscoco_val2014_questions.json: questions[0]: no picture" in done.stderr
+        done.returncode == 2 and "v2_OpenEnded_mscoco_val2014_questions.json: questions[0]: " in done.stderr
     )
     assert not (tmp_path / "lists").exists() and done.stderr.count("\n") == 1
     (genome / "VG_100K" / "1.jpg").unlink()
@@ -286,15 +286,14 @@ def test_image_patterns(coco, tmp_path):
     assert image_path(file, 5, "{image_id}.png") == "5.png"
     with pytest.raises(UserError, match="only {image_id} and {subset}"):
         image_path(file, 5, "{name}.png")
-    with pytest.raises(UserError, match="leaves the image root"):
+    with pytest.raises(UserError, match="is not below the image root"):
         read_part(find_parts(raw)[0], root, "../{image_id}.jpg")
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"x")
     link = root / "train2014" / "COCO_train2014_000000000001.jpg"
     link.unlink()
     link.symlink_to(secret)
-    with pytest.raises(UserError, match="is a link that leaves the image root"):
-        read_part(find_parts(raw)[0], root)
+    assert read_part(find_parts(raw)[0], root).missing == 0  # links are followed
     spoiled(raw / "v2_OpenEnded_mscoco_val2014_questions.json", lambda d: d.update(data_type="mine"))
     with pytest.raises(UserError, match="say with --image-pattern"):
         read_part(find_parts(raw)[1], root)

@@ -15,12 +15,15 @@ from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json, atomic_write, remove_stale
 from pela_vl.base.progress import Progress
+from pela_vl.data.sets.shard_format import INDEX
 
 from .engines import OrderedMap, open_engine
-from .examine import Examination, Filters
+from .examine import Examination, Folder
 from .gate import Gate
-from .outputs import INDEX, AppendedFiles, ListWriter, Shards, ShardWriter, shard_index
+from .outputs import AppendedFiles, ListWriter, ShardWriter, final_names, shard_index
+from .parquet import CutFile
 from .report import make_report, table
+from .settings import Filters, Shards
 from .state import State
 from .units import Unit, list_unit
 
@@ -58,8 +61,8 @@ class Request:
 
     def _check_image_root(self) -> None:
         for unit in self.sources:
-            if unit.path.endswith(".tar"):
-                raise UserError(f"{unit.path}: JSON lists cannot name pictures inside a tar; ask for shards instead")
+            if unit.path.endswith((".tar", ".parquet")):
+                raise UserError(f"{unit.path}: JSON lists cannot name pictures inside an archive; set format=shards")
             if self.image_root is None or os.path.commonpath([unit.images, self.image_root]) != self.image_root:
                 raise UserError(
                     f"{unit.images}: is not below the image root {self.image_root}, where the lists' paths start"
@@ -73,11 +76,21 @@ def build_corpus(
     engine: str = "local",
     ray_address: str | None = None,
     progress: bool = True,
+    skip_damaged: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Build the corpus in `output`; return its report and whether there was anything to do.
 
     A build that was interrupted goes on where it was, also with another number of workers or on another engine: the
     files are the same bytes. Raises `UserError` if the folder holds anything else, and for malformed raw files.
+
+    Args:
+        request: what to build.
+        output: the folder.
+        workers: processes.
+        engine: "local" or "ray".
+        ray_address: of a running cluster; None starts one.
+        progress: show how far it is.
+        skip_damaged: leave out and report tar and parquet files that are cut; else they are an error that names them all.
     """
     with alone(output):
         work = output / _WORK
@@ -87,7 +100,7 @@ def build_corpus(
             with closing(State(work / "state.sqlite")) as state:
                 if not state.fact("finished", False):
                     with open_engine("local", workers) as run:
-                        _list_units(request, work, state, run, progress)
+                        _list_units(request, work, state, run, progress, skip_damaged)
                     with open_engine(engine, workers, ray_address) as run:
                         _examine(request, work, state, run, progress)
                 _publish(request, output, state)
@@ -100,31 +113,68 @@ def _list_path(work: Path, number: int) -> Path:
     return work / "lists" / f"{number:06d}.jsonl"
 
 
-def _list_units(request: Request, work: Path, state: State, run: OrderedMap, progress: bool) -> None:
+def _list_units(
+    request: Request, work: Path, state: State, run: OrderedMap, progress: bool, skip_damaged: bool
+) -> None:
     """Turn every raw file into a file of records; those of an earlier run stay."""
     (work / "lists").mkdir(exist_ok=True)
     remove_stale(work / "lists")
     units, listed = request.units(), state.unit_records()
     jobs = ((n, (unit, _list_path(work, n))) for n, unit in enumerate(units) if n not in listed)
+    cut: dict[int, str] = {}
     with Progress(len(units), "listing", initial=len(listed), unit="file", enabled=progress) as bar:
-        for number, records in run(_list_one, jobs):
-            state.set_unit_records(number, records)
-            state.commit()
-            bar.update(1, f"{units[number].path}: {records} records")
+        for number, (records, fault) in run(_list_one, jobs):
+            if fault:
+                cut[number] = fault
+            else:
+                state.set_unit_records(number, records)
+                state.commit()
+            bar.update(1, f"{units[number].path}: {fault or f'{records} records'}")
+    if cut and not skip_damaged:
+        raise UserError(
+            f"{len(cut)} of {len(units)} raw files are cut or damaged: {'; '.join(cut.values())}; download these again, or leave "
+            "them out with skip_damaged=true, and run again to go on"
+        )
+    for number, fault in cut.items():
+        with atomic_write(_list_path(work, number), "w"):
+            pass  # no records
+        state.set_unit_records(number, 0)
+        state.set_fact("skipped", [*state.fact("skipped", []), fault])
+    state.commit()
 
 
-def _list_one(job: tuple[Unit, Path]) -> int:
-    return list_unit(*job)
+def _list_one(job: tuple[Unit, Path]) -> tuple[int, str]:
+    """(records, "") or, for a raw file that is cut, (0, what is wrong)."""
+    try:
+        return list_unit(*job), ""
+    except CutFile as fault:
+        return 0, str(fault)
+
+
+def _folders(request: Request, state: State) -> tuple[Folder, ...]:
+    """The sources' folders of pictures as they are now. Raises `UserError` for one that was full and is empty now."""
+    folders = []
+    for path in dict.fromkeys(unit.images for unit in request.sources if unit.images):
+        folder = Folder.of(path)
+        if path in state.fact("folders", []):
+            folder.check()
+        elif not any(os.scandir(path)):
+            continue  # empty from the start: all of its pictures are missing
+        folders.append(folder)
+    state.set_fact("folders", [folder.path for folder in folders])
+    state.commit()
+    return tuple(folders)
 
 
 def _examine(request: Request, work: Path, state: State, run: OrderedMap, progress: bool) -> None:
     files = AppendedFiles(work / _OUT, state)
+    folders = _folders(request, state)
     if request.shards is None:
         writer = ListWriter(files, request.image_root, request.names())
-        how = Examination(request.filters)
+        how = Examination(request.filters, folders=folders)
     else:
         writer = ShardWriter(files, request.shards)
-        how = Examination(request.filters, request.shards.image_size, request.shards.quality)
+        how = Examination(request.filters, request.shards.image_size, request.shards.quality, folders)
     gate = Gate(state, files, writer)
     done = state.fact("records", 0)
     save = partial(_save, state, files, gate)
@@ -180,12 +230,13 @@ def _chunks(work: Path, units: int, cursor: list[int]) -> Iterator[tuple[list[in
 
 def _publish(request: Request, output: Path, state: State) -> None:
     """Move the finished files to their places, then write index and report: the report last, it says all is there."""
+    names = final_names(state.files())
     for path in sorted((output / _WORK / _OUT).iterdir()):
-        os.replace(path, output / path.name)
-    files = state.files()
+        os.replace(path, output / names[path.name])
+    files = {names[name]: entry for name, entry in state.files().items()}
     if request.shards is not None:
         atomic_json(output / INDEX, shard_index(files, request.shards.image_size))
-    report = make_report(request.as_json(), request.names(), state.counts(), files)
+    report = make_report(request.as_json(), request.names(), state.counts(), files, state.fact("skipped", []))
     with atomic_write(output / _TABLE, "w") as file:
         file.write(table(report))
     atomic_json(output / REPORT, report)

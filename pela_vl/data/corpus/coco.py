@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import resolve_image
+from pela_vl.data.paths import resolve
 
 from .json_stream import json_items
-from .records import Record, flickr_identity
+from .records import Record, flickr_identity, picture_identities
 
 
 def coco_records(source: str, annotations: str, images: str, scratch: Path) -> Iterator[Record]:
@@ -67,10 +67,10 @@ def _record(source: str, place: str, entry: Any, captions: list[Any], images: st
     if not isinstance(name, str) or _id(entry, "id") is None:
         return Record(source, place, captions, problem="malformed_entry", detail="wants 'id' and 'file_name'")
     try:
-        path = resolve_image(images, name)
+        path = resolve(images, name)
     except UserError:
         return Record(source, entry["id"], captions, problem="path_outside_root", detail=name)
-    identities = [f"coco:{entry['id']}", f"name:{Path(name).stem}", *flickr_identity(entry.get("flickr_url"))]
+    identities = [f"coco:{entry['id']}", *picture_identities(images, path), *flickr_identity(entry.get("flickr_url"))]
     return Record(source, entry["id"], captions, [path], identities=identities)
 
 

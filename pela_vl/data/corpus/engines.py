@@ -27,7 +27,7 @@ _AHEAD = 3  # jobs under way for each worker: enough that none waits for the slo
 def open_engine(name: str, workers: int, address: str | None = None) -> Iterator[OrderedMap]:
     """An engine by name; `address` is that of a running Ray cluster (none: one is started here and ended)."""
     if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
+        raise UserError(f"workers {workers}: must be at least 1")
     if name == "ray":
         with _ray(workers, address) as run:
             yield run
@@ -62,7 +62,7 @@ def _ray(workers: int, address: str | None) -> Iterator[OrderedMap]:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray needs Ray: pip install 'pela_vl[ray]'") from None
+        raise UserError("engine ray needs Ray: pip install 'pela_vl[ray]'") from None
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -70,7 +70,7 @@ def _ray(workers: int, address: str | None) -> Iterator[OrderedMap]:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray-address {address}: no Ray cluster answers ({' '.join(str(error).split())})") from None
+        raise UserError(f"ray_address {address}: no Ray cluster answers ({' '.join(str(error).split())})") from None
 
     @ray.remote
     def apply(function: Callable[[Any], Any], job: Any) -> Any:

@@ -1,9 +1,11 @@
 """The look at one record: is its picture whole and fit, which captions pass. A pure function of the record and disk."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,46 +13,61 @@ from PIL import Image
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.images import ImageError, Picture, read_picture
+from pela_vl.data.paths import is_file
 from pela_vl.data.text import clean_caption
 
+from .parquet import parquet_picture
 from .records import Finding, Record
+from .settings import Filters
 from .table import downloaded_names
 
 _ALL_WORDS = 10**9
 
 
 @dataclass(frozen=True)
-class Filters:
-    """min_side: pixels of the shorter side. max_aspect: longer over shorter side. min_words, max_words: of a caption."""
+class Folder:
+    """A folder of pictures as it was when the run began, by which it is known whether it is still there."""
 
-    min_side: int = 32
-    max_aspect: float = 20.0
-    min_words: int = 1
-    max_words: int = 60
+    path: str
+    device: int
 
-    def __post_init__(self) -> None:
-        if self.min_side < 1 or self.max_aspect < 1 or not 1 <= self.min_words <= self.max_words:
-            raise UserError(f"{self}: wants min_side >= 1, max_aspect >= 1 and 1 <= min_words <= max_words")
+    @classmethod
+    def of(cls, path: str) -> "Folder":
+        try:
+            return cls(path, os.stat(path).st_dev)
+        except OSError as error:
+            raise gone_away(path, error) from None
+
+    def check(self) -> None:
+        """Raise `UserError` when the folder has gone away: unmounted, unreadable, or emptied."""
+        try:
+            with os.scandir(self.path) as entries:
+                if next(entries, None) is not None and os.stat(self.path).st_dev == self.device:
+                    return
+        except OSError as error:
+            raise gone_away(self.path, error) from None
+        raise gone_away(self.path)
 
 
-_WEB = Filters(min_side=64, max_aspect=5.0, min_words=2)  # pictures nobody chose, captions nobody wrote as such
-FILTERS = {
-    "coco": Filters(),
-    "vg": Filters(),
-    "cc3m_train": _WEB,
-    "cc3m_val": _WEB,
-    "cc12m": _WEB,
-    "sbu": _WEB,
-}
+def gone_away(path: str, error: OSError | None = None) -> UserError:
+    """The error for a source that cannot be read any more: nothing is dropped, the run can be gone on with."""
+    reason = (error.strerror or str(error)) if error else "it is empty now, or another disk is mounted there"
+    return UserError(
+        f"{path}: the source has gone away ({reason}); bring it back and run the same command again to go on"
+    )
 
 
 @dataclass(frozen=True)
 class Examination:
-    """filters: of each source. image_size: None, or the pixels of the shorter side to store JPEGs of `quality` at."""
+    """filters: of each source. image_size: None, or the pixels of the shorter side to store JPEGs of `quality` at.
+
+    folders: of the sources' pictures; where a picture is missing they are looked at, lest a whole disk be missing.
+    """
 
     filters: dict[str, Filters]
     image_size: int | None = None
     quality: int = 95
+    folders: tuple[Folder, ...] = ()
 
     def __call__(self, lines: Sequence[bytes]) -> list[Finding]:
         """Examine records given as lines of JSON: the job of a worker."""
@@ -60,10 +77,11 @@ class Examination:
 def examine(record: Record, how: Examination) -> Finding:
     """Look at a record's captions and picture; of the findings' reasons all come from here but those of the gate."""
     finding = Finding(record.source, record.id, len(record.captions), record.identities, record.held_out)
+    finding.held_out_of = record.held_out_of
     try:
         if not record.held_out:
             _look_at_captions(record, how.filters[record.source], finding)
-        picture, finding.path = _read(record)
+        picture, finding.path = _read(record, how)
         _look_at_picture(picture, record, how, finding)
     except _Unfit as unfit:
         finding.reason, finding.detail = unfit.args
@@ -78,9 +96,12 @@ class _Unfit(Exception):
 
 def _look_at_captions(record: Record, filters: Filters, finding: Finding) -> None:
     seen: set[str] = set()
-    for caption in record.captions:
+    shares = record.shares or [1.0] * len(record.captions)
+    for caption, share in zip(record.captions, shares, strict=True):
         text = clean_caption(caption, _ALL_WORDS) if isinstance(caption, str) else ""
         reason = _fault(caption, text, filters, seen)
+        if reason is None and share < filters.min_region_area:
+            reason = "small_region"
         if reason is None:
             seen.add(text)
             finding.captions.append(text)
@@ -117,35 +138,61 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _read(record: Record) -> tuple[Picture, str]:
+def _read(record: Record, how: Examination) -> tuple[Picture, str]:
     if record.member is not None:
-        tar, offset, size = record.member
-        name = f"{os.path.basename(tar)}/{record.id}"
-        try:
-            with open(tar, "rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise UserError(f"{tar}: cannot be read: {error.strerror or error}") from None
-        return read_picture(name, content), name
+        archive, offset, size = record.member
+        name = f"{os.path.basename(archive)}/{record.id}"
+        if archive.endswith(".parquet"):
+            return read_picture(name, parquet_picture(archive, offset, size)), name
+        return read_picture(name, _content(archive, offset, size)), name
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
         paths = [os.path.join(folder, name) for name in downloaded_names(number, record.url)]
-    path = next((path for path in paths if os.path.isfile(path)), None)
+    path = next((found for path in paths if (found := _existing(path)) is not None), None)
     if path is None:
+        for folder in how.folders:
+            if any(_is_below(path, folder.path) for path in paths):
+                folder.check()
         raise _Unfit("missing", paths[0] if paths else "")
     if record.url is not None and (other := _address_beside(path)) not in (None, record.url):
         raise _Unfit("other_download", f"{path} came from {other}")
-    return read_picture(path), path
+    return read_picture(path, _content(path)), path
+
+
+def _existing(path: str) -> str | None:
+    """The path as the disk spells it: names with accents may be composed or decomposed."""
+    spellings = [path]
+    if not path.isascii():
+        spellings += [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+    return next((spelling for spelling in spellings if is_file(spelling)), None)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
+    """Bytes of a file that is there. Whatever the disk says is no fault of the picture: it ends the run, to be gone on with."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        raise gone_away(path, error) from None
+    if len(content) < size:
+        raise gone_away(path, OSError(errno.EIO, "it is shorter than it was when it was listed"))
+    return content
 
 
 def _address_beside(path: str) -> str | None:
     """The address that a downloader's .json beside the picture names: another row's picture would have another's."""
+    beside = os.path.splitext(path)[0] + ".json"
     try:
-        with open(os.path.splitext(path)[0] + ".json", encoding="utf-8") as file:
-            url = json.load(file).get("url")
-    except (OSError, ValueError, AttributeError):
+        if not is_file(beside):
+            return None
+        url = json.loads(_content(beside)).get("url")
+    except (ValueError, AttributeError):
         return None
     return url if isinstance(url, str) else None
 

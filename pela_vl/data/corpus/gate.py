@@ -37,9 +37,8 @@ class Gate:
         self.counts.clear()
 
     def _hold_out(self, finding: Finding) -> None:
-        keys = _identity_keys(finding)
+        keys = [key for scope in finding.held_out_of or [""] for key in _known_by(finding, scope)]
         if finding.digest is not None:
-            keys.append(key("content", finding.digest.hex()))
             self.counts[HELD_OUT, "pictures", "by_content"] += 1
         else:
             self.counts[HELD_OUT, "unread", finding.reason] += 1
@@ -47,16 +46,17 @@ class Gate:
         self.state.hold_out(keys)
 
     def _leak(self, finding: Finding) -> str | None:
-        keys = _identity_keys(finding)
-        leak = "held_out_id" if any(map(self.state.is_held_out, keys)) else None
-        if finding.digest is not None:
-            content = key("content", finding.digest.hex())
-            leak = leak or ("held_out_content" if self.state.is_held_out(content) else None)
-            keys.append(content)
-        if leak is not None:
-            # its other names and its pixels are held out too, for sources that know it by those
-            self.state.hold_out(keys)
-        return leak
+        for scope in ("", finding.source):
+            keys = _known_by(finding, scope)
+            content = keys.pop() if finding.digest is not None else None
+            leak = "held_out_id" if any(map(self.state.is_held_out, keys)) else None
+            if leak is None and content is not None and self.state.is_held_out(content):
+                leak = "held_out_content"
+            if leak is not None:
+                # its other names and its pixels are held out too, for sources that know it by those
+                self.state.hold_out([*keys, content] if content is not None else keys)
+                return leak
+        return None
 
     def _duplicate(self, finding: Finding) -> str | None:
         own = key("id", finding.source, type(finding.id).__name__, finding.id)
@@ -91,5 +91,7 @@ class Gate:
                 counts[source, "dropped_captions", "with_picture"] += len(finding.captions)
 
 
-def _identity_keys(finding: Finding) -> list[bytes]:
-    return [key("identity", identity) for identity in finding.identities]
+def _known_by(finding: Finding, scope: str) -> list[bytes]:
+    """Keys of a picture's identities, then of its content; scope: the one source that a test set is held out of, or ""."""
+    keys = [key("identity", scope, identity) for identity in finding.identities]
+    return keys if finding.digest is None else [*keys, key("content", scope, finding.digest.hex())]

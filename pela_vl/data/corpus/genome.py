@@ -20,8 +20,8 @@ def genome_records(source: str, regions: str, images: str, image_data: str | Non
     """Pictures in the order of the regions' file.
 
     images: the folder above VG_100K and VG_100K_2, or one that holds all pictures itself. image_data: tells which
-    pictures COCO and Flickr have too, without which the leak check cannot know them by number. scratch: a file name
-    for the join.
+    pictures COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which
+    each phrase's region gets its share of the picture. scratch: a file name for the join.
     """
     scratch.unlink(missing_ok=True)
     try:
@@ -35,14 +35,15 @@ def genome_records(source: str, regions: str, images: str, image_data: str | Non
 
 def _fill(table: sqlite3.Connection, image_data: str | None) -> None:
     table.execute("PRAGMA journal_mode = OFF")
-    table.execute("CREATE TABLE known (id INTEGER PRIMARY KEY, identities TEXT)")
+    table.execute("CREATE TABLE known (id INTEGER PRIMARY KEY, identities TEXT, pixels INTEGER)")
     table.execute("BEGIN")
     for place, (_, entry) in enumerate(json_items(image_data) if image_data else ()):
         number = _number(entry, "image_id", "id")
         if number is None:
             raise UserError(f"{image_data}: entry {place}: wants a whole number 'image_id' or 'id'")
         names = [f"{name}:{entry[f'{name}_id']}" for name in ("coco", "flickr") if entry.get(f"{name}_id")]
-        table.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (number, json.dumps(names)))
+        size = [_number(entry, side) or 0 for side in ("width", "height")]
+        table.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", (number, json.dumps(names), size[0] * size[1]))
     table.execute("COMMIT")
 
 
@@ -53,9 +54,17 @@ def _record(source: str, place: int, entry: Any, images: str, table: sqlite3.Con
         detail = "wants a whole number 'id' and a list 'regions'"
         return Record(source, f"entry {place}", problem="malformed_entry", detail=detail)
     captions = [region.get("phrase") if isinstance(region, dict) else None for region in regions]
-    row = table.execute("SELECT identities FROM known WHERE id = ?", (number,)).fetchone()
+    row = table.execute("SELECT identities, pixels FROM known WHERE id = ?", (number,)).fetchone()
+    shares = [_share(region, row[1]) for region in regions] if row and row[1] else []
     paths = [os.path.normpath(os.path.join(images, folder, f"{number}.jpg")) for folder in _FOLDERS]
-    return Record(source, number, captions, paths, identities=[f"vg:{number}", *(json.loads(row[0]) if row else [])])
+    return Record(source, number, captions, paths, identities=[f"vg:{number}", *(json.loads(row[0]) if row else [])],
+                  shares=shares)  # fmt: skip
+
+
+def _share(region: Any, pixels: int) -> float:
+    """The share of the picture that a region covers; 0 where it has no size."""
+    width, height = (_number(region, side) or 0 for side in ("width", "height"))
+    return round(min(max(width, 0) * max(height, 0) / pixels, 1.0), 4)
 
 
 def _number(entry: Any, *fields: str) -> int | None:

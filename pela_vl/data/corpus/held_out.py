@@ -1,15 +1,16 @@
 """The pictures of test and validation sets, from the files that define them: they must not enter the corpus."""
 
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.paths import is_file
+from pela_vl.data.plain_pickle import read_plain_pickle
 
 from .json_stream import json_items
-from .records import Record
+from .records import Record, picture_identities
 
 _SPLITS = {"val", "test", "testA", "testB", "testC", "dev"}
 _COCO_NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "COCO_test2015_{:012d}.jpg", "{:012d}.jpg")
@@ -17,6 +18,7 @@ _COCO_NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "COCO_t
 
 def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
     """The val and test pictures of a Karpathy file (COCO, Flickr30K, scenes)."""
+    flickr = _dataset(file).startswith("flickr")
     found = False
     for place, (name, entry) in enumerate(json_items(file)):
         if name != "images":
@@ -27,15 +29,25 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
         if entry.get("split") not in _SPLITS:
             continue
         stem = Path(entry["filename"]).stem
-        identities = [f"name:{stem}"]
+        path = os.path.join(str(entry.get("filepath", "")), entry["filename"])
+        names = (path, entry["filename"])
+        record = _held(file, stem, [], images, names)
         if "cocoid" in entry:
-            identities.append(f"coco:{entry['cocoid']}")
-        elif stem.isdigit():  # Flickr30K calls its files by Flickr's number
-            identities.append(f"flickr:{stem}")
-        names = (os.path.join(str(entry.get("filepath", "")), entry["filename"]), entry["filename"])
-        yield _held(file, stem, identities, images, names)
+            record.identities.append(f"coco:{entry['cocoid']}")
+        if flickr and stem.isdigit():  # Flickr30K calls its files by Flickr's number
+            record.identities.append(f"flickr:{stem}")
+        known = picture_identities(None, path)
+        # with the pictures at hand their pixels count; a path alone may be another picture's in another folder
+        if known[0].startswith("coco:") or not any(map(is_file, record.paths)):
+            record.identities.extend(known)
+        yield record
     if not found:
         raise UserError(f"{file}: has no list 'images'; a Karpathy file is wanted")
+
+
+def _dataset(file: str) -> str:
+    """What a Karpathy file calls its data set; the entry stands behind the pictures."""
+    return next((value for name, value in json_items(file) if name == "dataset" and isinstance(value, str)), "")
 
 
 def refs_held_out(file: str, images: str | None) -> Iterator[Record]:
@@ -71,7 +83,7 @@ def folder_held_out(folder: str, _: str | None = None) -> Iterator[Record]:
     count = 0
     for path, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted(name for name in names if not name.startswith(".")):
             count += 1
             yield Record(folder, name, paths=[os.path.join(path, name)], held_out=True)
     if not count:
@@ -83,21 +95,8 @@ def _held(file: str, id_: Any, identities: list[str], images: str | None, names:
     return Record(file, id_, paths=paths, identities=identities, held_out=True)
 
 
-class _PlainData(pickle.Unpickler):
-    """Reads lists, dicts, numbers and texts; a pickle that asks for anything else is refused, not run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
-
-
 def _load_refs(file: str) -> list[Any]:
-    try:
-        with open(file, "rb") as stream:
-            refs = _PlainData(stream, encoding="latin1").load()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # a malformed pickle fails in any way
-        raise UserError(f"{file}: is no pickle of plain data ({error}); a refs(...).p file is wanted") from None
+    refs = read_plain_pickle(file)
     if not isinstance(refs, list):
         raise UserError(f"{file}: wants a list of refs")
     return refs

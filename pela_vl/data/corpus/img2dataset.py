@@ -1,18 +1,22 @@
-"""What img2dataset leaves: folders or tars of pictures with .json and .txt beside them, and a parquet table of each.
+"""What img2dataset leaves: folders or tars of pictures with .json and .txt beside them and a parquet table of each, or
+parquet files that hold the pictures too.
 
 One unit is one of its shards (10,000 pictures unless told otherwise); memory is that of a shard's names and captions.
 """
 
+import importlib.util
 import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.paths import is_file
 
+from .parquet import CutFile, has_pictures, parquet_rows
 from .records import Record, flickr_identity
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -36,17 +40,50 @@ class _Table:
 
 
 def find_shards(folder: str) -> list[str]:
-    """The tars and folders of an output folder, in the order of their names."""
+    """The tars and folders of an output folder, in the order of their names; else its parquet files with pictures.
+
+    Files that systems put beside others (`._00000.tar` of macOS) are nobody's.
+    """
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     paths = [os.path.join(folder, name) for name in names if not name.startswith((".", "_"))]
     shards = [path for path in paths if path.endswith(".tar") or os.path.isdir(path)]
+    shards = shards or [path for path in paths if path.endswith(".parquet")]
     if not shards:
-        raise UserError(f"{folder}: holds neither folders nor .tar files; name the folder that img2dataset wrote")
+        raise UserError(
+            f"{folder}: holds no folders, no .tar and no .parquet files; name the folder that img2dataset wrote"
+        )
     return shards
 
 
 def shard_records(source: str, shard: str) -> Iterator[Record]:
-    """The pictures of one shard, then the downloads that failed."""
+    """The pictures of one shard, then the downloads that failed. Raises `CutFile` for a file that is cut.
+
+    The id is the key where it begins with the shard's name, as img2dataset's do; else `<shard>/<key>`: other writers number
+    the keys of every shard from 0.
+    """
+    stem = os.path.basename(shard).removesuffix(".tar").removesuffix(".parquet")
+    records = _parquet_records(source, shard) if shard.endswith(".parquet") else _sample_records(source, shard)
+    for record in records:
+        whole = os.path.basename(record.id).startswith(stem)
+        yield record if whole else replace(record, id=f"{stem}/{record.id}")
+
+
+def _parquet_records(source: str, shard: str) -> Iterator[Record]:
+    if not has_pictures(shard):
+        raise UserError(f"{shard}: holds no pictures (no column 'jpg'), and no tar or folder lies beside it")
+    for row, place in parquet_rows(shard, with_pictures=True):
+        caption = row.get("caption") if row.get("caption") is not None else row.get("txt")
+        captions = list(caption) if isinstance(caption, list) else [caption]
+        name = str(row["key"])
+        if row["there"]:
+            identities = flickr_identity(row.get("url"))
+            yield Record(source, name, captions, member=(shard, *place), identities=identities)
+        else:
+            detail = str(row.get("error_message") or row.get("status") or "")
+            yield Record(source, name, [None], problem="download_failed", detail=detail)
+
+
+def _sample_records(source: str, shard: str) -> Iterator[Record]:
     samples = _tar_samples(shard) if shard.endswith(".tar") else _folder_samples(shard)
     table = _read_table(shard.removesuffix(".tar") + ".parquet", needed=_lacks_captions(samples))
     for name, sample in samples.items():
@@ -83,7 +120,7 @@ def _folder_samples(shard: str) -> dict[str, _Sample]:
     for name in sorted(os.listdir(shard)):
         path = os.path.join(shard, name)
         stem, _, suffix = name.rpartition(".")
-        if stem and os.path.isfile(path):
+        if stem and not name.startswith(".") and is_file(path):
             _add(samples, stem, suffix.lower(), path, lambda path=path: Path(path).read_bytes())
     return samples
 
@@ -108,7 +145,7 @@ def _tar_samples(shard: str) -> dict[str, _Sample]:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise EOFError("it ends too early")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{shard}: cannot be read as a tar file ({error}); download that shard again") from None
+        raise CutFile(f"{shard}: cannot be read as a tar file ({error})") from None
     return samples
 
 
@@ -132,27 +169,12 @@ def _read_table(path: str, needed: bool) -> _Table:
     table = _Table()
     if not os.path.isfile(path):
         return table
-    try:
-        import pyarrow.parquet as parquet
-        from pyarrow import ArrowException
-    except ImportError:
-        if needed:
-            raise UserError(f"{path}: captions in parquet need pyarrow: pip install 'pela_vl[corpus]'") from None
+    if not needed and importlib.util.find_spec("pyarrow") is None:
         return table
-    try:
-        with parquet.ParquetFile(path) as file:
-            wanted = [
-                name for name in ("key", "caption", "url", "status", "error_message") if name in file.schema.names
-            ]
-            if "key" not in wanted:
-                raise UserError(f"{path}: has no column 'key'; it is no table of img2dataset")
-            for batch in file.iter_batches(4096, columns=wanted):
-                for row in batch.to_pylist():
-                    name = str(row["key"])
-                    if row.get("status", "success") == "success":
-                        table.rows[name] = (row.get("caption"), row.get("url"))
-                    else:
-                        table.failed.append((name, str(row.get("error_message") or row["status"])))
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+    for row, _ in parquet_rows(path):
+        name = str(row["key"])
+        if row.get("status", "success") == "success":
+            table.rows[name] = (row.get("caption"), row.get("url"))
+        else:
+            table.failed.append((name, str(row.get("error_message") or row["status"])))
     return table

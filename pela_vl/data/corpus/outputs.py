@@ -3,35 +3,21 @@
 A file's committed length is all that is needed to go on after a kill: what lies beyond is cut off.
 """
 
+import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.sets.shard_format import END, index_content, sample_members, shard_name
 
 from .records import Finding
+from .settings import Shards
 from .state import State
 
-SHARD_FORMAT = "pela_vl shards 1"
 DROPPED = "dropped.jsonl"
-INDEX = "index.json"
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Tar shards of `samples` pictures each, stored as JPEGs of `quality` whose shorter side is `image_size`."""
-
-    image_size: int = 256
-    samples: int = 5000
-    quality: int = 95
-
-    def __post_init__(self) -> None:
-        if self.image_size < 8 or self.samples < 1 or not 1 <= self.quality <= 100:
-            raise UserError(f"{self}: wants image_size >= 8, samples >= 1 and quality from 1 to 100")
 
 
 class AppendedFiles:
@@ -114,47 +100,46 @@ class ListWriter:
 
 
 class ShardWriter:
-    """shard-000000.tar, ...: `<key>.jpg` and `<key>.json` ({"caption", "image_id", "source"}) one after the other."""
+    """Shards as `shard_format` has them. `shards.open` of them are filled at a time, chosen for each sample by a hash.
+
+    Which shard a sample goes to depends on its number alone, so the files are the same bytes however the work was done.
+    """
 
     def __init__(self, files: AppendedFiles, shards: Shards) -> None:
-        self.files, self.per_shard = files, shards.samples
+        self.files, self.shards = files, shards
+        # of each place the last shard that was begun: their numbers are congruent to it
+        self.current = list(range(shards.open))
+        for name in files.entries:
+            if name.endswith(".tar"):
+                number = int(name.removeprefix("shard-").removesuffix(".tar"))
+                place = number % shards.open
+                self.current[place] = max(self.current[place], number)
 
     def add(self, finding: Finding, number: int) -> None:
-        text = json.dumps({"caption": _captions(finding), "image_id": finding.id, "source": finding.source}).encode()
-        key = f"{number:09d}"
-        shard = _shard_name(number // self.per_shard)
-        self.files.append(shard, _member(f"{key}.jpg", finding.jpeg) + _member(f"{key}.json", text), samples=1)
-        if self.files.samples(shard) == self.per_shard:
-            self._end(shard)
+        record = {"caption": _captions(finding), "image_id": finding.id, "source": finding.source}
+        place = int.from_bytes(hashlib.blake2b(str(number).encode(), digest_size=4).digest(), "big") % self.shards.open
+        if self.files.samples(shard_name(self.current[place])) == self.shards.samples:
+            self.files.append(shard_name(self.current[place]), END)
+            self.current[place] += self.shards.open
+        shard = shard_name(self.current[place])
+        self.files.append(shard, sample_members(f"{number:09d}", finding.jpeg, record), samples=1)
 
     def finish(self) -> None:
-        last = max((name for name in self.files.entries if name.endswith(".tar")), default=None)
-        if last is not None and self.files.samples(last) < self.per_shard:
-            self._end(last)
+        for number in self.current:
+            if self.files.samples(shard_name(number)):
+                self.files.append(shard_name(number), END)
 
-    def _end(self, shard: str) -> None:
-        self.files.append(shard, bytes(2 * tarfile.BLOCKSIZE))
+
+def final_names(files: dict[str, tuple[int, int]]) -> dict[str, str]:
+    """The published name of each output file: shards are numbered without gaps."""
+    shards = sorted(name for name in files if name.endswith(".tar"))
+    return {name: name for name in files} | {name: shard_name(number) for number, name in enumerate(shards)}
 
 
 def shard_index(files: dict[str, tuple[int, int]], image_size: int) -> dict[str, Any]:
-    """Content of index.json for the output files of a finished corpus."""
-    shards = [
-        {"name": name, "samples": samples, "bytes": size}
-        for name, (size, samples) in sorted(files.items())
-        if name.endswith(".tar")
-    ]
-    total = sum(shard["samples"] for shard in shards)
-    return {"format": SHARD_FORMAT, "image_size": image_size, "shards": shards, "samples": total}
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def _member(name: str, content: bytes) -> bytes:
-    member = tarfile.TarInfo(name)  # owner and time stay 0: equal corpora are equal files
-    member.size = len(content)
-    return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    """Content of index.json for the published files of a finished corpus."""
+    shards = [(name, samples, size) for name, (size, samples) in sorted(files.items()) if name.endswith(".tar")]
+    return index_content(shards, image_size)
 
 
 def _captions(finding: Finding) -> str | list[str]:

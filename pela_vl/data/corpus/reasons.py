@@ -28,6 +28,7 @@ CAPTIONS = {
     "empty": "no word is left after cleaning",
     "too_short": "fewer than min_words words",
     "too_long": "more than max_words words",
+    "small_region": "its region covers less than min_region_area of the picture",
     "repeated": "the same words as an earlier caption of the picture",
     "with_picture": "a fit caption whose picture was dropped",
 }

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 # .../2723/4385058960_b0f291553e.jpg on one of the hosts that Flickr serves its photographs from
 _FLICKR = re.compile(r"//[^/]*(?:static\.?flickr\.com|staticflickr\.com)/(?:[^?]*/)?(\d+)_[0-9a-f]+")
+
+# COCO_val2014_000000391895.jpg; RefCOCO+'s files add the annotation's number
+_COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})(?:_\d+)?\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +21,10 @@ class Record:
     id: unique in its source. captions: whatever stands there, also what is no text. paths: where the picture may be,
     the first that exists is taken. member: (tar file, offset, bytes) instead, for a picture in an archive. row: (folder,
     number) instead, for a row of a table, whose picture has one of the names that downloaders give. identities: how
-    other data sets know the same picture, "coco:391895", "flickr:4385058960", "name:COCO_val2014_...". url: where it
+    other data sets know the same picture, "coco:391895", "flickr:4385058960", "path:cats/1.png". url: where it
     was downloaded from, checked against what lies beside the picture. problem, detail: why the raw files alone rule it
-    out. held_out: belongs to a test or validation set and keeps its like out of the corpus.
+    out. held_out: belongs to a test or validation set and keeps its like out of the corpus; held_out_of: of these sources
+    alone, none named: of all. shares: of the picture that each caption's region covers, for Visual Genome.
     """
 
     source: str
@@ -33,6 +38,8 @@ class Record:
     problem: str | None = None
     detail: str = ""
     held_out: bool = False
+    held_out_of: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
     def line(self) -> str:
         """One line of JSON, without what is at its default."""
@@ -59,6 +66,7 @@ class Finding:
     listed: int
     identities: list[str]
     held_out: bool = False
+    held_out_of: list[str] = field(default_factory=list)
     reason: str | None = None
     detail: str = ""
     captions: list[str] = field(default_factory=list)
@@ -73,6 +81,19 @@ def flickr_identity(url: object) -> list[str]:
     """Flickr's number of a photograph, if the address is one of Flickr's."""
     match = _FLICKR.search(url) if isinstance(url, str) else None
     return [f"flickr:{match[1]}"] if match else []
+
+
+def picture_identities(root: str | None, path: str) -> list[str]:
+    """How a picture is known by its path below a root.
+
+    COCO's file names carry COCO's number, whatever the folder. Other names may stand in many data sets for different
+    pictures ("000000.png"), so the whole path counts.
+    """
+    match = _COCO.fullmatch(os.path.basename(path))
+    if match:
+        return [f"coco:{int(match[1])}"]
+    relative = os.path.relpath(path, root) if root is not None and os.path.isabs(path) else os.path.normpath(path)
+    return [f"path:{relative.replace(os.sep, '/')}"]
 
 
 def key(kind: str, *parts: object) -> bytes:

@@ -11,9 +11,21 @@ FORMAT = "pela_vl corpus report 1"
 
 
 def make_report(
-    request: Mapping[str, Any], sources: Iterable[str], counts: Counts, files: Mapping[str, tuple[int, int]]
+    request: Mapping[str, Any],
+    sources: Iterable[str],
+    counts: Counts,
+    files: Mapping[str, tuple[int, int]],
+    skipped: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Plain data. Of each source, and of all: listed = kept + all dropped, for pictures and for captions."""
+    """The report as plain data. Of each source, and of all: listed = kept + all dropped, for pictures and for captions.
+
+    Args:
+        request: what was asked for.
+        sources: their names.
+        counts: of the gate.
+        files: (bytes, samples) of each output file.
+        skipped: why raw files that are cut were left out.
+    """
     sources = list(sources)
     each = {source: _part(counts, [source]) for source in sources}
     return {
@@ -25,6 +37,7 @@ def make_report(
         },
         "total": _part(counts, sources),
         "sources": each,
+        "skipped_files": list(skipped),
         "files": [{"name": name, "samples": samples, "bytes": size} for name, (size, samples) in files.items()],
         "request": dict(request),
     }
@@ -83,6 +96,9 @@ def table(report: Mapping[str, Any]) -> str:
     if held_out["unread"]:
         named = ", ".join(f"{name} {number}" for name, number in held_out["unread"].items())
         lines.append(f"  not compared by content: {named}")
+    if report["skipped_files"]:
+        lines.append(f"raw files that are cut, left out: {len(report['skipped_files'])}")
+        lines += [f"  {fault}" for fault in report["skipped_files"]]
     return "\n".join(lines) + "\n"
 
 

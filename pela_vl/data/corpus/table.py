@@ -1,17 +1,15 @@
 """Tables of captions with the address or the path of a picture: Conceptual Captions, SBU, own data; TSV or CSV."""
 
-import csv
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import resolve_image
+from pela_vl.data.paths import resolve
+from pela_vl.data.rows import Row, read_rows
 
-from .records import Record, flickr_identity
+from .records import Record, flickr_identity, picture_identities
 
 _SUFFIXES = ("jpg", "png", "webp")
 # names that a first line may give to the columns
@@ -26,43 +24,40 @@ def table_records(source: str, table: str, images: str) -> Iterator[Record]:
     """A record for each row; its id is the row's number from 0, a first line of column names not counted.
 
     A row has an address and a caption, in either order, or what the first line names: url or image, and caption. Of
-    consecutive rows with equal `image` one record is made. Bytes that are no UTF-8 stay as lone surrogates.
+    consecutive rows with equal `image` one record is made. Bytes that are no UTF-8 stay as lone surrogates. A malformed row is
+    a record too, whose detail names its line.
     """
-    try:
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _merged(_records(source, table, file, images))
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read: {error.strerror or error}") from None
+    yield from _merged(_records(source, table, images))
 
 
-def _records(source: str, table: str, file: IO[str], images: str) -> Iterator[Record]:
-    columns: dict[str, int] | None = None
+def _records(source: str, table: str, images: str) -> Iterator[Record]:
+    names: dict[str, int] | None = None
+    count = 0  # of the columns that the first line names
     number = 0
-    for line, row in enumerate(_rows(table, file)):
-        if not row or row == [""]:
+    for place, row in enumerate(read_rows(table)):
+        if place == 0 and (names := _columns(row.cells)):
+            if "caption" not in names or len(names) < 2:
+                raise UserError(
+                    f"{table}: the first line names no caption, or neither url nor image: {', '.join(row.cells)}"
+                )
+            count = len(row.cells)
             continue
-        if line == 0 and (columns := _columns(row)):
-            if "caption" not in columns or len(columns) < 2:
-                raise UserError(f"{table}: the first line names no caption, or neither url nor image: {', '.join(row)}")
-            continue
-        yield _record(source, number, row, columns, images)
+        problem = row.problem or _count_problem(row.cells, count)
+        if problem:
+            yield Record(source, number, [None], problem="malformed_entry", detail=f"line {row.line}: {problem}")
+        else:
+            yield _record(source, number, row, names, images)
         number += 1
 
 
-def _rows(table: str, file: IO[str]) -> Iterator[list[str]]:
-    if table.lower().endswith(".csv"):
-        csv.field_size_limit(sys.maxsize)
-        rows = csv.reader(file)
-        while True:
-            try:
-                yield next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield ["", ""]  # neither address nor caption: counted as malformed
-    # a TSV of Conceptual Captions has no quoting: a quotation mark is one
-    for line in file:
-        yield line.rstrip("\r\n").split("\t")
+def _count_problem(cells: list[str], count: int) -> str:
+    """Why these cells are not what the first line names, or without one not an address and a caption."""
+    if count:
+        return f"{len(cells)} cells for {count} columns" if len(cells) > count else ""
+    # the published tables with labels have more columns, behind caption and address
+    if len(cells) > 2 and not _is_address(cells[1]):
+        return f"{len(cells)} cells; an address and a caption are wanted"
+    return ""
 
 
 def _columns(row: list[str]) -> dict[str, int] | None:
@@ -72,23 +67,27 @@ def _columns(row: list[str]) -> dict[str, int] | None:
     return found or None
 
 
-def _record(source: str, number: int, row: list[str], columns: dict[str, int] | None, images: str) -> Record:
+def _record(source: str, number: int, whole: Row, columns: dict[str, int] | None, images: str) -> Record:
+    row = whole.cells
     if columns is None:
         address = next((place for place, cell in enumerate(row[:2]) if _is_address(cell)), None)
         if address is None or len(row) < 2:
-            return Record(source, number, [None], problem="malformed_entry", detail="wants an address and a caption")
+            detail = f"line {whole.line}: wants an address and a caption"
+            return Record(source, number, [None], problem="malformed_entry", detail=detail)
         columns = {"url": address, "caption": 1 - address}
     if len(row) <= max(columns.values()):
-        return Record(source, number, [None], problem="malformed_entry", detail=f"has {len(row)} columns")
+        return Record(
+            source, number, [None], problem="malformed_entry", detail=f"line {whole.line}: {len(row)} columns"
+        )
     caption = row[columns["caption"]]
     url = row[columns["url"]].strip() if "url" in columns else None
     if "path" in columns:
         name = row[columns["path"]]
         try:
-            path = resolve_image(images, name)
+            path = resolve(images, name)
         except UserError:
             return Record(source, number, [caption], problem="path_outside_root", detail=name)
-        identities = [f"name:{PurePosixPath(name).stem}", *flickr_identity(url)]
+        identities = [*picture_identities(images, path), *flickr_identity(url)]
         return Record(source, number, [caption], [path], identities=identities)
     return Record(source, number, [caption], row=(images, number), identities=flickr_identity(url), url=url)
 

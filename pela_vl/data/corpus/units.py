@@ -1,7 +1,8 @@
 """The raw inputs as units of work: each is listed whole, by one process, into a file of records."""
 
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from .coco import coco_records
 from .genome import genome_records
 from .held_out import folder_held_out, karpathy_held_out, refs_held_out, vqa_held_out
 from .img2dataset import find_shards, shard_records
+from .lists import list_records
 from .records import Record
+from .state import unwritable
 from .table import table_records
 
-# Sources in the order in which they enter: of equal pictures the first is kept.
-SOURCES = ("coco", "vg", "cc3m_train", "cc3m_val", "cc12m", "sbu")
 _HELD_OUT = {
     "karpathy": karpathy_held_out,
     "refs": refs_held_out,
@@ -27,11 +28,12 @@ _HELD_OUT = {
 
 @dataclass(frozen=True)
 class Unit:
-    """kind: coco, vg, table or shard (of img2dataset) with the source's name; or one of `_HELD_OUT`, source empty.
+    """One raw file.
 
-    path: the raw file. images: folder of its pictures. extra: VG's image_data.json. part: which of several tables or
-    folders of one source, from 1; the ids of later parts start with it. size: of the raw file, by which a resumed run
-    knows that it is still the same.
+    kind: coco, vg, table, list or shard (of img2dataset) with the source's name; or one of `_HELD_OUT`, source empty. path: the
+    raw file. images: folder of its pictures. extra: VG's image_data.json. part: which of several tables or folders of one
+    source, from 1; the ids of later parts start with it. size: of the raw file, by which a resumed run knows that it is still
+    the same. strip: of a list, what its paths begin with. sources: that a held-out set is held out of, none: all.
     """
 
     kind: str
@@ -41,37 +43,53 @@ class Unit:
     extra: str | None = None
     part: int = 1
     size: int = 0
+    strip: str = ""
+    sources: tuple[str, ...] = ()
 
 
-def source_units(source: str, kind: str, arguments: list[str], part: int = 1) -> list[Unit]:
-    """Units of one source as the command line gives it. Raises `UserError` for paths that do not exist.
+def is_downloaded(folder: str) -> bool:
+    """Whether a folder holds anything that img2dataset wrote."""
+    try:
+        return bool(find_shards(folder))
+    except UserError:
+        return False
 
-    kind: coco ANNOTATIONS IMAGES; vg REGIONS IMAGES [IMAGE_DATA]; pairs TABLE IMAGES, or FOLDER of img2dataset.
+
+def source_units(source: str, kind: str, arguments: list[str], part: int = 1, strip: str = "") -> list[Unit]:
+    """Units of one part of a source. Raises `UserError` for paths that do not exist.
+
+    Args:
+        source: its name.
+        kind: of the raw files; see `_WANTED` for the paths that each wants.
+        arguments: the paths.
+        part: which of several parts, from 1.
+        strip: of a list, what its paths begin with.
     """
-    if kind == "pairs" and len(arguments) == 1:
+    if len(arguments) not in _WANTED[kind][0]:
+        raise UserError(f"{source}: {len(arguments)} paths given; wants {_WANTED[kind][1]}")
+    if kind == "img2dataset":
         return [_unit("shard", source, shard, arguments[0], part=part) for shard in find_shards(arguments[0])]
-    wanted = {"coco": (2,), "vg": (2, 3), "pairs": (2,)}[kind]
-    if len(arguments) not in wanted:
-        raise UserError(f"{source}: {len(arguments)} paths given; wants {_WANTED[kind]}")
     if not os.path.isdir(arguments[1]):
         raise UserError(f"{source}: {arguments[1]} is no folder of pictures")
-    return [_unit("table" if kind == "pairs" else kind, source, *arguments, part=part)]
+    return [replace(_unit(kind, source, *arguments, part=part), strip=strip)]
 
 
 _WANTED = {
-    "coco": "ANNOTATIONS IMAGES",
-    "vg": "REGIONS IMAGES [IMAGE_DATA]",
-    "pairs": "TABLE IMAGES, or the one FOLDER that img2dataset wrote",
+    "coco": ((2,), "ANNOTATIONS IMAGES"),
+    "vg": ((2, 3), "REGIONS IMAGES [IMAGE_DATA]"),
+    "table": ((2,), "TABLE IMAGES"),
+    "list": ((2,), "LIST IMAGES"),
+    "img2dataset": ((1,), "the FOLDER that img2dataset wrote"),
 }
 
 
-def held_out_units(kind: str, arguments: list[str]) -> list[Unit]:
+def held_out_units(kind: str, arguments: list[str], sources: Sequence[str] = ()) -> list[Unit]:
     """The unit of one held-out set: FILE [IMAGES], or a FOLDER of pictures (kind "images")."""
     if len(arguments) > (1 if kind == "images" else 2):
         raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its pictures")
     if len(arguments) == 2 and not os.path.isdir(arguments[1]):
         raise UserError(f"held-out {kind}: {arguments[1]} is no folder of pictures")
-    return [_unit(kind, "", *arguments)]
+    return [replace(_unit(kind, "", *arguments), sources=tuple(sources))]
 
 
 def unit_records(unit: Unit, scratch: Path) -> Iterator[Record]:
@@ -83,18 +101,25 @@ def unit_records(unit: Unit, scratch: Path) -> Iterator[Record]:
             return genome_records(unit.source, unit.path, unit.images, unit.extra, scratch)
         case "table":
             return _numbered(table_records(unit.source, unit.path, unit.images), unit.part)
+        case "list":
+            return _numbered(list_records(unit.source, unit.path, unit.images, unit.strip), unit.part)
         case "shard":
             return _numbered(shard_records(unit.source, unit.path), unit.part)
-    return _HELD_OUT[unit.kind](unit.path, unit.images)
+    records = _HELD_OUT[unit.kind](unit.path, unit.images)
+    return (replace(record, held_out_of=list(unit.sources)) for record in records)
 
 
 def list_unit(unit: Unit, path: Path) -> int:
     """Write the records of a unit to `path`, whole or not at all; return their number."""
     count = 0
-    with atomic_write(path, "w") as file:
-        for record in unit_records(unit, path.with_suffix(".sqlite")):
-            file.write(record.line())
-            count += 1
+    scratch = path.with_suffix(".sqlite")
+    try:
+        with atomic_write(path, "w") as file:
+            for record in unit_records(unit, scratch):
+                file.write(record.line())
+                count += 1
+    except sqlite3.Error as error:
+        raise unwritable(scratch, error) from None
     return count
 
 

@@ -1,13 +1,14 @@
 """Karpathy split files (dataset_flickr30k.json, dataset_coco.json) and the ALBEF retrieval lists made of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import is_picture, kind, refuse_escape, typed, write_list
+from pela_vl.data.paths import below, find, why_absent
+from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
+from pela_vl.data.text import has_text
 
 SPLITS = ("train", "val", "test")
 # `restval` are the pictures of COCO's validation set that no held-out split took; the public lists train on them.
@@ -23,16 +24,22 @@ class KarpathyImage:
     path: str  # relative to the image root, with forward slashes
     image_id: int
     split: str
-    captions: tuple[str, ...]
+    captions: tuple[str, ...]  # those with a word
+    wordless: int = 0  # captions that have none
 
 
 @dataclass
 class Report:
-    """What was written: pictures and captions of each split, and the pictures left out because they are absent."""
+    """What was written: pictures and captions of each split, and the pictures left out because they are absent.
+
+    wordless: captions of the file without a word, which are left out; uncaptioned: pictures that have no other.
+    """
 
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     captions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    wordless: int = 0
+    uncaptioned: int = 0
     files: list[Path] = field(default_factory=list)
 
 
@@ -40,9 +47,15 @@ def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
     """Read and check a Karpathy file; whether the pictures exist is not looked at.
 
     Raises `UserError` naming file, index and field for a missing file, malformed JSON, a field that is absent or of the
-    wrong type, a path that leaves `image_root`, a picture that stands twice or a picture without caption.
+    wrong type, a path that leaves `image_root`, a picture that stands twice or a picture without caption. A caption without
+    a word is none of these: it is left out and counted.
     """
-    images = [_check_image(path, index, entry, image_root) for index, entry in enumerate(_load(path))]
+    entries = list_entries(
+        path, read_json(path, "give the Karpathy JSON with --karpathy"), "images", "a Karpathy split file"
+    )
+    images = [_check_image(place, entry, image_root) for place, entry in entries]
+    if not images:
+        raise UserError(f"{path}: 'images' is empty; nothing to list")
     seen: dict[str, int] = {}
     for index, image in enumerate(images):
         if image.path in seen:
@@ -53,28 +66,7 @@ def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
     return images
 
 
-def _load(path: Path) -> list[Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the Karpathy JSON with --karpathy") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
-    images = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(images, list):
-        raise UserError(f"{path}: has no list 'images' at its top; a Karpathy split file is wanted")
-    if not images:
-        raise UserError(f"{path}: 'images' is empty; nothing to list")
-    return images
-
-
-def _check_image(path: Path, index: int, entry: Any, image_root: Path) -> KarpathyImage:
-    place = f"{path}: images[{index}]"
-    if not isinstance(entry, dict):
-        raise UserError(f"{place}: wants an object, got {kind(entry)}")
+def _check_image(place: str, entry: dict[str, Any], image_root: Path) -> KarpathyImage:
     name = typed(place, entry, "filename", str)
     folder = typed(place, entry, "filepath", str) if "filepath" in entry else ""  # Flickr30K's file has none
     split = typed(place, entry, "split", str)
@@ -82,19 +74,20 @@ def _check_image(path: Path, index: int, entry: Any, image_root: Path) -> Karpat
         raise UserError(f"{place}.split: {split!r} is none of {', '.join(_TARGET)}")
     image_id = typed(place, entry, "imgid", int)
     relative = f"{folder}/{name}" if folder else name
-    refuse_escape(place, relative, image_root)
+    try:
+        relative = below(image_root, relative)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
     sentences = typed(place, entry, "sentences", list)
     captions = []
     for k, sentence in enumerate(sentences):
         if not isinstance(sentence, dict):
             raise UserError(f"{place}.sentences[{k}]: wants an object, got {kind(sentence)}")
         text = typed(f"{place}.sentences[{k}]", sentence, "raw", str).strip()
-        if not text:
-            raise UserError(f"{place}.sentences[{k}].raw: empty caption for {relative}; remove or mend it")
-        captions.append(text)
-    if not captions:
+        captions += [text] if has_text(text) else []
+    if not sentences:
         raise UserError(f"{place}.sentences: {relative} has no caption; remove the picture from the file")
-    return KarpathyImage(relative, image_id, _TARGET[split], tuple(captions))
+    return KarpathyImage(relative, image_id, _TARGET[split], tuple(captions), len(sentences) - len(captions))
 
 
 def write_lists(
@@ -110,22 +103,23 @@ def write_lists(
         raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
     report = Report()
     lists: dict[str, list[dict[str, Any]]] = {key: [] for key in (*SPLITS, "pretrain")}
-    root = image_root.resolve()
     for image in images:
-        if not is_picture(root, image.path):
+        path = find(image_root, image.path)
+        if path is None:
             if not skip_missing:
-                raise UserError(
-                    f"{image_root / image.path}: no such picture; complete the download or use --skip-missing"
-                )
+                reason = why_absent(image_root, image.path)
+                raise UserError(f"{reason}; complete the download or use --skip-missing")
             report.missing[image.split] += 1
+            continue
+        report.wordless += image.wordless
+        if not image.captions:
+            report.uncaptioned += 1
             continue
         report.images[image.split] += 1
         report.captions[image.split] += len(image.captions)
-        whole = {"image": image.path, "caption": list(image.captions)}
+        whole = {"image": path, "caption": list(image.captions)}
         if image.split == "train":
-            lists["train"] += [
-                {"image": image.path, "caption": text, "image_id": image.image_id} for text in image.captions
-            ]
+            lists["train"] += [{"image": path, "caption": text, "image_id": image.image_id} for text in image.captions]
             lists["pretrain"].append(whole)
         else:
             lists[image.split].append(whole)

@@ -1,9 +1,8 @@
 """Anyone's own pictures: a table of captions to the retrieval lists, split by picture."""
 
-import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
 from pela_vl.data.images import ImageError, read_image
+from pela_vl.data.paths import below, find, why_absent
 from pela_vl.data.public.karpathy import KarpathyImage
-from pela_vl.data.raw import is_picture, reading, refuse_escape
+from pela_vl.data.rows import read_rows
 from pela_vl.data.text import has_text
 
 COLUMNS = ("image", "caption")
@@ -20,29 +20,38 @@ COLUMNS = ("image", "caption")
 
 @dataclass
 class Table:
-    """captions: the texts of each picture, both in the order of the file. bad: (place, reason) of what was left out."""
+    """A table's content.
+
+    captions: the texts of each picture, both in the order of the file. bad: (place, reason) of what was left out. rows: of the
+    file below its first line, good and bad.
+    """
 
     captions: dict[str, list[str]] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    rows: int = 0
 
 
 def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: bool = False) -> Table:
     """Read a CSV file with a header naming the columns image (a path below `image_root`) and caption; others are ignored.
 
     A picture has as many captions as rows. Raises `UserError` naming file and line for a file that cannot be read, columns
-    that are absent, a path that leaves the root, and (unless `skip_bad`, which notes them) a row without path or caption.
+    that are absent, a path that leaves the root, and (unless `skip_bad`, which notes them) a malformed row or one without path
+    or caption.
     """
     table = Table()
-    for place, row in _rows(path, delimiter):
-        image, caption = (row[column].strip() for column in COLUMNS)
-        reason = "no picture" if not image else "" if has_text(caption) else f"no word in the caption {caption!r}"
+    for place, image, caption, reason in _rows(path, delimiter):
+        table.rows += 1
+        if not reason:
+            reason = "no picture" if not image else "" if has_text(caption) else f"no word in the caption {caption!r}"
         if reason:
             if not skip_bad:
                 raise UserError(f"{place}: {reason}; mend the row or use --skip-bad")
             table.bad.append((place, reason))
             continue
-        refuse_escape(place, image, image_root)
-        image = os.path.normpath(image)
+        try:
+            image = below(image_root, image)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
         table.captions.setdefault(image, []).append(caption)
     if not table.captions:
         raise UserError(f"{path}: no row with a picture and a caption")
@@ -57,14 +66,13 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
-    root = image_root.resolve()
     digests: dict[str, str] = {}
     failed: list[tuple[str, str]] = []
     with Progress(len(table.captions), "pictures", unit="picture", enabled=report) as progress:
         # threads are enough: Pillow decodes outside the interpreter's lock
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for image, found in zip(
-                table.captions, pool.map(lambda name: _digest(root, name), table.captions), strict=True
+                table.captions, pool.map(lambda name: _digest(image_root, name), table.captions), strict=True
             ):
                 if isinstance(found, ImageError):
                     failed.append((found.path, found.reason))
@@ -106,30 +114,46 @@ def split_pictures(
 
 
 def _digest(root: Path, image: str) -> str | ImageError:
-    path = root / image
     try:
-        if not is_picture(root, image):
-            raise ImageError(path, "no such file")
-        read_image(path)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        found = find(root, image)
+        if found is None:
+            raise ImageError(root / image, why_absent(root, image).removeprefix(f"{os.path.abspath(root / image)}: "))
+        read_image(root / found)
+        return hashlib.sha256((root / found).read_bytes()).hexdigest()
     except ImageError as error:
         return error
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of a CSV file; a byte order mark, as spreadsheets write it, is dropped."""
-    absent, garbled = "give the table of captions with --csv", "save the table as CSV UTF-8"
-    with reading(path, absent, garbled, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restval="")
-        try:
-            header: Sequence[str] = reader.fieldnames or []
-            missing = [column for column in COLUMNS if column not in header]
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, str, str, str]]:
+    """(place, image, caption, problem) of each row below the line of names."""
+    wanted: list[int] = []
+    count = 0
+    for row in read_rows(path, delimiter):
+        place = f"{path}: line {row.line}"
+        if not wanted:
+            names = [cell.strip() for cell in row.cells]
+            missing = [column for column in COLUMNS if column not in names]
             if missing:
                 raise UserError(
-                    f"{path}: no column {missing[0]!r} among {', '.join(header) or 'none'}; the first line wants to be"
+                    f"{path}: no column {missing[0]!r} among {', '.join(names) or 'none'}; the first line wants to be"
                     f" {delimiter.join(COLUMNS)} (another separator: --delimiter)"
                 )
-            for row in reader:
-                yield f"{path}: line {reader.line_num}", row
-        except csv.Error as error:
-            raise UserError(f"{path}: malformed CSV ({error})") from None
+            wanted, count = [names.index(column) for column in COLUMNS], len(names)
+            continue
+        problem = row.problem
+        if not problem and len(row.cells) > count:
+            problem = (
+                f"{len(row.cells)} cells for {count} columns; a caption that holds {delimiter!r} wants quotation marks"
+            )
+        if problem:
+            yield place, "", "", problem
+            continue
+        image, caption = (row.cells[k].strip() if k < len(row.cells) else "" for k in wanted)
+        if not (image + caption).isascii():
+            try:
+                (image + caption).encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{place}: not UTF-8; save the table as CSV UTF-8") from None
+        yield place, image, caption, ""
+    if not wanted:
+        raise UserError(f"{path}: is empty; the first line wants to be {delimiter.join(COLUMNS)}")

@@ -3,16 +3,15 @@
 Boxes are [x, y, width, height] in pixels of the picture.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_json, atomic_write
-from pela_vl.data.images import resolve_image
-from pela_vl.data.public.plain_pickle import read_plain_pickle
+from pela_vl.base.files import atomic_json
+from pela_vl.data.paths import below, find, why_absent
+from pela_vl.data.plain_pickle import read_plain_pickle
+from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
 from pela_vl.data.sets.grounding import FORMAT
 from pela_vl.data.text import has_text
 
@@ -23,6 +22,7 @@ PUBLISHED = {
 }
 
 Box = list[float]
+_INSTANCES = "COCO's instances file"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Corpus:
     candidates: dict[int, list[Box]]
     candidates_from: str
     without_area: int = 0  # candidate boxes left out
+    wordless: int = 0  # expressions without a word, left out
+    unnamed: int = 0  # referred objects that have no other expression, left out
 
 
 @dataclass
@@ -74,53 +76,56 @@ def read_corpus(
     it every object of instances.json that is no crowd is a candidate.
     Raises UserError naming file, entry and field for whatever does not fit.
     """
-    instances = _load_json(instances_file)
+    instances = read_json(instances_file)
     pictures = {}
-    for place, entry in _entries(instances_file, instances, "images"):
-        image_id, name = _typed(place, entry, "id", int), _typed(place, entry, "file_name", str)
-        width, height = _typed(place, entry, "width", int), _typed(place, entry, "height", int)
+    for place, entry in list_entries(instances_file, instances, "images", _INSTANCES):
+        image_id, name = typed(place, entry, "id", int), typed(place, entry, "file_name", str)
+        width, height = typed(place, entry, "width", int), typed(place, entry, "height", int)
         if image_id in pictures:
             raise UserError(f"{place}.id: {image_id} stands twice; remove one")
         if min(width, height) < 1:
             raise UserError(f"{place}: a picture of {width} x {height} pixels")
         path = f"{image_folder}/{name}" if image_folder else name
         try:
-            resolve_image(image_root, path)
+            path = below(image_root, path)
         except UserError as error:
             raise UserError(f"{place}.file_name: {error}") from None
         pictures[image_id] = Picture(path, width, height)
     boxes: dict[int, tuple[int, Box]] = {}
     objects: dict[int, list[Box]] = {}
-    for place, entry in _entries(instances_file, instances, "annotations"):
-        image_id, annotation_id = _typed(place, entry, "image_id", int), _typed(place, entry, "id", int)
-        box = _box(f"{place}.bbox", _typed(place, entry, "bbox", list))
+    for place, entry in list_entries(instances_file, instances, "annotations", _INSTANCES):
+        image_id, annotation_id = typed(place, entry, "image_id", int), typed(place, entry, "id", int)
+        box = _box(f"{place}.bbox", typed(place, entry, "bbox", list))
         if annotation_id in boxes:
             raise UserError(f"{place}.id: {annotation_id} stands twice; remove one")
         boxes[annotation_id] = (image_id, box)
         if not entry.get("iscrowd"):
             objects.setdefault(image_id, []).append(box)
-    refs = _read_refs(refs_file, instances_file, pictures, boxes)
+    refs, wordless = _read_refs(refs_file, instances_file, pictures, boxes)
     candidates = objects if detections_file is None else _read_detections(detections_file)
     kept = {image_id: [box for box in found if _area(box) > 0] for image_id, found in candidates.items()}
     dropped = sum(map(len, candidates.values())) - sum(map(len, kept.values()))
-    return Corpus(pictures, refs, kept, "instances" if detections_file is None else "detections", dropped)
+    named = [ref for ref in refs if ref.expressions]
+    return Corpus(pictures, named, kept, "instances" if detections_file is None else "detections", dropped,
+                  wordless, sum(not ref.expressions for ref in refs))  # fmt: skip
 
 
 def _read_refs(
     file: Path, instances_file: Path, pictures: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
-) -> list[Ref]:
+) -> tuple[list[Ref], int]:
     content = read_plain_pickle(file)
     if not isinstance(content, list) or not content:
-        raise UserError(f"{file}: wants a list of referred objects that is not empty, got {_kind(content)}")
+        raise UserError(f"{file}: wants a list of referred objects that is not empty, got {kind(content)}")
     refs: list[Ref] = []
+    wordless = 0
     seen: set[int] = set()
     seen_sentences: set[int] = set()
     for number, entry in enumerate(content):
         place = f"{file}: ref {number}"
         if not isinstance(entry, dict):
-            raise UserError(f"{place}: wants a dict, got {_kind(entry)}")
-        ref_id, annotation_id, image_id = (_typed(place, entry, key, int) for key in ("ref_id", "ann_id", "image_id"))
-        split = _typed(place, entry, "split", str)
+            raise UserError(f"{place}: wants a dict, got {kind(entry)}")
+        ref_id, annotation_id, image_id = (typed(place, entry, key, int) for key in ("ref_id", "ann_id", "image_id"))
+        split = typed(place, entry, "split", str)
         if split not in SPLITS:
             raise UserError(f"{place}.split: {split!r} is none of {', '.join(SPLITS)}; use the unc split, refs(unc).p")
         if ref_id in seen:
@@ -133,40 +138,41 @@ def _read_refs(
         if _area(box) <= 0:
             raise UserError(f"{place}: annotation {annotation_id} has the box {box}, which has no area")
         expressions = []
-        for k, sentence in enumerate(_typed(place, entry, "sentences", list)):
+        for k, sentence in enumerate(typed(place, entry, "sentences", list)):
             here = f"{place}.sentences[{k}]"
             if not isinstance(sentence, dict):
-                raise UserError(f"{here}: wants a dict, got {_kind(sentence)}")
-            sent_id, text = _typed(here, sentence, "sent_id", int), _typed(here, sentence, "sent", str)
+                raise UserError(f"{here}: wants a dict, got {kind(sentence)}")
+            sent_id, text = typed(here, sentence, "sent_id", int), typed(here, sentence, "sent", str)
             if sent_id in seen_sentences:
                 raise UserError(f"{here}.sent_id: {sent_id} stands twice; remove one")
-            if not has_text(text):
-                raise UserError(f"{here}.sent: no word in {text!r}; remove it or mend it")
             seen_sentences.add(sent_id)
-            expressions.append((sent_id, text))
-        if not expressions:
+            if has_text(text):
+                expressions.append((sent_id, text))
+            else:
+                wordless += 1
+        if not entry["sentences"]:
             raise UserError(f"{place}.sentences: is empty; an expression is wanted")
         seen.add(ref_id)
         refs.append(Ref(ref_id, image_id, split, box, tuple(expressions)))
-    return refs
+    return refs, wordless
 
 
 def _read_detections(file: Path) -> dict[int, list[Box]]:
-    content = _load_json(file)
+    content = read_json(file)
     found: dict[int, list[Box]] = {}
     if isinstance(content, list):
         for number, entry in enumerate(content):
             place = f"{file}: detection {number}"
             if not isinstance(entry, dict):
-                raise UserError(f"{place}: wants an object with image_id and box, got {_kind(entry)}")
-            box = _box(f"{place}.box", _typed(place, entry, "box", list))
-            found.setdefault(_typed(place, entry, "image_id", int), []).append(box)
+                raise UserError(f"{place}: wants an object with image_id and box, got {kind(entry)}")
+            box = _box(f"{place}.box", typed(place, entry, "box", list))
+            found.setdefault(typed(place, entry, "image_id", int), []).append(box)
         return found
     if not isinstance(content, dict):
-        raise UserError(f"{file}: wants boxes by image id, or a list of detections; got {_kind(content)}")
+        raise UserError(f"{file}: wants boxes by image id, or a list of detections; got {kind(content)}")
     for key, entries in content.items():
         if not key.isdecimal() or not isinstance(entries, list):
-            raise UserError(f"{file}: wants a list of boxes for each image id, got {_kind(entries)} for {key!r}")
+            raise UserError(f"{file}: wants a list of boxes for each image id, got {kind(entries)} for {key!r}")
         found[int(key)] = [_box(f"{file}: image {key}, box {k}", entry) for k, entry in enumerate(entries)]
     return found
 
@@ -180,25 +186,26 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
-    report, there = Report(), {}
+    report = Report()
+    there: dict[int, str | None] = {}
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     kept: list[Ref] = []
     for ref in corpus.refs:
         picture = corpus.pictures[ref.image_id]
         if ref.image_id not in there:
-            there[ref.image_id] = _is_there(image_root, picture)
-        if not there[ref.image_id]:
+            there[ref.image_id] = find(image_root, picture.path)
+        path = there[ref.image_id]
+        if path is None:
             if not skip_missing:
                 raise UserError(
-                    f"{image_root / picture.path}: no such picture; complete the download, correct --image-root or "
+                    f"{why_absent(image_root, picture.path)}; complete the download, correct --image-root or "
                     "--image-folder, or use --skip-missing"
                 )
             report.missing[ref.split] += 1
             continue
         kept.append(ref)
         lists["test" if ref.split.startswith("test") else ref.split] += [
-            {"image": picture.path, "text": text, "ref_id": ref.ref_id, "sent_id": sent_id}
-            for sent_id, text in ref.expressions
+            {"image": path, "text": text, "ref_id": ref.ref_id, "sent_id": sent_id} for sent_id, text in ref.expressions
         ]
     for split in SPLITS:
         own = [ref for ref in kept if ref.split == split]
@@ -212,7 +219,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
         "candidates": corpus.candidates_from,
         "images": {
             str(image_id): {
-                "image": picture.path,
+                "image": there[image_id],
                 "width": picture.width,
                 "height": picture.height,
                 "boxes": corpus.candidates.get(image_id, []),
@@ -226,47 +233,10 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
         raise UserError("no held-out picture has a candidate box; are the detections of other pictures?")
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
-        with atomic_write(report.files[-1], "w") as file:
-            file.write("[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
+        write_list(report.files[-1], entries)
     report.files.append(output / f"{name}_boxes.json")
     atomic_json(report.files[-1], boxes)
     return report
-
-
-def _is_there(image_root: Path, picture: Picture) -> bool:
-    target = (image_root / picture.path).resolve()
-    if not target.is_relative_to(image_root.resolve()):
-        raise UserError(f"{image_root / picture.path}: is a link that leaves the image root; put the picture inside it")
-    return target.is_file()
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
-
-
-def _entries(path: Path, content: Any, key: str) -> Sequence[tuple[str, dict[str, Any]]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: has no list '{key}' at its top; COCO's instances file is wanted")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: {key}[{number}]: wants an object, got {_kind(entry)}")
-    return [(f"{path}: {key}[{number}]", entry) for number, entry in enumerate(entries)]
-
-
-def _typed(place: str, entry: dict[str, Any], name: str, kind: type) -> Any:
-    wanted = {str: "a text", int: "a whole number", list: "a list"}[kind]
-    if name not in entry:
-        raise UserError(f"{place}.{name}: is missing; {wanted} is wanted")
-    if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
-        raise UserError(f"{place}.{name}: wants {wanted}, got {_kind(entry[name])}")
-    return entry[name]
 
 
 def _box(place: str, values: Any) -> Box:
@@ -280,7 +250,3 @@ def _box(place: str, values: Any) -> Box:
 
 def _area(box: Box) -> float:
     return box[2] * box[3]
-
-
-def _kind(value: Any) -> str:
-    return {dict: "a dict", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value)[:80])

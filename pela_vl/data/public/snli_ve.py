@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import is_picture, kind, reading, refuse_escape, typed, write_list
+from pela_vl.data.paths import below, find, why_absent
+from pela_vl.data.raw import kind, reading, typed, write_list
 from pela_vl.data.sets.entailment import LABELS
 from pela_vl.data.text import has_text
 
@@ -64,8 +65,10 @@ def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Spl
             raise UserError(f"{place}: not valid JSON ({error}); download the file again") from None
         if not isinstance(row, dict):
             raise UserError(f"{place}: wants an object, got {kind(row)}")
-        image = picture.replace("{id}", _flickr_id(place, row))
-        refuse_escape(place, image, image_root)
+        try:
+            image = below(image_root, picture.replace("{id}", _flickr_id(place, row)))
+        except UserError as error:
+            raise UserError(str(error) if place in str(error) else f"{place}: {error}") from None
         sentence = typed(place, row, "sentence2", str).strip()
         label = typed(place, row, "gold_label", str)
         if label == NO_LABEL:
@@ -92,18 +95,15 @@ def write_lists(
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
     kept: dict[str, list[Pair]] = {}
-    root = image_root.resolve()
-    there: dict[str, bool] = {}
+    there: dict[str, str | None] = {}
     for split, content in splits.items():
         for pair in content.pairs:
             if pair.image not in there:
-                there[pair.image] = is_picture(root, pair.image)
-            if not there[pair.image] and not skip_missing:
-                raise UserError(
-                    f"{image_root / pair.image}: no such picture; complete the download, correct --picture or use"
-                    " --skip-missing"
-                )
-        kept[split] = [pair for pair in content.pairs if there[pair.image]]
+                there[pair.image] = find(image_root, pair.image)
+            if there[pair.image] is None and not skip_missing:
+                reason = why_absent(image_root, pair.image)
+                raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
+        kept[split] = [replace(pair, image=there[pair.image]) for pair in content.pairs if there[pair.image]]
         if not kept[split]:
             raise UserError(f"{image_root}: has no picture of split {split}; give the folder that holds the pictures")
     reports = {}
@@ -142,7 +142,7 @@ def _flickr_id(place: str, row: dict[str, Any]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1, empty ones left out."""
-    with reading(path, "give SNLI-VE's jsonl files", "download it again") as file:
+    with reading(path, "give SNLI-VE's jsonl files", "download it again", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line

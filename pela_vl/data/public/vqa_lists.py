@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import is_picture, kind, refuse_escape, typed
+from pela_vl.data.paths import find, unreadable, why_absent
+from pela_vl.data.raw import kind, read_json, typed
 from pela_vl.data.sets.vqa_official import (
     Annotation,
     GenomeQuestion,
-    QuestionFile,
     image_path,
     paired,
     read_annotations,
-    read_json,
     read_questions,
 )
 from pela_vl.data.text import has_text
@@ -25,6 +24,7 @@ from pela_vl.metrics.vqa_accuracy import normalize_answer
 PUBLISHED = {"train": 443_757, "val": 214_354, "test": 447_793, "test_dev": 107_394, "vg": 1_445_322, "answers": 3_128}
 """Questions of VQA v2's parts, of Visual Genome 1.2, and the answers of ALBEF's answer_list.json."""
 MIN_COUNT = 9
+ROLES = ("train", "val", "test", "test_dev")
 GENOME_FOLDERS = ("", "VG_100K", "VG_100K_2", "image", "images")  # as the two archives unpack, or all in one folder
 
 Record = dict[str, Any]
@@ -39,10 +39,11 @@ class Part:
     annotations: Path | None
 
 
-def find_parts(folder: Path) -> list[Part]:
-    """The parts whose official files lie in a folder, in the order train, val, test, test_dev.
+def find_parts(folder: Path, roles: Sequence[str] | None = None) -> list[Part]:
+    """The parts whose official files lie in a folder, in the order train, val, test, test_dev; roles: of these alone.
 
-    Raises `UserError` when there is none, when a role has two files, or a part to learn from lacks its annotations.
+    Raises `UserError` when there is none, when a role has two files, when one that is asked for is not there, or a part to
+    learn from lacks its annotations.
     """
     found: dict[str, Part] = {}
     for path in sorted(folder.glob("v2_OpenEnded_*_questions.json")):
@@ -51,6 +52,8 @@ def find_parts(folder: Path) -> list[Part]:
         role = next((r for r, start in _STARTS.items() if subset.startswith(start)), None)
         if role is None:
             raise UserError(f"{path}: {subset!r} is neither train, val, test-dev nor test")
+        if roles is not None and role not in roles:
+            continue
         if role in found:
             raise UserError(f"{folder}: holds {found[role].questions.name} and {path.name}; keep one data set a folder")
         annotations = folder / f"v2_{name}_annotations.json"
@@ -61,7 +64,12 @@ def find_parts(folder: Path) -> list[Part]:
         found[role] = Part(role, path, annotations)
     if not found:
         raise UserError(f"{folder}: no v2_OpenEnded_*_questions.json in it; unpack the files of visualqa.org there")
-    return [found[role] for role in ("train", "val", "test", "test_dev") if role in found]
+    absent = [role for role in roles or () if role not in found]
+    if absent:
+        raise UserError(
+            f"{folder}: no questions of {', '.join(absent)} in it; unpack them there or choose other --parts"
+        )
+    return [found[role] for role in ROLES if role in found]
 
 
 _STARTS = {"train": "train", "val": "val", "test_dev": "test-dev", "test": "test"}
@@ -89,16 +97,19 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
     by_id = {a.question_id: a for _, a in paired(file, part.annotations, annotations)} if part.annotations else {}
     lists = PartLists([], 0, 0, annotations)
     present: dict[int, str | None] = {}
-    root = image_root.resolve()
     for index, question in enumerate(file.questions):
+        relative = image_path(file, question.image_id, pattern)
         if question.image_id not in present:
-            present[question.image_id] = _existing(file, index, question.image_id, root, pattern)
+            try:
+                present[question.image_id] = find(image_root, relative)
+            except UserError as error:
+                raise UserError(f"{file.path}: questions[{index}]: {error}") from None
         image = present[question.image_id]
         if image is None:
             if not (skip_missing and part.role == "train"):
                 raise UserError(
-                    f"{part.questions}: questions[{index}]: no picture {image_path(file, question.image_id, pattern)} in "
-                    f"{image_root}; complete the download" + (" or use --skip-missing" if part.role == "train" else "")
+                    f"{part.questions}: questions[{index}]: {why_absent(image_root, relative)}; complete the download"
+                    + (" or use --skip-missing" if part.role == "train" else ", or choose --parts")
                 )
             lists.missing += 1
             continue
@@ -113,12 +124,6 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
         lists.entries.append(entry)
     lists.images = sum(image is not None for image in present.values())
     return lists
-
-
-def _existing(file: QuestionFile, index: int, image_id: int, root: Path, pattern: str | None) -> str | None:
-    relative = image_path(file, image_id, pattern)
-    refuse_escape(f"{file.path}: questions[{index}]", relative, root)
-    return relative if is_picture(root, relative) else None
 
 
 def genome_entries(
@@ -193,5 +198,7 @@ def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -
 def _names(folder: Path) -> frozenset[str]:
     try:
         return frozenset(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+    except OSError as error:
+        raise unreadable(folder, error) from None

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from corrupt_web import FILTERS as WEB_FILTERS
 from corrupt_web import Web, make_web
 from PIL import Image
 
@@ -29,7 +28,7 @@ from pela_vl.data.sets.annotations import load_annotations
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "data_prep" / "build_pretrain_corpus.py"
-SMALL = Shards(image_size=48, samples=7, quality=90)
+SMALL = Shards(image_size=48, samples=7, quality=90, open=3)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,8 @@ def test_shards_hold_the_pictures_once_and_resized(web, made):
     assert index["format"] == "pela_vl shards 1" and index["image_size"] == 48
     assert index["samples"] == sum(shard["samples"] for shard in index["shards"]) == kept["pictures"]["kept"]
     assert [shard["name"] for shard in index["shards"]] == [f"shard-{k:06d}.tar" for k in range(len(index["shards"]))]
-    assert all(shard["samples"] == 7 for shard in index["shards"][:-1])
+    assert all(1 <= shard["samples"] <= 7 for shard in index["shards"])
+    assert sum(shard["samples"] < 7 for shard in index["shards"]) <= 3  # the last of each place
     assert all((made / shard["name"]).stat().st_size == shard["bytes"] for shard in index["shards"])
     found = samples(made)
     assert sum(len(text["caption"]) if isinstance(text["caption"], list) else 1 for _, text in found) == kept[
@@ -133,10 +133,8 @@ def test_lists_say_the_same_as_shards(web, made, tmp_path):
     entries = load_annotations(
         [tmp_path / "lists" / "coco.json"], {"image": (str,), "caption": (str, list), "image_id": (int,)}
     )
-    shards = samples(made)
-    assert [(e.values["image_id"], e.values["caption"]) for e in entries] == [
-        (text["image_id"], text["caption"]) for _, text in shards
-    ]
+    shards = sorted((text["image_id"], text["caption"]) for _, text in samples(made))
+    assert sorted((e.values["image_id"], e.values["caption"]) for e in entries) == shards
     for entry in entries:
         read_image(web.images / entry.values["image"])
     reports = [json.loads((folder / "report.json").read_text()) for folder in (made, tmp_path / "lists")]
@@ -198,18 +196,27 @@ def test_cut_short_again_and_again(web, tmp_path, monkeypatch, shards):
 
 
 def test_killed_and_run_again(web, made, tmp_path):
-    """kill -9 of the script with its pool of workers once the second shard is begun; then the same command."""
+    """kill -9 of the script with its pool of workers once a place's second shard is begun; then the same command."""
     code = (
         "import sys, runpy, pela_vl.data.corpus.build as b; b.CHUNK, b.COMMIT_EVERY = 2, 0; "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    command = [sys.executable, "-c", code, str(SCRIPT), "--output", str(tmp_path / "killed"), "--workers", "2",
-               "--coco", str(web.annotations), str(web.images), "--shards", "--image-size", "48",
-               "--shard-samples", "7", "--quality", "90"]  # fmt: skip
-    command += [word for change in WEB_FILTERS for word in ("--filter", change)]
+    settings = {
+        "output": str(tmp_path / "killed"),
+        "shards": {"image_size": 48, "samples": 7, "quality": 90, "open": 3},
+        "sources": {
+            "coco": {
+                "kind": "coco",
+                "parts": [{"path": str(web.annotations), "images": str(web.images)}],
+                "filters": {"min_side": 64, "max_aspect": 5, "min_words": 2, "max_words": 40},
+            }
+        },
+    }
+    (tmp_path / "corpus.yaml").write_text(json.dumps(settings))
+    command = [sys.executable, "-c", code, str(SCRIPT), "--config", str(tmp_path / "corpus.yaml"), "--set", "workers=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / ".work" / "out" / "shard-000001.tar").exists():
+    while not (tmp_path / "killed" / ".work" / "out" / "shard-000004.tar").exists():
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -230,7 +237,7 @@ def test_a_finished_corpus_is_left_alone_and_another_refused(web, made, tmp_path
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     report, worked = build_corpus(request(web), made, progress=False)
     assert not worked and report == json.loads((made / "report.json").read_text())
-    for shards in (None, Shards(image_size=49, samples=7, quality=90)):
+    for shards in (None, Shards(image_size=49, samples=7, quality=90, open=3)):
         with pytest.raises(UserError, match="another corpus for pre-training .*shards"):
             build_corpus(request(web, shards), made, progress=False)
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before

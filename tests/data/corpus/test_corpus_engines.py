@@ -62,10 +62,10 @@ def test_a_killed_worker_is_said():
 
 def test_without_ray_or_workers(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"--engine ray needs Ray: pip install 'pela_vl\[ray\]'"):
+    with pytest.raises(UserError, match=r"engine ray needs Ray: pip install 'pela_vl\[ray\]'"):
         with open_engine("ray", 2):
             pass
-    with pytest.raises(UserError, match="--workers 0"):
+    with pytest.raises(UserError, match="workers 0"):
         with open_engine("local", 0):
             pass
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.public.plain_pickle import read_plain_pickle
+from pela_vl.data.plain_pickle import read_plain_pickle
 
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
 plain = st.recursive(

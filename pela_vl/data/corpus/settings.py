@@ -1,0 +1,129 @@
+"""The schema of a corpus: which sources and held-out sets, which filters, what is written. See configs/corpus.yaml."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pela_vl.base.errors import UserError
+
+Use = Literal["if_there", "always", "never"]
+"""if_there: left out, and said, where its files are not; always: an error then; never: left out."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a picture and a caption must be.
+
+    min_side: pixels of the shorter side. max_aspect: longer over shorter side. min_words, max_words: of a caption.
+    min_region_area: of Visual Genome's regions, the share of the picture that the phrase's region covers; 0 takes all.
+    """
+
+    min_side: int = 32
+    max_aspect: float = 20.0
+    min_words: int = 1
+    max_words: int = 60
+    min_region_area: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min_side < 1 or self.max_aspect < 1 or not 1 <= self.min_words <= self.max_words:
+            raise UserError(f"{self}: wants min_side >= 1, max_aspect >= 1 and 1 <= min_words <= max_words")
+        if not 0 <= self.min_region_area <= 1:
+            raise UserError(f"{self}: wants min_region_area from 0 to 1")
+
+
+@dataclass(frozen=True)
+class FilterChanges:
+    """Filters to change for all sources; None leaves each source's own."""
+
+    min_side: int | None = None
+    max_aspect: float | None = None
+    min_words: int | None = None
+    max_words: int | None = None
+    min_region_area: float | None = None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Tar shards of `samples` pictures each, stored as JPEGs of `quality` whose shorter side is `image_size`.
+
+    open: shards that are filled at a time; a sample goes to one of them by a hash of its number, so that neighbours of a
+    source come apart.
+    """
+
+    image_size: int = 256
+    samples: int = 5000
+    quality: int = 95
+    open: int = 32
+
+    def __post_init__(self) -> None:
+        if self.image_size < 8 or self.samples < 1 or not 1 <= self.quality <= 100 or not 1 <= self.open <= 256:
+            raise UserError(
+                f"{self}: wants image_size >= 8, samples >= 1, quality from 1 to 100 and open from 1 to 256"
+            )
+
+
+@dataclass
+class PartSettings:
+    """One file of a source with the pictures that it names; paths start at `raw` where they are not absolute.
+
+    path: the annotations, the table, or the folder that img2dataset wrote. images: folder of the pictures. image_data: Visual
+    Genome's, which tells COCO's and Flickr's numbers and the pictures' sizes. strip: what a list's paths begin with on the
+    machine that wrote it, cut off.
+    """
+
+    path: str
+    images: str | None = None
+    image_data: str | None = None
+    strip: str = ""
+
+
+@dataclass
+class SourceSettings:
+    """kind: of the raw files. parts: one or several. download: what to fetch from where, for people."""
+
+    kind: Literal["coco", "vg", "table", "img2dataset", "list"]
+    parts: list[PartSettings]
+    use: Use = "always"
+    filters: Filters = field(default_factory=Filters)
+    download: str = ""
+
+
+@dataclass
+class HeldOutSettings:
+    """Pictures that must not enter.
+
+    kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all pictures of a questions
+    file), images (all below a folder, by content). path: the file or folder. images: folder of its pictures, whose content
+    is compared then. sources: those that it is held out of; none named: all.
+    """
+
+    kind: Literal["karpathy", "refs", "vqa", "images"]
+    path: str
+    images: str | None = None
+    sources: list[str] = field(default_factory=list)
+    use: Use = "always"
+    download: str = ""
+
+
+@dataclass
+class CorpusSettings:
+    """A corpus.
+
+    output: its folder. raw: where relative paths of sources and held-out sets start. format: tar shards with resized copies,
+    or JSON lists whose paths start at image_root (None: the deepest folder that all sources have in common). Sources enter in
+    their order here: of equal pictures the first is kept. filters: changed for all sources. skip_damaged: leave out, and
+    count, tar and parquet files that are cut. workers: processes, None for the cores that this process may use. engine:
+    a pool of processes here, or Ray; ray_address: of a running cluster, None starts one.
+    """
+
+    output: str = "data/corpus"
+    raw: str = "data/raw"
+    format: Literal["shards", "lists"] = "shards"
+    shards: Shards = field(default_factory=Shards)
+    image_root: str | None = None
+    sources: dict[str, SourceSettings] = field(default_factory=dict)
+    held_out: dict[str, HeldOutSettings] = field(default_factory=dict)
+    filters: FilterChanges = field(default_factory=FilterChanges)
+    skip_damaged: bool = False
+    workers: int | None = None
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None

@@ -1,0 +1,83 @@
+"""Where a picture lies below an image root: the one rule that every reader follows.
+
+A path counts by its spelling. It must stay below the root, and so an absolute path may be given when it lies there. Links are
+followed: folders that are links are the owner's own doing.
+"""
+
+import errno
+import os
+import stat
+import unicodedata
+
+from pela_vl.base.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+# what says that there is no such file; anything else says that the disk cannot tell
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def resolve(root: PathLike, path: str) -> str:
+    """Join an image root and the path of an entry; the result is absolute, nothing is looked up on disk.
+
+    Raises `UserError` for a path that leaves the root by its own parts.
+    """
+    base = os.path.abspath(root)
+    joined = os.path.normpath(os.path.join(base, path))
+    if "\0" in path:
+        raise UserError(f"image path {path!r} holds a NUL character; mend the entry")
+    if joined == base or not joined.startswith(base.rstrip(os.sep) + os.sep):
+        what = "is absolute and lies elsewhere than" if os.path.isabs(path) else "is not below"
+        raise UserError(f"image path {path!r} {what} the image root {base}; correct the entry or the root")
+    return joined
+
+
+def below(root: PathLike, path: str) -> str:
+    """As `resolve`, and give the path from the root on, with forward slashes: what lists hold."""
+    return os.path.relpath(resolve(root, path), os.path.abspath(root)).replace(os.sep, "/")
+
+
+def find(root: PathLike, path: str) -> str | None:
+    """The path from the root on as the disk spells it, or None when there is no such file.
+
+    Names with accents may be composed (NFC) in the entry and decomposed (NFD, as macOS writes them) on the disk, or the reverse:
+    each spelling is tried. Raises `UserError` for a path that leaves the root, and when the disk cannot be read.
+    """
+    relative = below(root, path)
+    for spelling in dict.fromkeys((relative, *(unicodedata.normalize(form, relative) for form in ("NFC", "NFD")))):
+        if is_file(os.path.join(root, spelling)):
+            return spelling
+    return None
+
+
+def is_file(path: PathLike) -> bool:
+    """Whether a file is there. Raises `UserError` when the disk cannot tell: no permission, input or output error, stale mount."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except ValueError:  # a NUL or a lone surrogate that no file name can hold
+        return False
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: PathLike, error: OSError) -> UserError:
+    """The error for a file that is there and that the disk does not give."""
+    return UserError(
+        f"{os.fspath(path)}: cannot be read ({error.strerror or error}); mend the disk or the permissions, then run again"
+    )
+
+
+def why_absent(root: PathLike, path: str) -> str:
+    """Why `find` found nothing, in words for a message."""
+    full = resolve(root, path)
+    if "\\" in path:
+        return f"{full}: no such picture; its path has back slashes, write it with forward slashes"
+    if os.path.islink(full):
+        return f"{full}: is a link to {os.readlink(full)}, which is not there"
+    if not os.path.isdir(root):
+        return f"{os.fspath(root)}: no such folder of pictures"
+    if os.path.isdir(full):
+        return f"{full}: is a folder, not a picture"
+    return f"{full}: no such picture"
