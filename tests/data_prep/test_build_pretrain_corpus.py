@@ -76,7 +76,7 @@ def test_two_sources_that_are_there_are_built_and_the_others_named(tmp_path):
         Path(f"{key}.txt").write_text(f"a web caption {k}")
     done = run(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ") and line[2] != " "}
     assert " found " in lines["coco"] and " found " in lines["sbu"]
     assert "not found" in lines["vg"] and "wants data/raw/vg/region_descriptions.json" in lines["vg"]
     assert "not found" in lines["cc12m"] and "wants data/raw/cc12m" in lines["cc12m"]

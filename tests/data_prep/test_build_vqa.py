@@ -173,9 +173,7 @@ def test_absent_pictures(coco, genome, tmp_path):
     assert (len(held.entries), held.images, held.missing) == (2, 1, 2)
     (root / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
     done = run("--raw", raw, "--image-root", root, "--output", tmp_path / "lists", "--skip-missing")
-    assert (
-        done.returncode == 2 and "v2_OpenEnded_mscoco_val2014_questions.json: questions[0]: " in done.stderr
-    )
+    assert done.returncode == 2 and "v2_OpenEnded_mscoco_val2014_questions.json: questions[0]: " in done.stderr
     assert not (tmp_path / "lists").exists() and done.stderr.count("\n") == 1
     (genome / "VG_100K" / "1.jpg").unlink()
     questions = read_genome(genome / "question_answers.json")

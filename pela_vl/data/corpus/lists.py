@@ -37,6 +37,8 @@ def _record(source: str, number: int, entry: Any, images: str, strip: str) -> Re
         return Record(source, number, [None], problem="malformed_entry", detail=detail)
     captions = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
     try:
+        if not path.startswith(strip):
+            raise UserError(f"{path}: does not begin with {strip}")
         full = resolve(images, path.removeprefix(strip).lstrip("/") if strip else path)
     except UserError:
         return Record(source, number, list(captions), problem="path_outside_root", detail=path)

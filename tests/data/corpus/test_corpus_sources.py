@@ -255,9 +255,7 @@ def test_img2dataset_without_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "00000").mkdir()
     (tmp_path / "00000" / "000000000.jpg").write_bytes(b"x")
     (tmp_path / "00000.parquet").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=r"00000.parquet: parquet files need pyarrow: pip install 'pela_vl\[corpus\]'"
-    ):
+    with pytest.raises(UserError, match=r"00000.parquet: parquet files need pyarrow: pip install 'pela_vl\[corpus\]'"):
         list(shard_records("cc", str(tmp_path / "00000")))
     (tmp_path / "00000" / "000000000.txt").write_text("a caption of its own")
     assert [r.captions for r in shard_records("cc", str(tmp_path / "00000"))] == [["a caption of its own"]]
