@@ -1,7 +1,7 @@
 """Make the grounding lists of RefCOCO+ from refs(unc).p, instances.json and detected boxes.
 
-python data_prep/build_refcoco_plus.py --refs 'refcoco+/refs(unc).p' --instances refcoco+/instances.json \\
-    --detections dets.json --image-root data/coco/images --image-folder train2014 --output data/refcoco+
+python data_prep/build_refcoco_plus.py --refs 'data/raw/refcoco+/refs(unc).p' --instances data/raw/refcoco+/instances.json \\
+    --detections data/raw/refcoco+/dets.json --image-root data/raw/coco --image-folder train2014 --output data/refcoco+
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Checks that the readers of raw public files share, and the writing of the lists made of them."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TextIO
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_write
+from pela_vl.data.builders import how_to_build
 
 _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 
@@ -44,13 +46,15 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
     return value
 
 
-def read_json(path: Path, if_absent: str = "complete the download") -> Any:
+def read_json(path: Path, if_absent: str | None = None) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
-    Raises `UserError`, one line, for a file that is absent (if_absent: what to do then), unreadable or malformed.
+    Raises `UserError`, one line, for a file that is absent (if_absent: what to do then; None says which
+    script builds it), unreadable or malformed.
     """
     try:
-        with reading(path, if_absent, "download it again", encoding="utf-8-sig") as file:
+        advice = if_absent or how_to_build(os.fspath(path)).removeprefix("; ") or "complete the download"
+        with reading(path, advice, "download it again", encoding="utf-8-sig") as file:
             return json.load(file)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download it again") from None

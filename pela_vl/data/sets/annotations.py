@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.builders import how_to_build
 from pela_vl.data.images import resolve_image
 from pela_vl.data.text import has_text
 
@@ -96,10 +97,10 @@ def dense_image_ids(entries: Sequence[Entry]) -> np.ndarray:
 def _read_list(file: PathLike) -> list[Any]:
     name = os.fspath(file)
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             content = json.load(stream)
     except OSError as error:
-        raise UserError(f"{name}: cannot read the annotations: {error.strerror}") from error
+        raise UserError(f"{name}: cannot read the annotations: {error.strerror}{how_to_build(name)}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{name}: line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}") from error
     except UnicodeDecodeError as error:

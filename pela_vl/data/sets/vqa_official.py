@@ -1,6 +1,5 @@
 """VQA v2's official files (questions, annotations), Visual Genome's questions and answer lists, checked against their schema."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import kind, typed
+from pela_vl.data.raw import kind, read_json, typed
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 PATTERNS = {
@@ -193,19 +192,6 @@ def listed(ids: list[int], most: int = 10) -> str:
     """Ids for a message: their number and the first few."""
     shown = ", ".join(map(str, ids[:most]))
     return f"{len(ids)} question id{'s' * (len(ids) > 1)} ({shown}{', ...' if len(ids) > most else ''})"
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Any JSON file. Raises `UserError` naming the file, and the place where it is malformed."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{os.fspath(path)}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{os.fspath(path)}: not valid JSON ({error}); download it again") from None
 
 
 def _entries(path: Path, document: Any, key: str) -> Iterator[tuple[str, Any]]:
