@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LANES = 8
+LANES = 16
 WINDOW = 16384
 
 

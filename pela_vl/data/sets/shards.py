@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ import numpy as np
 from pela_vl.base.errors import UserError
 from pela_vl.base.system import open_to_read, read_at
 from pela_vl.data.sets.annotations import PathLike
+from pela_vl.data.sets.remote import content, copied, is_remote, size_of
+from pela_vl.data.sets.shard_format import BLOCK, FORMAT, INDEX
 
-FORMAT = "pela_vl shards 1"
-INDEX = "index.json"
-_BLOCK = 512  # of tar
 _CHUNK = 8 * 2**20  # bytes read at a time
-_MAX_OPEN = 256  # shards that a process keeps open
+_MAX_OPEN = 32  # shards that a process keeps open
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Member:
 
 
 def is_shard_folder(path: PathLike) -> bool:
-    """Whether `data.train` names shards by this path: a folder is always meant as one."""
-    return os.path.isdir(path)
+    """Whether `data.train` names shards by this path: a folder, or an address as s3://bucket/folder, is always meant as one."""
+    return os.path.isdir(path) or (is_remote(path) and not os.fspath(path).endswith(".json"))
 
 
 def read_index(folder: PathLike) -> list[Shard]:
@@ -53,14 +51,15 @@ def read_index(folder: PathLike) -> list[Shard]:
     Raises `UserError` for a folder without an index, an index that is damaged or of another format, and a shard that is
     absent or has changed.
     """
-    file = Path(folder) / INDEX
+    folder = os.fspath(folder).rstrip("/")
+    file = f"{folder}/{INDEX}"
     again = "write it again with data_prep/build_pretrain_corpus.py"
     try:
-        content = json.loads(file.read_bytes())
-        if content["format"] != FORMAT:
-            raise UserError(f"{file}: format {content['format']!r}, {FORMAT!r} is wanted; {again}")
-        rows = [(str(row["name"]), int(row["samples"]), int(row["bytes"])) for row in content["shards"]]
-        total = int(content["samples"])
+        index = json.loads(content(file))
+        if index["format"] != FORMAT:
+            raise UserError(f"{file}: format {index['format']!r}, {FORMAT!r} is wanted; {again}")
+        rows = [(str(row["name"]), int(row["samples"]), int(row["bytes"])) for row in index["shards"]]
+        total = int(index["samples"])
     except FileNotFoundError:
         raise UserError(f"{file}: no such file, so {folder} is no finished folder of shards; {again}") from None
     except OSError as error:
@@ -73,12 +72,13 @@ def read_index(folder: PathLike) -> list[Shard]:
     for name, samples, size in rows:
         if os.path.basename(name) != name:
             raise UserError(f"{file}: shard {name!r} is not a plain file name; {again}")
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
+        path = f"{folder}/{name}"
+        found = size_of(path)
+        if found is None:
             raise UserError(f"{path}: no such shard, but {INDEX} names it; bring it back or {again}")
-        if os.path.getsize(path) != size:
+        if found != size:
             raise UserError(
-                f"{path}: has {os.path.getsize(path)} bytes, {INDEX} says {size}: it was changed or cut; bring it back or {again}"
+                f"{path}: has {found} bytes, {INDEX} says {size}: it was changed or cut; bring it back or {again}"
             )
         shards.append(Shard(path, samples, size))
     return shards
@@ -89,7 +89,8 @@ class ShardReader:
 
     That pass finds the members, checks the shard against the index, and brings the file into the page cache, from where its
     samples are then taken: the disk sees sequential reads only, whatever the order of the numbers within a shard and however
-    many processes share it. Positions are kept for the last shards used; picture bytes are not kept at all.
+    many processes share it. Positions are kept for the last `max_open` shards used; picture bytes are not kept at all. A shard at
+    an address (s3://, ...) is first copied to a temporary file without a name, which goes when the shard is given up.
     """
 
     def __init__(self, shards: Sequence[Shard], max_open: int = _MAX_OPEN) -> None:
@@ -137,27 +138,33 @@ class ShardReader:
             return found
         while len(self._open) >= self.max_open:
             os.close(self._open.popitem(last=False)[1][0])
-        table, names = scan_shard(self.shards[index])
+        shard = self.shards[index]
         try:
-            handle = open_to_read(self.shards[index].path)
+            handle = copied(shard.path) if is_remote(shard.path) else open_to_read(shard.path)
+        except FileNotFoundError:
+            raise UserError(f"{shard.path}: no such shard, but {INDEX} names it; bring it back") from None
         except OSError as error:
-            raise _damaged(self.shards[index].path, f"cannot be read ({error.strerror})") from None
-        self._open[index] = handle, table, names
+            raise _damaged(shard.path, f"cannot be read ({error.strerror or error})") from None
+        try:
+            self._open[index] = handle, *scan_shard(shard, handle)
+        except BaseException:
+            os.close(handle)
+            raise
         return self._open[index]
 
 
-def scan_shard(shard: Shard) -> tuple[np.ndarray, list[str]]:
+def scan_shard(shard: Shard, handle: int) -> tuple[np.ndarray, list[str]]:
     """Read a shard from front to back; returns where its samples lie, and the names of their pictures.
 
-    The table is int64 [samples, 4]: position and size of the picture, position and size of the record. Raises `UserError` for
-    a file that is absent, cut, not the tar file that it is meant to be, or holds another number of samples than the index
-    says.
+    handle: the open file, which is left open. The table is int64 [samples, 4]: position and size of the picture, position and
+    size of the record. Raises `UserError` for a file that is cut, not the tar file that it is meant to be, or holds another
+    number of samples than the index says.
     """
     rows: list[tuple[int, int, int, int]] = []
     names: list[str] = []
     pending: tuple[str, int, int] | None = None  # a picture whose record comes next
     try:
-        with open(shard.path, "rb", buffering=0) as file:
+        with open(handle, "rb", buffering=0, closefd=False) as file:
             for name, position, size in _members(shard.path, _Stream(file).take):
                 key, _, suffix = name.rpartition(".")
                 if pending is None and suffix != "json":
@@ -168,8 +175,6 @@ def scan_shard(shard: Shard) -> tuple[np.ndarray, list[str]]:
                     pending = None
                 else:
                     raise _damaged(shard.path, f"member {name}: a picture and its record do not stand together")
-    except FileNotFoundError:
-        raise UserError(f"{shard.path}: no such shard, but {INDEX} names it; bring it back") from None
     except OSError as error:
         raise _damaged(shard.path, f"cannot be read ({error.strerror})") from None
     if pending is not None or len(rows) != shard.samples:
@@ -204,9 +209,9 @@ def _members(path: str, take: Callable[[int, bool], bytes | None]) -> Iterator[t
     """(name, position, size) of the regular files of a tar file, whose headers' checksums are checked."""
     position = 0
     while True:
-        header = take(_BLOCK, True)
-        position += _BLOCK
-        if len(header) < _BLOCK:
+        header = take(BLOCK, True)
+        position += BLOCK
+        if len(header) < BLOCK:
             raise _damaged(path, "is cut: the end mark of a tar file is missing")
         if not any(header):
             return
@@ -216,14 +221,14 @@ def _members(path: str, take: Callable[[int, bool], bytes | None]) -> Iterator[t
             expected, size = -1, 0
         # the checksum counts its own eight bytes as blanks
         if sum(header) - sum(header[148:156]) + 8 * 32 != expected:
-            raise _damaged(path, f"no tar header at byte {position - _BLOCK}")
+            raise _damaged(path, f"no tar header at byte {position - BLOCK}")
         name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
         if header[156:157] not in (b"0", b"\0"):
             raise _damaged(path, f"member {name}: type {header[156:157]!r}, plain files are wanted")
         if header[257:262] == b"ustar" and (prefix := header[345:500].rstrip(b"\0")):
             name = f"{prefix.decode('utf-8', 'replace')}/{name}"
         yield name, position, size
-        padded = -(-size // _BLOCK) * _BLOCK
+        padded = -(-size // BLOCK) * BLOCK
         if take(padded, False) is None:
             raise _damaged(path, f"is cut in member {name}")
         position += padded

@@ -101,7 +101,7 @@ def test_skipped_batches_are_neither_decoded_nor_read(folder, monkeypatch):
 def test_a_shard_is_read_once_from_front_to_back(folder, monkeypatch):
     scanned = Counter()
     scan = module.scan_shard
-    monkeypatch.setattr(module, "scan_shard", lambda shard: scanned.update([shard.path]) or scan(shard))
+    monkeypatch.setattr(module, "scan_shard", lambda shard, handle: scanned.update([shard.path]) or scan(shard, handle))
     data = pairs(folder)
     for _ in range(2):
         batches(data)
