@@ -1,0 +1,58 @@
+"""Changes of reading and sampling that nothing else notices."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pela_vl.data.images import read_image
+from pela_vl.data.loader import EpochSampler
+from pela_vl.data.public.refcoco import read_corpus
+
+
+def test_sixteen_bits_become_eight_by_the_full_range(tmp_path):
+    """257 * k of 65,535 is exactly k of 255."""
+    values = np.arange(256, dtype=np.uint16) * 257
+    Image.fromarray(values[None].repeat(2, 0)).save(tmp_path / "x.png")
+    assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 0].tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_last_batch_is_filled_from_the_start_of_the_order(shuffle):
+    parts = [list(EpochSampler(10, 2, rank, 3, seed=4, shuffle=shuffle)) for rank in range(3)]
+    whole = [[i for rank in parts for _, i in rank[batch]] for batch in range(2)]
+    assert len(whole[0]) == 6 and len(whole[1]) == 6
+    assert whole[1][4:] == whole[0][:2]
+
+
+def refcoco(folder: Path) -> Path:
+    """refs(unc).p and instances.json in their true shape: a referred person, another, and a crowd."""
+    segmentation = [[10.0, 10.0, 50.0, 10.0, 50.0, 60.0]]
+    objects = [(1, [10.0, 10.0, 40.0, 50.0], 0), (2, [60.0, 5.0, 20.0, 30.0], 0), (3, [0.0, 0.0, 90.0, 70.0], 1)]
+    annotations = [
+        {"segmentation": segmentation, "area": box[2] * box[3], "iscrowd": crowd, "image_id": 7, "bbox": box, "category_id": 1,
+         "id": number} for number, box, crowd in objects
+    ]  # fmt: skip
+    image = {"license": 1, "file_name": "COCO_train2014_000000000007.jpg", "coco_url": "", "height": 80, "width": 100,
+             "date_captured": "", "flickr_url": "", "id": 7}  # fmt: skip
+    document = {"info": {}, "images": [image], "licenses": [], "annotations": annotations, "categories": []}
+    (folder / "instances.json").write_text(json.dumps(document))
+    sentences = [
+        {"tokens": ["man"], "raw": "Man!", "sent_id": 5, "sent": "man"},
+        {"tokens": [], "raw": "?", "sent_id": 6, "sent": ""},
+    ]
+    refs = [{"sent_ids": [5, 6], "file_name": "COCO_train2014_000000000007_1.jpg", "ann_id": 1, "ref_id": 0, "image_id": 7,
+             "split": "val", "sentences": sentences, "category_id": 1}]  # fmt: skip
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 0))
+    return folder
+
+
+def test_crowds_are_no_candidates_and_wordless_expressions_are_counted(tmp_path):
+    folder = refcoco(tmp_path)
+    corpus = read_corpus(folder / "refs(unc).p", folder / "instances.json", tmp_path, "train2014")
+    assert corpus.candidates == {7: [[10.0, 10.0, 40.0, 50.0], [60.0, 5.0, 20.0, 30.0]]}
+    assert corpus.refs[0].expressions == ((5, "man"),) and (corpus.wordless, corpus.unnamed) == (1, 0)
+    assert corpus.pictures[7].path == "train2014/COCO_train2014_000000000007.jpg"
