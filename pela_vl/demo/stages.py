@@ -1,23 +1,29 @@
 """The demo's stages: commands run one after the other, each skipped when it is done already."""
 
+import ctypes
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pela_vl.base.build_folder import alone
 from pela_vl.base.config import load
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.progress import clock
 from pela_vl.settings import Settings
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 @dataclass
@@ -44,9 +50,15 @@ def set_arguments(changes: Iterable[str]) -> list[str]:
 def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
     """Run what is not done; returns the seconds that all stages took, also in earlier calls.
 
-    A stage is done when it with its configuration, all stages before it and the `inputs` files are what they were then.
-    Raises UserError naming the command that failed.
+    A stage is done when it with its configuration, all stages before it and the `inputs` files are what they were then. One call
+    at a time works in a folder, and a stage's command dies with this process, however that ends.
+    Raises UserError naming the command that failed, and when another process runs stages in the folder.
     """
+    with alone(folder):
+        return _run_all(stages, folder, inputs)
+
+
+def _run_all(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
     fingerprint = hashlib.sha256()
     for path in inputs:
         fingerprint.update(path.read_bytes())
@@ -86,7 +98,7 @@ def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:
     started = time.monotonic()
     atomic_json(mark, {"fingerprint": fingerprint, "done": False, "seconds": spent})
     try:
-        code = subprocess.run([sys.executable, *stage.command]).returncode
+        code = subprocess.run([sys.executable, *stage.command], preexec_fn=_dying_with(os.getpid())).returncode
     finally:
         seconds = spent + time.monotonic() - started
         atomic_json(mark, {"fingerprint": fingerprint, "done": False, "seconds": seconds})
@@ -96,6 +108,20 @@ def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:
         raise UserError(f"the command above ended with {code}; mend what it says and run the demo again")
     atomic_json(mark, {"fingerprint": fingerprint, "done": True, "seconds": seconds})
     return seconds
+
+
+def _dying_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it runs its command, so that the kernel kills it when the parent dies; on Linux alone."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel was asked
+            os._exit(1)
+
+    return ask
 
 
 def _read(mark: Path) -> dict:

@@ -183,12 +183,3 @@ def test_nothing_to_average():
         vqa_accuracy(["a"], [Truth(("a",)), Truth(("b",))])
     with pytest.raises(ValueError, match="at least one"):
         question_accuracy("a", [])
-
-
-def test_the_table_of_contractions():
-    """Every entry but two adds apostrophes alone, and never to itself; 116 of the evaluator's 120 can be met."""
-    assert len(CONTRACTIONS) == 116
-    for wrong, right in CONTRACTIONS.items():
-        assert wrong == wrong.lower()
-        assert wrong.replace("'", "") == right.replace("'", "")
-        assert wrong.count("'") < right.count("'") or wrong in ("let's", "she's", "somebody'd")

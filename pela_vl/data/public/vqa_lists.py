@@ -62,13 +62,13 @@ def find_parts(folder: Path, roles: Sequence[str] | None = None) -> list[Part]:
                 raise UserError(f"{annotations}: no such file; {path.name} needs its annotations")
             annotations = None
         found[role] = Part(role, path, annotations)
-    if not found:
-        raise UserError(f"{folder}: no v2_OpenEnded_*_questions.json in it; unpack the files of visualqa.org there")
     absent = [role for role in roles or () if role not in found]
     if absent:
         raise UserError(
             f"{folder}: no questions of {', '.join(absent)} in it; unpack them there or choose other --parts"
         )
+    if not found:
+        raise UserError(f"{folder}: no v2_OpenEnded_*_questions.json in it; unpack the files of visualqa.org there")
     return [found[role] for role in ROLES if role in found]
 
 
