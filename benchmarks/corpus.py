@@ -6,18 +6,18 @@ Two measurements, each build in a fresh process:
   memory   tiny distinct pictures in tars with five synthetic captions each, of --sizes pairs: what grows with the corpus
            shows
 
-Example: python benchmarks/corpus.py --scratch /tmp/bench --output corpus.json
+Example: python benchmarks/corpus.py --output corpus.json
 """
 
 import argparse
 import io
 import json
-import os
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from PIL import Image
 
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
-from pela_vl.base.system import cpu_seconds, peak_memory
+from pela_vl.base.system import cpu_seconds, peak_memory, usable_cores
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus.units import source_units
 
@@ -70,7 +70,7 @@ def make_pairs(folder: Path, count: int) -> Request:
                     member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
-    units = source_units("cc12m", "pairs", [str(folder)])
+    units = source_units("cc12m", "img2dataset", [str(folder)])
     return Request(tuple(units), (), {"cc12m": Filters(min_side=_TINY)}, Shards(image_size=_TINY))
 
 
@@ -126,7 +126,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--scratch", type=Path, required=True, help="folder for what is built; 4 GB for a million pairs"
+        "--scratch",
+        type=Path,
+        help="where a folder for what is built is made and removed (default: the system's); 4 GB for a million pairs",
     )
     parser.add_argument("--output", type=Path, help="file for the measurements as JSON")
     parser.add_argument(
@@ -135,28 +137,34 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="pairs (default 100k and 1M)"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # kind, count, workers, shards: one measurement
     args = parser.parse_args()
     if args.one:
         kind, count, workers, shards = args.one[0], *map(int, args.one[1:])
         print(json.dumps(measure(kind, args.scratch, count, workers, bool(shards))))
         return
+    with tempfile.TemporaryDirectory(prefix="corpus-benchmark-", dir=args.scratch) as scratch:
+        rows = measure_all(scratch, args)
+    print(table(rows))
+    if args.output:
+        atomic_json(args.output, rows)
+
+
+def measure_all(scratch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every measurement in a process of its own."""
     workers = sorted({1, args.workers})
     wanted = [("speed", args.photographs, n, shards) for shards in (0, 1) for n in workers]
     wanted += [("memory", size, args.workers, 1) for size in args.sizes]
     rows = []
     for one in wanted:
-        command = [sys.executable, __file__, "--scratch", str(args.scratch), "--one", *map(str, one)]
+        command = [sys.executable, __file__, "--scratch", scratch, "--one", *map(str, one)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"the measurement {one} failed")
         rows.append(json.loads(done.stdout))
         print(table(rows[-1:]), file=sys.stderr)
-    shutil.rmtree(args.scratch, ignore_errors=True)
-    print(table(rows))
-    if args.output:
-        atomic_json(args.output, rows)
+    return rows
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ Run it again after an interruption to go on; a finished corpus is left as it is.
 """
 
 import argparse
-import os
 from pathlib import Path
 
+from pela_vl.base.system import usable_cores
 from pela_vl.base.errors import run_main
 from pela_vl.data.scenes import Request, build_corpus
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000, help="pictures for testing (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=64, help="side in pixels (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
     request = Request(args.train, args.val, args.test, args.seed, args.image_size)
     made = build_corpus(request, args.output, args.workers)

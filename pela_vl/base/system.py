@@ -92,9 +92,20 @@ def peak_memory(children: bool = False) -> float:
     return float(resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
+    """Processor cores that this process may use: by the scheduler's affinity mask (SLURM, taskset) and a container's quota.
+
+    quota: a file that says how many microseconds of processor time there are in each period.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(quota, encoding="ascii") as file:
+            used, period = file.read().split()
+        if used != "max":
+            cores = min(cores, round(int(used) / int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(cores, 1)
 
 
 def wait_for_lock(handle: int, seconds: float) -> bool:

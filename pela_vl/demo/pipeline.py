@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from pela_vl.base import config
+from pela_vl.base.system import usable_cores
 from pela_vl.base.distributed import start
 from pela_vl.base.files import atomic_json
 from pela_vl.checkpoints.albef import load_model
@@ -41,7 +42,7 @@ class Sizes:
     retrieval_steps: int | None = None
     all_tasks: bool = False
     task_steps: int | None = None
-    workers: int = os.cpu_count() or 1
+    workers: int = field(default_factory=usable_cores)
 
 
 @dataclass

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_small(tmp_path):
+def test_small_and_the_users_folder_is_left_alone(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "mine").write_text("mine")
     command = [sys.executable, str(ROOT / "benchmarks" / "corpus.py"), "--scratch", str(tmp_path / "scratch"),
                "--photographs", "6", "--sizes", "50", "100", "--workers", "2", "--output", str(tmp_path / "m.json")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
@@ -27,4 +29,4 @@ def test_small(tmp_path):
     ]
     assert all(row["main_peak_mib"] > 10 for row in rows)
     assert all((row["largest_worker_peak_mib"] > 10) == (row["workers"] > 1) for row in rows)
-    assert done.stdout.count("\n") == 7 and not (tmp_path / "scratch").exists()
+    assert done.stdout.count("\n") == 7 and [path.name for path in (tmp_path / "scratch").iterdir()] == ["mine"]

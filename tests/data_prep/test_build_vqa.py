@@ -98,7 +98,9 @@ def test_from_scenes(scenes, tmp_path):
     made = lists(tmp_path)
     assert set(made) == {"vqa_train", "vqa_val", "vqa_test", "answer_list"}
     for role in ("train", "val", "test"):
-        assert len(made[f"vqa_{role}"]) == (96 if role == "train" else 24) and all((scenes / e["image"]).is_file() for e in made[f"vqa_{role}"])
+        assert len(made[f"vqa_{role}"]) == (96 if role == "train" else 24) and all(
+            (scenes / e["image"]).is_file() for e in made[f"vqa_{role}"]
+        )
     assert "published" not in done.stdout
 
 
@@ -127,6 +129,8 @@ def test_from_the_official_names(coco, genome, tmp_path):
     ]
     rows = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert rows["train"].split()[1] == "4" and rows["train"].endswith("published: 443757  (differs)")
+    assert "train           4 questions       2 images   published: 443757  (differs)" in done.stdout
+    assert "left out, no word: 2" in done.stdout
 
 
 def test_parts_alone_and_without_test_pictures(coco, tmp_path):
@@ -143,8 +147,6 @@ def test_parts_alone_and_without_test_pictures(coco, tmp_path):
     with pytest.raises(UserError, match="no questions of test in it"):
         (raw / "v2_OpenEnded_mscoco_test2015_questions.json").unlink()
         find_parts(raw, ["test"])
-    assert "train           4 questions       2 images   published: 443757  (differs)" in done.stdout
-    assert "left out, no word: 2" in done.stdout
 
 
 def test_published_counts_of_the_papers_and_the_site():

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pela_vl.base.system import usable_cores
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
 from pela_vl.data.images import ImageError, read_image
@@ -70,7 +71,7 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
     failed: list[tuple[str, str]] = []
     with Progress(len(table.captions), "pictures", unit="picture", enabled=report) as progress:
         # threads are enough: Pillow decodes outside the interpreter's lock
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for image, found in zip(
                 table.captions, pool.map(lambda name: _digest(image_root, name), table.captions), strict=True
             ):
