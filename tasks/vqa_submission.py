@@ -54,6 +54,10 @@ def check(results: Path, questions: Path, annotations: Path | None) -> None:
     file = read_questions(questions)
     answers = read_results(results, file.ids)
     print(f"{results}: {len(answers)} questions of {questions.name}, each answered once")
+    if file.data_type == "mscoco" and file.data_subtype.startswith("test-dev"):
+        print(
+            "not for the server: it wants the answers to all of test2015, also for test-dev; check against its questions"
+        )
     if annotations:
         pairs = paired(file, annotations, read_annotations(annotations))
         truths = [Truth(said.answers, said.answer_type, said.question_type) for _, said in pairs]

@@ -1,5 +1,7 @@
 """Partial answers belong to one checkpoint; a word's heat is that of its own pieces."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,18 @@ def test_partial_answers_depend_on_the_checkpoints_content(tmp_path):
         after = submission._about(settings, tmp_path / "questions", None)
         assert [changed for changed in before if before[changed] != after[changed]] == [key]
         before = after
+
+
+@pytest.mark.parametrize("subset, said", [("test-dev2015", True), ("test2015", False)])
+def test_a_check_against_test_dev_says_that_the_server_wants_all_of_test(tmp_path, capsys, subset, said):
+    from tasks.vqa_submission import check
+
+    about = {"data_type": "mscoco", "data_subtype": subset}
+    questions = [{"question_id": 1, "image_id": 2, "question": "What?"}]
+    (tmp_path / "q.json").write_text(json.dumps(about | {"questions": questions}))
+    (tmp_path / "r.json").write_text(json.dumps([{"question_id": 1, "answer": "cat"}]))
+    check(tmp_path / "r.json", tmp_path / "q.json", None)
+    assert ("it wants the answers to all of test2015" in capsys.readouterr().out) == said
 
 
 def test_every_word_has_the_heat_of_its_own_pieces(tmp_path, monkeypatch):

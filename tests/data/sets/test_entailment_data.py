@@ -9,11 +9,10 @@ from tiny_albef import CONFIG
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
-from pela_vl.data.public.snli_ve import LABELS
 from pela_vl.data.sets.entailment import EntailmentCollate, EntailmentEval, EntailmentPairs
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform, train_transform
-from pela_vl.models.albef.entailment import CLASSES, build_entailment
+from pela_vl.models.albef.entailment import build_entailment
 from pela_vl.models.ema import EmaModel
 from pela_vl.workloads.entailment import EntailmentStep
 
