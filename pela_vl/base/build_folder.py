@@ -30,7 +30,7 @@ def alone(folder: Path) -> Iterator[None]:
             else os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
         )
     except OSError as error:
-        raise UserError(f"{folder}: cannot be used as a folder ({error.strerror}); choose another --output") from None
+        raise UserError(f"{folder}: cannot be used as a folder ({error.strerror}); choose another output") from None
     try:
         if not try_lock(handle):
             raise UserError(f"{folder}: another run is writing there; wait for it to end")
@@ -47,7 +47,7 @@ def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: 
     `UserError` for a folder that holds another request or anything else; `what` names the content in the message.
     """
     remove_stale(folder)
-    advice = "choose another --output, or remove that folder"
+    advice = "choose another output, or remove that folder"
     for name in (manifest, marker):
         if (folder / name).exists():
             try:
