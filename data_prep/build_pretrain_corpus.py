@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from pela_vl.base import config
-from pela_vl.base.system import usable_cores
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.system import usable_cores
 from pela_vl.data.corpus import CorpusSettings, build_corpus
 from pela_vl.data.corpus.lookup import download_text, entries_table, look_up
 from pela_vl.data.corpus.report import table

@@ -7,8 +7,8 @@ Run it again after an interruption to go on; a finished corpus is left as it is.
 import argparse
 from pathlib import Path
 
-from pela_vl.base.system import usable_cores
 from pela_vl.base.errors import run_main
+from pela_vl.base.system import usable_cores
 from pela_vl.data.scenes import Request, build_corpus
 
 

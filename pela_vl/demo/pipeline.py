@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from pela_vl.base import config
-from pela_vl.base.system import usable_cores
 from pela_vl.base.distributed import start
 from pela_vl.base.files import atomic_json
+from pela_vl.base.system import usable_cores
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import read_weights
 from pela_vl.data.images import resolve_image

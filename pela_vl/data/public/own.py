@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pela_vl.base.system import usable_cores
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
+from pela_vl.base.system import usable_cores
 from pela_vl.data.images import ImageError, read_image
 from pela_vl.data.paths import below, find, why_absent
 from pela_vl.data.public.karpathy import KarpathyImage
