@@ -124,7 +124,8 @@ def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -
     """
     text = line
     for taken, following in enumerate(ahead, 1):
-        alone = split_cells(following.rstrip("\r\n"), delimiter)
+        # with an odd number of marks the line ends a cell that began before
+        alone = split_cells(following.rstrip("\r\n"), delimiter) if following.count('"') % 2 == 0 else None
         if columns > 1 and alone is not None and len(_without_trailing(alone, columns)) == columns:
             return None, 0
         text += following
