@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pela_vl.deploy.inference import optimize_for_inference as optimize_for_inference
-    from pela_vl.lowrank import compress as compress
+    from pela_vl.lowrank.storage import load as load
+    from pela_vl.lowrank.storage import save as save
+    from pela_vl.recovery.compress import compress as compress
+    from pela_vl.recovery.distil import recover as recover
 
 __version__ = "0.1.0"
-__all__ = ["compress", "optimize_for_inference"]
+_HOMES = {
+    "compress": "pela_vl.recovery.compress",
+    "load": "pela_vl.lowrank.storage",
+    "optimize_for_inference": "pela_vl.deploy.inference",
+    "recover": "pela_vl.recovery.distil",
+    "save": "pela_vl.lowrank.storage",
+}
+__all__ = ["compress", "load", "optimize_for_inference", "recover", "save"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compress":
-        from pela_vl.lowrank import compress
+    if name in _HOMES:
+        from importlib import import_module
 
-        return compress
-    if name == "optimize_for_inference":
-        from pela_vl.deploy.inference import optimize_for_inference
-
-        return optimize_for_inference
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pela_vl' has no attribute {name!r}")
 
 

@@ -1,55 +1,148 @@
 """One budget of parameters for all layers, spent where a rank buys most.
 
-The uniform rule gives every layer the same share of its weights. Yet spectra differ: some layers lose little at half that
-rank, others much at twice.
+The uniform rule gives every layer the same share of its weights. Yet a layer whose error reaches the features that count
+deserves more than one whose error does not, and some are better left dense.
 """
 
 import heapq
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pela_vl.lowrank.plan import PlanError, rank_for
 
 
+class _Options(NamedTuple):
+    """What a layer may get, dearest last: ranks (None: dense), what each costs, and the error that it leaves."""
+
+    ranks: list[int | None]
+    costs: list[int]
+    errors: list[float]
+
+
 def allocate_ranks(
-    spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], budget: int, rank_multiple: int = 1
+    spectra: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, int]],
+    budget: int,
+    rank_multiple: int = 1,
+    scales: Mapping[str, float] | None = None,
+    stay_dense: bool = False,
+    pivoted: bool = False,
 ) -> dict[str, int]:
-    """Ranks by name that spend at most `budget` weights, greedily by the squared error that each weight takes away.
+    """Ranks by name that spend at most `budget` weights and leave the least sum of squared errors, up to the last few ranks.
 
-    spectra: singular values of each layer, descending, in a measure that can be compared between layers. shapes: its
-    (in, out) features; one rank costs their sum. Ranks come in steps of `rank_multiple`; every layer gets one step at
-    least, and at most the rank at which its factors are as large as the dense weights (which alone may be no multiple,
-    where it is less than one step). As a layer's gains only fall, the greedy choice is the best one of its cost; a step
-    that no longer fits is passed over for cheaper ones until none fits. Ties go to the layer that comes first.
+    First all layers get what minimises error + lambda x cost, lambda the smallest that the budget allows: the steps of the
+    layers' convex hulls in the order of error taken away for each weight. Then what is left of the budget goes, greedily, to
+    the best steps that still fit.
 
-    Raises PlanError when the budget does not reach for one step everywhere.
+    Args:
+        spectra: singular values of each layer, descending, in a measure that can be compared between layers.
+        shapes: (in, out) features; rank r costs r (in + out).
+        rank_multiple: ranks come in multiples of it; every layer gets one step at least, and less only where one step is more
+            than the rank at which its factors are as large as the dense weights.
+        scales: factors of the squared errors, 1 where there is none.
+        stay_dense: a layer may also keep its weights, at a cost of in x out and no error; it is then missing in the result.
+        pivoted: rank r costs r (in + out - r), as pivoted factors are stored (pivot.py).
+
+    Ties go to the layer that comes first. Raises PlanError when the budget does not reach for one step everywhere.
     """
-    costs = {name: sum(shapes[name]) for name in spectra}
-    errors = {name: spectrum.double() ** 2 for name, spectrum in spectra.items()}
-    most = {name: min(len(errors[name]), max(1, rank_for(*shapes[name], 1))) for name in spectra}
-    ranks = {name: min(rank_multiple, most[name]) for name in spectra}
-    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
+    options = {
+        name: _options(spectrum, shapes[name], rank_multiple, (scales or {}).get(name, 1.0), stay_dense, pivoted)
+        for name, spectrum in spectra.items()
+    }
+    chosen = dict.fromkeys(options, 0)
+    left = budget - sum(option.costs[0] for option in options.values())
     if left < 0:
         raise PlanError(
-            f"a budget of {budget} weights does not reach for rank {rank_multiple} in all {len(costs)} layers: lower kappa"
+            f"a budget of {budget} weights does not reach for rank {rank_multiple} in all {len(options)} layers: lower kappa"
         )
-    heap: list[tuple[float, int, str]] = []
-    order = {name: number for number, name in enumerate(spectra)}
+    left = _along_hulls(options, chosen, left)
+    _fill(options, chosen, left)
+    picked = {name: option.ranks[chosen[name]] for name, option in options.items()}
+    return {name: rank for name, rank in picked.items() if rank is not None}
 
-    def offer(name: str) -> None:
-        rank = ranks[name]
-        if rank + rank_multiple <= most[name]:
-            gain = float(errors[name][rank : rank + rank_multiple].sum())
-            heapq.heappush(heap, (-gain / costs[name], order[name], name))
 
-    for name in ranks:
-        offer(name)
+def _options(
+    spectrum: Tensor, shape: tuple[int, int], multiple: int, scale: float, stay_dense: bool, pivoted: bool
+) -> _Options:
+    inputs, outputs = shape
+    squares = spectrum.double() ** 2 * scale
+    after = (squares.sum() - squares.cumsum(0)).clamp_min(0).tolist()  # error at rank 1, 2, ...
+    if pivoted:
+        most = max(1, min(shape) - 1)
+    else:
+        most = max(1, rank_for(inputs, outputs, 1))
+    most = min(len(after), most)
+    ranks: list[int | None] = list(range(multiple, most + 1, multiple)) or [most]
+    costs = [rank * (inputs + outputs - (rank if pivoted else 0)) for rank in ranks]
+    errors = [after[rank - 1] for rank in ranks]
+    if stay_dense:
+        ranks, costs, errors = [*ranks, None], [*costs, inputs * outputs], [*errors, 0.0]
+    return _Options(ranks, costs, errors)
+
+
+def _hull(option: _Options) -> list[int]:
+    """Indices of the options on the lower convex hull of error over cost, from the cheapest on."""
+    kept: list[int] = []
+    for i in range(len(option.costs)):
+        if kept and (option.errors[i] >= option.errors[kept[-1]] or option.costs[i] <= option.costs[kept[-1]]):
+            continue  # dearer and no better
+        while len(kept) > 1 and _gain(option, kept[-2], kept[-1]) < _gain(option, kept[-2], i):
+            kept.pop()
+        kept.append(i)
+    return kept
+
+
+def _gain(option: _Options, start: int, stop: int) -> float:
+    """Error taken away for each weight between two options."""
+    return (option.errors[start] - option.errors[stop]) / (option.costs[stop] - option.costs[start])
+
+
+def _along_hulls(options: Mapping[str, _Options], chosen: dict[str, int], left: int) -> int:
+    hulls = {name: _hull(option) for name, option in options.items()}
+    order = {name: number for number, name in enumerate(options)}
+    heap: list[tuple[float, int, str, int]] = []
+
+    def offer(name: str, place: int) -> None:
+        if place + 1 < len(hulls[name]):
+            gain = _gain(options[name], hulls[name][place], hulls[name][place + 1])
+            heapq.heappush(heap, (-gain, order[name], name, place + 1))
+
+    for name in options:
+        offer(name, 0)
     while heap:
-        _, _, name = heapq.heappop(heap)
-        price = rank_multiple * costs[name]
+        _, _, name, place = heapq.heappop(heap)
+        index = hulls[name][place]
+        price = options[name].costs[index] - options[name].costs[chosen[name]]
         if price <= left:  # else all further steps of this layer are too dear as well
             left -= price
-            ranks[name] += rank_multiple
-            offer(name)
-    return ranks
+            chosen[name] = index
+            offer(name, place)
+    return left
+
+
+def _fill(options: Mapping[str, _Options], chosen: dict[str, int], left: int) -> None:
+    """Spend what is left on the best steps that fit, also those off the hull; a step that takes nothing away comes last."""
+
+    def best(name: str) -> tuple[float, int] | None:
+        option, now = options[name], chosen[name]
+        fitting = [
+            (_gain(option, now, i), -i)
+            for i in range(now + 1, len(option.costs))
+            if option.costs[now] < option.costs[i] <= option.costs[now] + left
+        ]
+        return max(fitting) if fitting else None
+
+    found = {name: best(name) for name in options}
+    while True:
+        for name, step in found.items():  # what was best stays so while it fits
+            if step is not None and options[name].costs[-step[1]] - options[name].costs[chosen[name]] > left:
+                found[name] = best(name)
+        name = max(found, key=lambda name: found[name][0] if found[name] else -1.0)
+        if found[name] is None:
+            return
+        index = -found[name][1]
+        left -= options[name].costs[index] - options[name].costs[chosen[name]]
+        chosen[name] = index
+        found[name] = best(name)

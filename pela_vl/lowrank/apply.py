@@ -1,8 +1,8 @@
 """Putting a plan into a model, and taking it out again."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -10,13 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.lowrank.calibration import InputStatistics
+from pela_vl.lowrank.checks import carry_over, check_not_wrapped
+from pela_vl.lowrank.dense import in_out, weight_of
 from pela_vl.lowrank.factorize import factorize
 from pela_vl.lowrank.layer import LowRankLinear
+from pela_vl.lowrank.pivot import PivotedLinear, pivoted_layers
 from pela_vl.lowrank.plan import PlanError, check_replaceable, shared_weights
+from pela_vl.lowrank.sensitivity import OutputMetric
+from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
 from pela_vl.lowrank.whiten import factorize_whitened
 
 Job = TypeVar("Job")
-INITS = ("svd", "whitened", "empty")
+INITS = ("svd", "whitened", "gauss_newton", "empty")
+NEED_STATISTICS = ("whitened", "gauss_newton")
 _MOST_THREADS = 16  # each holds some fp64 copies of its layer
 
 Progress = Callable[[int, int, str], None]
@@ -28,7 +34,8 @@ class LayerReport:
     """One replaced layer.
 
     `rel_error` is that of the weights, and `spectrum` all singular values that were cut, on the CPU; both None for empty
-    factors. `output_error` is the outputs' relative error on the calibration inputs, None without these.
+    factors. `output_error` is the outputs' relative error on the calibration inputs, None without these. `predicted_error` is
+    the squared error of the features that count, for init "gauss_newton".
     """
 
     name: str
@@ -38,6 +45,7 @@ class LayerReport:
     rel_error: float | None = None
     spectrum: Tensor | None = None
     output_error: float | None = None
+    predicted_error: float | None = None
 
 
 def apply_plan(
@@ -46,32 +54,45 @@ def apply_plan(
     init: str = "svd",
     progress: Progress | None = None,
     statistics: Mapping[str, InputStatistics] | None = None,
+    metrics: Mapping[str, OutputMetric] | None = None,
+    pivoted: Collection[str] = (),
 ) -> list[LayerReport]:
     """Replace in place every Linear named in `plan` by a LowRankLinear of that rank; report each, in plan order.
 
-    `init` is "svd" (factors of the present weights), "whitened" (those with the least error on inputs of the given
-    `statistics`, see `calibrate`) or "empty" (allocated, to be loaded; works on the meta device).
     Device, dtype, training flag and requires_grad are kept, and the bias stays the very same Parameter (a corrected one
-    takes its place if whitened); optimisers made before hold the old weights and must be made anew.
+    takes its place if the factors are made for inputs); optimisers made before hold the old weights and must be made anew.
+    Data that sits on a layer or its weight is carried over. transformers' Conv1D counts as a Linear.
+
+    Args:
+        init: "svd" (factors of the present weights), "whitened" (those with the least error on inputs of the given
+            `statistics`, see `calibrate`), "gauss_newton" (with the least error of the features that count, by `statistics`
+            and `metrics`, see `measure_metrics`) or "empty" (allocated, to be loaded; works on the meta device).
+        progress: called after each layer.
+        pivoted: names of the plan's layers that are PivotedLinears, for init "empty".
 
     Raises PlanError naming the layer when one is missing, is no plain Linear, is shared, has hooks, holds NaN, when
     its rank is not in 1..min(in, out), or statistics of it are wanted and missing or of another width. The model is then
     as it was: layers are swapped only when all are ready.
     """
     if init not in INITS:
-        raise PlanError(f"init must be 'svd', 'whitened' or 'empty', not {init!r}")
+        raise PlanError(f"init must be one of {', '.join(INITS)}, not {init!r}")
+    if pivoted and (init != "empty" or not set(pivoted) <= set(plan)):
+        raise PlanError("pivoted names layers of the plan that are loaded, with init 'empty'")
+    check_not_wrapped(model)
     shared = shared_weights(model)
     linears = {name: check_replaceable(model, name, shared) for name in plan}
     for name, linear in linears.items():
-        rank, largest = plan[name], min(linear.in_features, linear.out_features)
+        rank, largest = plan[name], min(in_out(linear))
         if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= largest:
             raise PlanError(f"{name}: rank {rank!r} is not a whole number in 1..{largest}")
-        if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
-            raise PlanError(f"{name} has hooks, which the new layer would lose: remove them first")
-        if init == "whitened":
-            _check_statistics(name, linear, statistics or {})
-    known = statistics if init == "whitened" else {}
-    jobs = [partial(_low_rank, name, linear, plan[name], init, known.get(name)) for name, linear in linears.items()]
+        if init in NEED_STATISTICS:
+            _check_statistics(name, linear, init, statistics or {}, metrics)
+    known = statistics if init in NEED_STATISTICS else {}
+    sensitive = metrics if init == "gauss_newton" else {}
+    jobs = [
+        partial(_low_rank, name, linear, plan[name], init, known.get(name), sensitive.get(name), name in pivoted)
+        for name, linear in linears.items()
+    ]
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears.values())
     layers, reports = [], []
     for name, (layer, report) in zip(linears, run_all(jobs, on_cpu and init != "empty"), strict=True):
@@ -80,21 +101,21 @@ def apply_plan(
         if progress is not None:
             progress(len(layers), len(plan), name)
     for name, layer in zip(linears, layers, strict=True):
-        _install(model, name, layer)
+        install(model, name, layer)
     return reports
 
 
 def merge_dense(model: nn.Module) -> nn.Module:
-    """Multiply every LowRankLinear out into a Linear, W = up @ down: the inverse of `apply_plan`. Returns `model`.
+    """Multiply every low-rank layer out into a Linear, W = up @ down: the inverse of `apply_plan`. Returns `model`.
 
     Works in place. The product is formed in fp32 at least and rounded once to the factors' dtype.
     """
-    for name, layer in low_rank_layers(model).items():
+    for name, layer in (low_rank_layers(model) | pivoted_layers(model)).items():
         if not name:
             raise PlanError(
-                "the model is itself one LowRankLinear and cannot be replaced in place: wrap it in a module"
+                "the model is itself one low-rank layer and cannot be replaced in place: wrap it in a module"
             )
-        _install(model, name, _dense(layer))
+        install(model, name, _dense(layer))
     return model
 
 
@@ -104,8 +125,9 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 
 def rank_plan(model: nn.Module) -> dict[str, int]:
-    """The plan that `model` carries: name -> rank of every LowRankLinear. Empty for a dense model."""
-    return {name: layer.rank for name, layer in low_rank_layers(model).items()}
+    """The plan that `model` carries: name -> rank of every low-rank layer. Empty for a dense model."""
+    kinds = LowRankLinear | PivotedLinear
+    return {name: module.rank for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Job]:
@@ -126,61 +148,109 @@ def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Jo
         torch.set_num_threads(before)  # a worker's setting is also what threads started later would inherit
 
 
-def _check_statistics(name: str, linear: nn.Linear, statistics: Mapping[str, InputStatistics]) -> None:
+def _check_statistics(
+    name: str,
+    linear: nn.Module,
+    init: str,
+    statistics: Mapping[str, InputStatistics],
+    metrics: Mapping[str, OutputMetric] | None,
+) -> None:
     if name not in statistics or not statistics[name].count:
-        raise PlanError(f"{name}: init 'whitened' needs statistics of this layer's inputs: give calibration samples")
-    if len(statistics[name].total) != linear.in_features:
-        raise PlanError(
-            f"{name}: the statistics are of inputs of width {len(statistics[name].total)}, not {linear.in_features}"
-        )
+        raise PlanError(f"{name}: init '{init}' needs statistics of this layer's inputs: give calibration samples")
+    inputs, outputs = in_out(linear)
+    if len(statistics[name].total) != inputs:
+        raise PlanError(f"{name}: the statistics are of inputs of width {len(statistics[name].total)}, not {inputs}")
+    if init == "gauss_newton":
+        if metrics is None or name not in metrics:
+            raise PlanError(f"{name}: init 'gauss_newton' needs the metric of this layer's outputs (measure_metrics)")
+        if len(metrics[name].moment) != outputs:
+            raise PlanError(
+                f"{name}: the metric is of outputs of width {len(metrics[name].moment)}, not {outputs}"
+            )
 
 
 def _low_rank(
-    name: str, linear: nn.Linear, rank: int, init: str, statistics: InputStatistics | None
-) -> tuple[LowRankLinear, LayerReport]:
+    name: str,
+    linear: nn.Module,
+    rank: int,
+    init: str,
+    statistics: InputStatistics | None,
+    metric: OutputMetric | None,
+    pivoted: bool,
+) -> tuple[nn.Module, LayerReport]:
     """The layer that replaces `linear`, and its report."""
-    weight, bias = linear.weight, linear.bias
-    # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
-    layer = LowRankLinear(linear.in_features, linear.out_features, rank, bias is not None, "meta", weight.dtype)
-    shape = (name, linear.in_features, linear.out_features, rank)
+    weight, bias = weight_of(linear), linear.bias
+    inputs, outputs = in_out(linear)
+    report = LayerReport(name, inputs, outputs, rank)
     try:
+        if init == "empty":
+            kind = PivotedLinear if pivoted else LowRankLinear
+            # On meta, then allocated: initialising would waste work and draw from the RNG.
+            layer = kind(inputs, outputs, rank, bias is not None, "meta", weight.dtype).to_empty(device=weight.device)
+            layer.requires_grad_(weight.requires_grad)
+            (layer if pivoted else layer.up).bias = bias
+            carry_over(linear, layer)
+            return layer.train(linear.training), report
+        shift = None
         if init == "svd":
             factors = factorize(weight, rank)
-            report = LayerReport(*shape, factors.rel_error, factors.spectrum.cpu())
+            report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.cpu())
         elif init == "whitened":
             factors = factorize_whitened(weight, rank, statistics, bias is not None)
-            report = LayerReport(*shape, factors.rel_error, factors.spectrum.cpu(), factors.output_error)
-            if bias is not None:
-                corrected = (bias.detach().to(factors.bias_shift) + factors.bias_shift).to(bias)
-                bias = nn.Parameter(corrected, requires_grad=bias.requires_grad)
+            report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.cpu())
+            report = replace(report, output_error=factors.output_error)
+            shift = factors.bias_shift
         else:
-            factors = None
-            report = LayerReport(*shape)
+            factors = factorize_two_metrics(weight, rank, *metric_roots(statistics, metric, bias is not None))
+            report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.float().cpu())
+            report = replace(report, predicted_error=factors.predicted_error)
     except ValueError as error:
         raise PlanError(f"{name}: {error}") from None
-    up = factors.up if factors else torch.empty_like(layer.up.weight, device=weight.device)
-    down = factors.down if factors else torch.empty_like(layer.down.weight, device=weight.device)
-    layer.up.weight = nn.Parameter(up.detach(), requires_grad=weight.requires_grad)
-    layer.down.weight = nn.Parameter(down.detach(), requires_grad=weight.requires_grad)
+    up, down = factors.up.to(weight), factors.down.to(weight)
+    if init == "gauss_newton" and bias is not None:  # of the rounded factors, so that the bias makes up for the rounding
+        mean = statistics.mean
+        shift = weight.detach().to(mean) @ mean - up.to(mean) @ (down.to(mean) @ mean)
+    if shift is not None:
+        corrected = (bias.detach().to(shift) + shift).to(bias)
+        bias = nn.Parameter(corrected, requires_grad=bias.requires_grad)
+    return low_rank_layer(linear, up, down, bias), report
+
+
+def low_rank_layer(linear: nn.Module, up: Tensor, down: Tensor, bias: nn.Parameter | None) -> LowRankLinear:
+    """The layer with these factors, up [O, R] and down [R, I], that stands in for `linear` and keeps what sits on it."""
+    (inputs, outputs), rank = in_out(linear), len(down)
+    # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
+    layer = LowRankLinear(inputs, outputs, rank, bias is not None, "meta", up.dtype)
+    wanted = linear.weight.requires_grad
+    layer.up.weight = nn.Parameter(up.detach().contiguous(), requires_grad=wanted)
+    layer.down.weight = nn.Parameter(down.detach().contiguous(), requires_grad=wanted)
     if bias is not None:
         layer.up.bias = bias
-    return layer.train(linear.training), report
+    carry_over(linear, layer)
+    return layer.train(linear.training)
 
 
 @torch.no_grad()
-def _dense(layer: LowRankLinear) -> nn.Linear:
+def _dense(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
     """A Linear equal to `layer`, keeping its bias Parameter."""
-    up, down = layer.up.weight, layer.down.weight
-    linear = nn.Linear(layer.in_features, layer.out_features, layer.up.bias is not None, device="meta", dtype=up.dtype)
-    working = torch.promote_types(up.dtype, torch.float32)
-    product = (up.to(working) @ down.to(working)).to(up.dtype)
-    linear.weight = nn.Parameter(product, requires_grad=up.requires_grad or down.requires_grad)
-    if layer.up.bias is not None:
-        linear.bias = layer.up.bias
+    if isinstance(layer, PivotedLinear):
+        bias, weights = layer.bias, (layer.down.weight, layer.rest.weight)
+        working = torch.promote_types(weights[0].dtype, torch.float32)
+        rows = weights[0].to(working)
+        product = torch.cat([rows, weights[1].to(working) @ rows]).index_select(0, layer.order)
+    else:
+        bias, weights = layer.up.bias, (layer.up.weight, layer.down.weight)
+        working = torch.promote_types(weights[0].dtype, torch.float32)
+        product = weights[0].to(working) @ weights[1].to(working)
+    linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta", dtype=weights[0].dtype)
+    wanted = any(weight.requires_grad for weight in weights)
+    linear.weight = nn.Parameter(product.to(weights[0].dtype), requires_grad=wanted)
+    if bias is not None:
+        linear.bias = bias
     return linear.train(layer.training)
 
 
-def _install(model: nn.Module, name: str, module: nn.Module) -> None:
+def install(model: nn.Module, name: str, module: nn.Module) -> None:
     """Set `model`'s submodule `name`, also inside Sequential and ModuleList, whose children are numbered."""
     owner, _, child = name.rpartition(".")
     setattr(model.get_submodule(owner), child, module)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pela_vl.lowrank.dense import in_out
 from pela_vl.lowrank.plan import PlanError
 
 _CHUNK = 4096  # rows whose fp64 copy is in memory at a time
@@ -18,7 +19,8 @@ _CHUNK = 4096  # rows whose fp64 copy is in memory at a time
 Calibration = Iterable[Any] | Callable[[nn.Module], Any]
 """Inputs, or a function that runs the model on inputs of its own.
 
-An input that is a tensor goes in as model(x), a tuple or list as model(*x), a mapping as model(**x).
+An input that is a tensor goes in as model(x), a tuple or list as model(*x), a mapping as model(**x). An input that is itself
+a function is called as f(model): it runs one batch, and may return the features that count.
 """
 
 
@@ -71,12 +73,25 @@ def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[
         for name in names:
             linear = model.get_submodule(name)
             device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"  # which has no fp64
-            gathered[name] = InputStatistics(linear.in_features, device)
-            hooks.append(linear.register_forward_pre_hook(partial(recorder.record, name, gathered[name])))
+            gathered[name] = InputStatistics(in_out(linear)[0], device)
+            hook = partial(recorder.record, name, gathered[name])
+            hooks.append(linear.register_forward_pre_hook(hook, with_kwargs=True))
         yield gathered
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module of `model` in eval mode, and in its own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @torch.no_grad()
@@ -86,31 +101,53 @@ def calibrate(model: nn.Module, names: Iterable[str], calibration: Calibration) 
     Every module's mode is put back. Raises PlanError, beyond the reasons of `collect_statistics`, when a layer is never
     run, since nothing is known of its inputs.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with collect_statistics(model, names) as gathered:
-            if callable(calibration):
-                calibration(model)
-            else:
-                for given in calibration:
-                    _run(model, given)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    for name, statistics in gathered.items():
-        if statistics.count == 0:
-            raise PlanError(f"{name}: no calibration sample went through this layer: give samples, or exclude it")
+    with eval_mode(model), collect_statistics(model, names) as gathered:
+        if callable(calibration):
+            calibration(model)
+        else:
+            for given in calibration:
+                run_item(model, given)
+    check_seen(gathered)
     return gathered
 
 
-def _run(model: nn.Module, given: Any) -> None:
+def check_seen(gathered: Mapping[str, InputStatistics]) -> None:
+    """Raises PlanError naming a layer that no sample went through."""
+    for name, statistics in gathered.items():
+        if statistics.count == 0:
+            raise PlanError(f"{name}: no calibration sample went through this layer: give samples, or exclude it")
+
+
+def calibration_items(calibration: Calibration) -> list[Any]:
+    """The inputs one by one, so that work can stop between them.
+
+    Raises PlanError for a function that runs all of its samples in one go, and when there are none.
+    """
+    if not isinstance(calibration, Iterable):
+        raise PlanError(
+            "calibration is a function that runs everything at once, and batches are wanted one by one: "
+            "give a list of inputs, or of functions f(model) that run one batch and return its features"
+        )
+    items = list(calibration)
+    if not items:
+        raise PlanError("calibration holds no samples")
+    return items
+
+
+def run_item(model: nn.Module, given: Any) -> Any:
+    """Run one input of a calibration, see `Calibration`; returns what the model does."""
+    if callable(given):
+        return given(model)
     if isinstance(given, Mapping):
-        model(**given)
-    elif isinstance(given, tuple | list):
-        model(*given)
-    else:
-        model(given)
+        return model(**given)
+    if isinstance(given, tuple | list):
+        return model(*given)
+    return model(given)
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a Linear was given, by position or as `input=`."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 class _Recorder:
@@ -121,18 +158,25 @@ class _Recorder:
         self.version = -1
         self.products: tuple[int, Tensor, Tensor] | None = None
 
-    def record(self, name: str, statistics: InputStatistics, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def record(
+        self,
+        name: str,
+        statistics: InputStatistics,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: Mapping[str, Tensor],
+    ) -> None:
+        x = first_input(args, kwargs)
         versioned = not x.is_inference()  # only such tensors tell whether they were changed in place
         if not (x is self.last and versioned and x._version == self.version):
-            self.products = _products(x.detach(), statistics.total.device)
+            self.products = row_products(x.detach(), statistics.total.device)
             self.last, self.version = (x, x._version) if versioned else (None, -1)
             if not torch.isfinite(self.products[1]).all():
                 raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
         statistics.add(*self.products)
 
 
-def _products(x: Tensor, device: torch.device) -> tuple[int, Tensor, Tensor]:
+def row_products(x: Tensor, device: torch.device | str) -> tuple[int, Tensor, Tensor]:
     """Number of rows of x [..., I], their sum [I] and second moment [I, I], in fp64."""
     rows = x.reshape(-1, x.shape[-1])
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)

@@ -38,9 +38,9 @@ class LowRankLinear(nn.Module):
         self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [N, I] to [N, O]."""
-        return self.up(self.down(x))
+    def forward(self, input: Tensor) -> Tensor:
+        """Map x [N, I] to [N, O]. The argument is called as a Linear's is."""
+        return self.up(self.down(input))
 
     def dense_weight(self) -> Tensor:
         """The product up @ down [O, I], differentiable in both factors."""

@@ -12,14 +12,17 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from pela_vl.lowrank.checks import (
+    PlanError,
+    check_instance,
+    check_not_wrapped,
+    check_values,
+    reader_of_weight,
+    uninitialised,
+)
+from pela_vl.lowrank.dense import in_out, is_conv1d, is_dense
 from pela_vl.lowrank.layer import LowRankLinear
-
-# These two hand their Linears' weights to fused kernels instead of calling the Linears.
-_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-
-
-class PlanError(ValueError):
-    """A plan that cannot be made or applied; the message names the layer or the pattern."""
+from pela_vl.lowrank.pivot import PivotedLinear
 
 
 def rank_for(in_features: int, out_features: int, kappa: float) -> int:
@@ -33,6 +36,9 @@ def rank_for(in_features: int, out_features: int, kappa: float) -> int:
     if kappa < 1:
         raise PlanError(f"kappa {kappa} is below 1: the factors would be larger than the dense weights; 3 is usual")
     return int(Fraction(in_features * out_features) / (Fraction(str(kappa)) * (in_features + out_features)))
+
+
+_LOW_RANK = (LowRankLinear, PivotedLinear)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -59,14 +65,15 @@ def plan_ranks(
     rank comes out as 0, a weight is tied or shared, a layer is low rank already or cannot be replaced, when kappa is
     no number of at least 1, rank_multiple no whole number of at least 1, or when nothing is left to compress.
     """
+    check_not_wrapped(model)
     rank_for(1, 1, kappa)  # a bad kappa is said before anything else
     if isinstance(rank_multiple, bool) or not isinstance(rank_multiple, int) or rank_multiple < 1:
         raise PlanError(f"rank_multiple must be a whole number of at least 1, not {rank_multiple!r}")
     include = None if include is None else _patterns(include, "include")
     exclude = _patterns(exclude, "exclude")
     modules = dict(model.named_modules())
-    linears = {name: m for name, m in modules.items() if isinstance(m, nn.Linear | LowRankLinear)}
-    low = {name for name, m in linears.items() if isinstance(m, LowRankLinear)}
+    linears = {name: m for name, m in modules.items() if is_dense(m) or isinstance(m, _LOW_RANK)}
+    low = {name for name, m in linears.items() if isinstance(m, _LOW_RANK)}
     # The factors of a low-rank layer are part of it, not Linears in their own right.
     linears = {name: m for name, m in linears.items() if name.rpartition(".")[0] not in low}
     for pattern in include or ():
@@ -83,10 +90,11 @@ def plan_ranks(
         if any(matches(name, pattern) for pattern in exclude):
             continue
         check_replaceable(model, name, shared)
-        rank = rank_for(module.in_features, module.out_features, kappa)
+        inputs, outputs = in_out(module)
+        rank = rank_for(inputs, outputs, kappa)
         if rank < 1:
             raise PlanError(
-                f"{name} ({module.in_features} -> {module.out_features}) gets rank 0 at kappa {kappa}: "
+                f"{name} ({inputs} -> {outputs}) gets rank 0 at kappa {kappa}: "
                 "exclude it or lower kappa"
             )
         plan[name] = max(rank // rank_multiple * rank_multiple, min(rank, rank_multiple))
@@ -97,8 +105,8 @@ def plan_ranks(
     return plan
 
 
-def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]]) -> nn.Linear:
-    """Return the Linear called `name`, or raise PlanError saying why a low-rank layer cannot take its place.
+def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]]) -> nn.Module:
+    """Return the Linear (or Conv1D) called `name`, or raise PlanError saying why a low-rank layer cannot take its place.
 
     `shared` is what `shared_weights(model)` returned.
     """
@@ -106,24 +114,32 @@ def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]])
         module = model.get_submodule(name)
     except AttributeError:
         raise PlanError(f"{name}: {type(model).__name__} has no such module") from None
-    if isinstance(module, LowRankLinear):
+    if isinstance(module, _LOW_RANK):
         raise PlanError(f"{name} is low rank already (rank {module.rank}): exclude it, or merge_dense the model first")
-    if not isinstance(module, nn.Linear):
+    if not is_dense(module):
         raise PlanError(f"{name} is a {type(module).__name__}, not a Linear")
     if not name:
         raise PlanError("the model is itself one Linear and cannot be replaced in place: wrap it in a module")
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, _READS_WEIGHTS):
+    if uninitialised(module):
         raise PlanError(
-            f"{name} belongs to torch's {type(owner).__name__}, which reads the weight itself "
-            "instead of calling the Linear: exclude it"
+            f"{name} is a {type(module).__name__} whose shape is not known yet: run the model on an input first, "
+            "or exclude it"
         )
-    if type(module) is not nn.Linear:
+    reader = reader_of_weight(model, name)
+    if reader is not None:
+        child = name.rpartition(".")[2]
+        raise PlanError(
+            f"{name} belongs to {reader}, which reads the weight itself "
+            f"instead of calling the Linear: exclude it, e.g. by '*.{child}'"
+        )
+    if type(module) is not nn.Linear and not is_conv1d(module):
         raise PlanError(f"{name} is a {type(module).__name__}, whose own behaviour two factors would lose: exclude it")
     if name in shared:
         raise PlanError(
             f"{name} shares its weight with {', '.join(shared[name])}: exclude it (two factors would untie them)"
         )
+    check_values(name, module)
+    check_instance(name, module)
     return module
 
 
@@ -147,6 +163,8 @@ def shared_weights(model: nn.Module) -> dict[str, list[str]]:
 
 def _identity(parameter: nn.Parameter) -> tuple:
     """Equal for two parameters when they are one object or start at the same memory with the same shape."""
+    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        return (id(parameter),)
     if parameter.device.type == "meta" or parameter.numel() == 0 or type(parameter.data) is not torch.Tensor:
         return (id(parameter),)
     return (parameter.device, parameter.data_ptr(), parameter.numel())

@@ -1,0 +1,28 @@
+"""The dense layers that can become low rank: torch's Linear, and GPT-2's Conv1D, a Linear whose weight is stored transposed.
+
+Shapes: O = output width, I = input width.
+"""
+
+from torch import Tensor, nn
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D (y = x W + b with W [I, O]), told by its class, for nothing is imported."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a module is a Linear or of a subclass, or a Conv1D."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def in_out(module: nn.Module) -> tuple[int, int]:
+    """(I, O) of a dense layer."""
+    if is_conv1d(module):
+        return module.weight.shape[0], module.weight.shape[1]
+    return module.in_features, module.out_features
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight [O, I] of a dense layer."""
+    return module.weight.T if is_conv1d(module) else module.weight

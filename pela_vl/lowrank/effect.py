@@ -1,0 +1,97 @@
+"""The measured error of the features when one layer alone is cut, beside the predicted one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pela_vl.lowrank.calibration import (
+    Calibration,
+    InputStatistics,
+    calibration_items,
+    eval_mode,
+    first_input,
+)
+from pela_vl.lowrank.dense import weight_of
+from pela_vl.lowrank.prefix import PrefixRuns
+from pela_vl.lowrank.sensitivity import (
+    Features,
+    OutputMetric,
+    Ticks,
+    feature_list,
+    feature_scales,
+    model_features,
+)
+from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
+
+BATCHES = 8
+"""Items of the calibration that the errors are measured on, spread over it."""
+
+
+class LayerCut(NamedTuple):
+    """Predicted and measured E |f - f'|^2 of the features; spectrum [K]: of the layer in its two metrics."""
+
+    predicted: float
+    measured: float
+    spectrum: Tensor
+
+    @property
+    def scale(self) -> float:
+        """Measured over predicted, 1 where nothing is predicted."""
+        return self.measured / self.predicted if self.predicted > 0 else 1.0
+
+
+@torch.no_grad()
+def cut_errors(
+    model: nn.Module,
+    plan: Mapping[str, int],
+    statistics: Mapping[str, InputStatistics],
+    metrics: Mapping[str, OutputMetric],
+    calibration: Calibration,
+    features: Features | None = None,
+    progress: Ticks | None = None,
+) -> dict[str, LayerCut]:
+    """What happens to the features, by layer, when that layer alone has its factors of `plan`'s rank.
+
+    Measured on BATCHES items. What comes before the layer's block is computed once for all layers (`PrefixRuns`).
+    """
+    items = calibration_items(calibration)
+    items = items[:: -(-len(items) // BATCHES)]
+    features = features or model_features
+    cuts: dict[str, LayerCut] = {}
+    with eval_mode(model):
+        runs = PrefixRuns(model, list(plan), lambda model, item: feature_list(features(model, item)), items)
+        scales = feature_scales(runs.outputs[0])
+        samples = sum(len(parts[0]) for parts in runs.outputs)
+        for number, (name, rank) in enumerate(plan.items()):
+            change = _Change(model.get_submodule(name), rank, statistics[name], metrics[name])
+            total = sum(
+                _difference(runs.run(index, name, change), expected, scales)
+                for index, expected in enumerate(runs.outputs)
+            )
+            cuts[name] = LayerCut(change.predicted, total / samples, change.spectrum)
+            if progress is not None:
+                progress(number + 1, len(plan), "measured errors")
+    return cuts
+
+
+class _Change:
+    """A forward hook that gives the outputs of a layer's factors in place of its own."""
+
+    def __init__(self, linear: nn.Module, rank: int, statistics: InputStatistics, metric: OutputMetric) -> None:
+        weight = weight_of(linear).detach()
+        factors = factorize_two_metrics(weight, rank, *metric_roots(statistics, metric, linear.bias is not None))
+        self.predicted, self.spectrum = factors.predicted_error, factors.spectrum
+        left = factors.up @ factors.down - weight.to(factors.up)
+        self.difference = left.to(weight)
+        self.shift = -(left @ statistics.mean).to(weight) if linear.bias is not None else None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+        return output + F.linear(first_input(args, kwargs), self.difference, self.shift)
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], scales: Sequence[float]) -> float:
+    pairs = zip(found, expected, scales, strict=True)
+    return sum(float((scale * (own - other)).square().sum()) for own, other, scale in pairs)

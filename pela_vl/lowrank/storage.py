@@ -1,0 +1,154 @@
+"""A compressed model of any library in one folder, and back: weights, and the plan that they need.
+
+The folder holds `pela_vl.safetensors` (the state dict) and `pela_vl.json` (the plan); of a transformers model config.json
+too. Weights are not called model.safetensors on purpose: `from_pretrained` alone knows no low-rank layers, would initialise
+the dense weights anew with no more than a warning, and so finds nothing to load instead.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pela_vl.lowrank.apply import apply_plan, rank_plan
+from pela_vl.lowrank.checks import PlanError, check_not_wrapped
+from pela_vl.lowrank.pivot import pivoted_layers
+
+WEIGHTS, MARKER = "pela_vl.safetensors", "pela_vl.json"
+FORMAT = 1
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a compressed (or dense) model to the folder `path`, made if need be; files there of these names are replaced.
+
+    What a model keeps outside its state dict is the caller's to keep. Raises PlanError for a wrapped model, or one on the
+    meta device.
+    """
+    check_not_wrapped(model)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, same = _distinct(model.state_dict())
+    marker = {
+        "format": FORMAT,
+        "model": f"{type(model).__module__}.{type(model).__name__}",
+        "ranks": rank_plan(model),
+        "pivoted": list(pivoted_layers(model)),
+        "same": same,
+    }
+    config = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(tensors, partial, metadata={"pela_vl": json.dumps(marker)})
+    os.replace(partial, folder / WEIGHTS)
+    partial = folder / (MARKER + ".partial")
+    partial.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MARKER)
+
+
+def load(model: nn.Module | Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
+    """The model that `save` wrote to the folder `path`, in eval mode: empty factors by the plan, then a strict load.
+
+    A folder that transformers' save_pretrained wrote of a compressed model (model.safetensors, no plan) is read as well:
+    the plan is then that of the factors' shapes.
+
+    Args:
+        model: a dense module of the same architecture, which is changed IN PLACE, with whatever weights; a function without
+            arguments that makes one, such as `lambda: timm.create_model("vit_small_patch16_224")`; or a transformers model
+            class, such as BertModel, whose config.json is in the folder.
+        path: the folder.
+
+    Raises PlanError naming the file or the layer where folder and model do not fit.
+    """
+    folder = Path(path)
+    weights = next((folder / name for name in (WEIGHTS, "model.safetensors") if (folder / name).is_file()), None)
+    if weights is None:
+        raise PlanError(f"{folder}: holds no {WEIGHTS}; give the folder that pela_vl.save wrote")
+    with safe_open(weights, framework="pt") as file:
+        marker = json.loads((file.metadata() or {}).get("pela_vl", "null"))
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if marker is not None and marker["format"] != FORMAT:
+        raise PlanError(f"{weights}: written in format {marker['format']}, and this version reads {FORMAT}")
+    built = _build(model, folder)
+    if rank_plan(built):
+        raise PlanError("load wants a dense model, or what makes one, and this one is low rank already")
+    marker = marker or {"ranks": _ranks_of(tensors, built), "pivoted": [], "same": {}}
+    if marker["ranks"]:
+        apply_plan(built, marker["ranks"], "empty", pivoted=marker["pivoted"])
+    state = tensors | {key: tensors[other] for key, other in marker["same"].items()}
+    own = built.state_dict()
+    missing = [key for key in own if key not in state and not _tied(key, own, state)]
+    strange = [key for key in state if key not in own]
+    unfit = [key for key in state if key in own and own[key].shape != state[key].shape]
+    if missing or strange or unfit:
+        what = f"lacks {missing[0]}" if missing else f"has {strange[0]} too" if strange else f"has another {unfit[0]}"
+        raise PlanError(f"{weights} {what}: it was made of another model than this {type(built).__name__}")
+    # Weights take the file's dtype; a state that stays on meta has no values to copy into.
+    meta = any(value.device.type == "meta" for value in own.values())
+    for key, value in own.items():
+        if not meta and key in state and value.dtype != state[key].dtype:
+            _at(built, key).data = value.to(state[key].dtype)
+    built.load_state_dict(state, strict=False, assign=meta)
+    return built.eval()
+
+
+def _build(model: Any, folder: Path) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    config_class = getattr(model, "config_class", None)
+    if isinstance(model, type) and config_class is not None:
+        return model._from_config(config_class.from_pretrained(folder))
+    built = model()
+    if not isinstance(built, nn.Module):
+        raise PlanError(f"load: the function that makes the model returned a {type(built).__name__}")
+    return built
+
+
+def _at(model: nn.Module, key: str) -> Tensor:
+    owner, _, name = key.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors to write, and for every key whose tensor is written under another key: that key."""
+    tensors: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    for key, value in state.items():
+        if value.device.type == "meta":
+            raise PlanError(f"save: {key} is on the meta device and has no values")
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and place in first:
+            same[key] = first[place]
+            continue
+        first.setdefault(place, key)
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors, same
+
+
+def _tied(key: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether a key's tensor is, in the model, the one of a key that is loaded (transformers writes tied weights once)."""
+    return any(
+        other in state and own[other].data_ptr() == own[key].data_ptr() and own[other].shape == own[key].shape
+        for other in own
+        if other != key and own[key].device.type != "meta"
+    )
+
+
+def _ranks_of(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
+    """The plan of a state dict: names with two factors where the model has a Linear."""
+    modules = dict(model.named_modules())
+    return {
+        name: len(tensors[key])
+        for key in tensors
+        if key.endswith(".down.weight")
+        and (name := key.removesuffix(".down.weight")) + ".up.weight" in tensors
+        and isinstance(modules.get(name), nn.Module)
+        and hasattr(modules[name], "weight")
+    }

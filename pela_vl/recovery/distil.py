@@ -1,0 +1,173 @@
+"""PELA's recovery for any pair of modules: feature distillation (FD) with regularised weight perturbation (RWP), no labels.
+
+Shapes: B = samples of a batch.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.lowrank import Features, PlanError, low_rank_layers, pivoted_layers
+from pela_vl.lowrank.calibration import run_item
+from pela_vl.recovery.perturbation import weight_perturbation
+
+Report = Callable[[int, int, float], None]
+"""Called as progress(done, steps, loss) after each step."""
+
+
+def recover(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    features: Features | None = None,
+    steps: int = 1000,
+    rate: float = 1e-4,
+    rwp: float = 0.0,
+    epsilon: float = 0.1,
+    warmup: int = 20,
+    progress: Report | None = None,
+    state: str | os.PathLike[str] | None = None,
+    save_every: int = 100,
+    seed: int = 0,
+) -> nn.Module:
+    """Train a compressed `student` IN PLACE so that its features are its dense teacher's, on unlabelled batches; return it.
+
+    The loss is the mean squared distance of the features, each scaled by the mean square of the teacher's, plus rwp times
+    the mean over the low-rank layers of (max |up down - W| - epsilon)^2 where rwp is not 0. The teacher runs in eval mode
+    without gradients. AdamW without weight decay, linear warm-up, cosine to 0, gradients clipped at norm 1. Batches must be
+    in the order of an earlier run for a resumed one to be the same. Distil on samples beyond those that calibrated: on these
+    alone next to nothing is gained over the sequential step.
+
+    Args:
+        batches: items as a calibration has them (`calibrate`), gone through again and again; or a function that gives a pass.
+        features: features(model, item) -> tensor or several of them; None: whatever the model returns, which must be that.
+        steps: optimiser steps in all.
+        rate: peak learning rate.
+        rwp: weight of RWP (`pela_vl.recovery.perturbation`); 0 computes none.
+        epsilon: of RWP.
+        warmup: steps of linear warm-up.
+        progress: called after each step.
+        state: file that holds weights, optimiser and step every `save_every` steps; a run that finds it goes on from there.
+        save_every: steps between two writes of `state`.
+        seed: of dropout.
+
+    Raises PlanError when student and teacher are one module, features differ in number or shape, there are no batches, the
+    loss is not finite, or `state` is of another run.
+    """
+    if student is teacher:
+        raise PlanError("recover: student and teacher are the same module: copy.deepcopy the model before it is compressed")
+    features = features or run_item
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise PlanError("recover: no parameter of the student wants a gradient")
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, warmup, steps))
+    originals = _originals(student, teacher) if rwp else {}
+    if rwp and pivoted_layers(student):
+        raise PlanError("recover: rwp compares up @ down with the dense weight; pivoted layers have none: use rwp=0")
+    done = _resume(student, optimiser, schedule, state, steps)
+    torch.manual_seed(seed)
+    modes = {module: module.training for model in (student, teacher) for module in model.modules()}
+    teacher.eval()
+    student.train()
+    try:
+        for number, item in enumerate(_endless(batches)):
+            if done >= steps:
+                break
+            if number < done:  # seen by the run that stopped
+                continue
+            with torch.no_grad():
+                targets = _tensors(features(teacher, item))
+            loss = feature_loss(_tensors(features(student, item)), targets)
+            if rwp:
+                loss = loss + rwp * weight_perturbation(low_rank_layers(student), originals, epsilon, "released")
+            if not torch.isfinite(loss):
+                raise PlanError(f"recover: the loss is not finite at step {done + 1}: lower the rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            schedule.step()
+            done += 1
+            if state is not None and (done % save_every == 0 or done == steps):
+                _write(student, optimiser, schedule, state, done, steps)
+            if progress is not None:
+                progress(done, steps, float(loss.detach()))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return student
+
+
+def feature_loss(found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Sum over the features of |f - f'|^2 / |f'|^2 of a batch. Raises PlanError where they do not pair."""
+    shapes = [tuple(part.shape) for part in found], [tuple(part.shape) for part in targets]
+    if shapes[0] != shapes[1]:
+        raise PlanError(f"recover: the student's features have shapes {shapes[0]}, the teacher's {shapes[1]}")
+    pairs = zip(found, targets, strict=True)
+    return sum(
+        (own.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
+        for own, other in pairs
+    )
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    parts = [found] if isinstance(found, Tensor) else list(found) if isinstance(found, tuple | list) else []
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise PlanError(f"recover: features must be tensors, not a {type(found).__name__}: give features=function(model, item)")
+    return parts
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    rise = min(1.0, (step + 1) / max(warmup, 1))
+    return rise * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(step / max(steps, 1), 1.0))).item())
+
+
+def _endless(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    given = batches if callable(batches) or hasattr(batches, "__len__") else list(batches)
+    while True:
+        empty = True
+        for item in given() if callable(given) else given:
+            empty = False
+            yield item
+        if empty:
+            raise PlanError("recover: there are no batches")
+
+
+def _originals(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
+    """The teacher's weights of the student's low-rank layers. Raises PlanError where it has none."""
+    found = {}
+    for name, layer in low_rank_layers(student).items():
+        weight = dict(teacher.named_parameters()).get(f"{name}.weight")
+        if weight is None or tuple(weight.shape) != (layer.out_features, layer.in_features):
+            raise PlanError(f"recover: rwp finds no weight of {name} in the teacher")
+        found[name] = weight.detach()
+    return found
+
+
+def _write(student: nn.Module, optimiser: Any, schedule: Any, state: Any, done: int, steps: int) -> None:
+    path = Path(state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    content = {"done": done, "steps": steps, "model": student.state_dict()}
+    torch.save(content | {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}, partial)
+    os.replace(partial, path)
+
+
+def _resume(student: nn.Module, optimiser: Any, schedule: Any, state: Any, steps: int) -> int:
+    if state is None or not Path(state).is_file():
+        return 0
+    kept = torch.load(state, map_location="cpu", weights_only=True)
+    if kept["steps"] != steps:
+        raise PlanError(f"recover: {state} is of a run of {kept['steps']} steps, not {steps}: remove it, or ask for as many")
+    try:
+        student.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        raise PlanError(f"recover: {state} is of another model: {str(error).splitlines()[0]}") from None
+    schedule.load_state_dict(kept["schedule"])
+    return kept["done"]

@@ -1,0 +1,159 @@
+"""One model run twice on every batch, dense and with the layers replaced so far, all runs stopping before each new layer.
+
+Every run has a thread of its own that a hook parks at the first call of a layer; when all are parked there, the layer is
+replaced and they go on. So the whole takes one dense and one compressed pass, keeps only what a running forward keeps, and
+needs no knowledge of what a model does between its layers.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.lowrank.calibration import first_input
+
+DENSE, SMALL = 0, 1
+
+
+@dataclass
+class Stop:
+    """A run that is parked at the layer `name`, which was given x and whose dense weights gave y.
+
+    streams: the residual stream where the layer writes to one (`Watcher`), by layer.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    stream: Tensor | None
+
+
+@dataclass
+class _Run:
+    item: int
+    side: int
+    go: threading.Event = field(default_factory=threading.Event)
+    stop: Stop | None = None
+    ended: bool = False
+    failure: BaseException | None = None
+    streams: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Abort(Exception):
+    """Ends a run from within."""
+
+
+Watcher = Callable[[Callable[[str, Tensor], None]], Sequence[Any]]
+"""watcher(note) registers hooks that call note(layer, stream) with the residual stream which a layer adds to."""
+
+
+class Lockstep:
+    """Iterate over `stops()`: (name, pairs) with one (dense stop, small stop) an item; set `replaced[name]` before going on.
+
+    `replaced`: what takes a layer's place in the compressed runs. A layer that is called again in the same forward is not
+    stopped at again; the compressed runs take its replacement there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        items: Sequence[Any],
+        run: Callable[[nn.Module, Any], Any],
+        watcher: Watcher,
+    ) -> None:
+        self._model, self._names, self._items, self._run, self._watcher = model, names, items, run, watcher
+        self.replaced: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._here = threading.local()
+        self._changed = threading.Condition()
+        self._aborted = False
+        self._on_cpu = next(model.parameters()).device.type == "cpu"
+        self._threads = torch.get_num_threads()
+        self._slots = threading.Semaphore(self._threads if self._on_cpu else 1)
+
+    def stops(self) -> Iterator[tuple[str, list[tuple[Stop, Stop]]]]:
+        """Raises what a run raises."""
+        runs = [_Run(item, side) for item in range(len(self._items)) for side in (DENSE, SMALL)]
+        handles = list(self._watcher(self._note))
+        for name in self._names:
+            module = self._model.get_submodule(name)
+            handles.append(module.register_forward_hook(partial(self._at_layer, name), with_kwargs=True))
+        threads = [threading.Thread(target=self._work, args=(run,), daemon=True) for run in runs]
+        try:
+            for thread in threads:
+                thread.start()
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: all(run.ended or run.stop is not None for run in runs))
+                failed = next((run.failure for run in runs if run.failure is not None), None)
+                if failed is not None:
+                    raise failed
+                parked = [run for run in runs if run.stop is not None]
+                if not parked:
+                    return
+                name = parked[0].stop.name
+                here = [run for run in parked if run.stop.name == name]
+                sides = [{run.item: run for run in here if run.side == side} for side in (DENSE, SMALL)]
+                yield name, [(sides[DENSE][i].stop, sides[SMALL][i].stop) for i in sides[DENSE] if i in sides[SMALL]]
+                for run in here:
+                    run.stop = None
+                    run.go.set()
+        finally:
+            self._aborted = True
+            for run in runs:
+                run.go.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            for handle in handles:
+                handle.remove()
+            torch.set_num_threads(self._threads)  # a thread's setting is also what threads started later would inherit
+
+    def _work(self, run: _Run) -> None:
+        self._here.run = run
+        try:
+            with self._slots, torch.no_grad():
+                if self._on_cpu:
+                    torch.set_num_threads(1)  # runs side by side use all cores
+                self._check()
+                self._run(self._model, self._items[run.item])
+        except _Abort:
+            pass
+        except BaseException as error:  # handed to the thread that waits
+            run.failure = error
+        finally:
+            run.streams.clear()
+            with self._changed:
+                run.ended = True
+                self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._aborted:
+            raise _Abort
+
+    def _note(self, name: str, stream: Tensor) -> None:
+        run = getattr(self._here, "run", None)
+        if run is not None and name not in self.replaced:
+            run.streams[name] = stream
+
+    def _at_layer(
+        self, name: str, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor
+    ) -> Tensor | None:
+        run = getattr(self._here, "run", None)
+        if run is None:
+            return None
+        x = first_input(args, kwargs)
+        if name not in self.replaced:
+            run.go.clear()
+            with self._changed:
+                run.stop = Stop(name, x, output, run.streams.pop(name, None))
+                self._changed.notify_all()
+            self._slots.release()
+            run.go.wait()
+            self._slots.acquire()
+            self._check()
+        return self.replaced[name](x) if run.side == SMALL else None

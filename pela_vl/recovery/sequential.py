@@ -1,0 +1,223 @@
+"""Layer after layer on the compressed prefix: every layer makes up for what the ones before it lost.
+
+With inputs x~ as the compressed layers before give them and y the dense model's output of the same layer,
+
+    D = E[(y - W x~ - b)(x~ - mu~)^T] (C~ + ridge)^-1      W* = W + a D
+
+is factorised in the metrics C~ (of x~) and G (of the dense model's outputs, see lowrank/sensitivity.py), and the bias is set so
+that the means agree. For layers that write to the residual stream y also gets what is missing there so far, the stream of the
+dense model less that of the compressed one, divided by LayerScale where there is one.
+
+Shapes: N = rows of all samples, I = input width, O = output width.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.lowrank import (
+    Calibration,
+    InputStatistics,
+    OutputMetric,
+    PlanError,
+    covariance_root,
+    factorize_two_metrics,
+)
+from pela_vl.lowrank.apply import Progress, install, low_rank_layer
+from pela_vl.lowrank.calibration import calibration_items, eval_mode, run_item
+from pela_vl.lowrank.dense import in_out, weight_of
+from pela_vl.lowrank.plan import check_replaceable, shared_weights
+from pela_vl.lowrank.sensitivity import Features
+from pela_vl.lowrank.two_metrics import INPUT_SHRINKAGE, OUTPUT_SHRINKAGE
+from pela_vl.recovery.lockstep import Lockstep, Stop
+from pela_vl.recovery.streams import Writer, find_writers, missing_stream, watch
+
+STRENGTH = 0.5
+RIDGE = 0.01
+_CHUNK = 4096
+
+
+class _Regression:
+    """Moments of x~ and of the target's remainder t = y - W x~ - b over all rows, around the first chunk's mean of x~.
+
+    Products are formed in fp32 and added up in fp64; the shift keeps large means from eating the digits.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str) -> None:
+        kinds = {"dtype": torch.float64, "device": device}
+        self.count, self.shift = 0, None
+        self.total, self.moment = torch.zeros(inputs, **kinds), torch.zeros(inputs, inputs, **kinds)
+        self.total_t, self.cross = torch.zeros(outputs, **kinds), torch.zeros(outputs, inputs, **kinds)
+
+    def add(self, x: Tensor, t: Tensor, with_inputs: bool) -> None:
+        """x [N, I], t [N, O]; with_inputs False: x is one that a regression before has counted."""
+        for rows, rest in zip(x.split(_CHUNK), t.split(_CHUNK), strict=True):
+            rows, rest = rows.float(), rest.float()
+            if self.shift is None:
+                self.shift = rows.mean(0)
+            rows = rows - self.shift
+            self.cross += rest.T @ rows
+            self.total_t += rest.sum(0, dtype=torch.float64)
+            if with_inputs:
+                self.count += len(rows)
+                self.total += rows.sum(0, dtype=torch.float64)
+                self.moment += rows.T @ rows
+
+    def inputs_of(self, other: "_Regression") -> None:
+        """Take the moments of x~ from a layer that was given the same."""
+        self.count, self.shift = other.count, other.shift
+        self.total, self.moment = other.total, other.moment
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count + self.shift
+
+    def second(self, centred: bool) -> Tensor:
+        """Covariance [I, I] of x~, or, not centred, E x~ x~^T."""
+        mean = self.total / self.count
+        covariance = self.moment / self.count - torch.outer(mean, mean)
+        return covariance if centred else covariance + torch.outer(self.mean, self.mean)
+
+    def cross_moment(self, centred: bool) -> Tensor:
+        """E (t - mean)(x~ - mu~)^T [O, I], or E t x~^T."""
+        mean = self.total_t / self.count
+        covariance = self.cross / self.count - torch.outer(mean, self.total / self.count)
+        return covariance if centred else covariance + torch.outer(mean, self.mean)
+
+
+@torch.no_grad()
+def compress_sequentially(
+    model: nn.Module,
+    plan: Mapping[str, int],
+    calibration: Calibration,
+    metrics: Mapping[str, OutputMetric] | None = None,
+    dense: Sequence[str] = (),
+    features: Features | None = None,
+    strength: float = STRENGTH,
+    progress: Progress | None = None,
+) -> None:
+    """Replace the Linears of `plan` in place, each fitted to what the ones before it made of its inputs.
+
+    Takes about one dense and one compressed pass over the samples and a factorisation a layer. Memory: what two forwards of
+    all batches hold while they run. The model is changed only when all layers are ready. A layer that a batch calls several
+    times is fitted to its first call.
+
+    Args:
+        plan: name -> rank.
+        calibration: batches one by one (`calibration_items`).
+        metrics: of the outputs, by layer (`measure_metrics`); None: all outputs count alike.
+        dense: layers that keep all their weights and are fitted as well.
+        features: only runs the model here, as features(model, item); None: the item's own way.
+        strength: a, 0 for no correction and 1 for all of it; what is best depends on how many samples there are.
+        progress: called as progress(done, total, layer).
+
+    Raises PlanError when no blocks are known (`find_writers`), a layer is never run, or a strength is not in 0..1.
+    """
+    if not 0 <= strength <= 1:
+        raise PlanError(f"strength {strength!r} is not in 0..1")
+    items = calibration_items(calibration)
+    names = [*plan, *dense]
+    shared = shared_weights(model)
+    linears = {name: check_replaceable(model, name, shared) for name in names}
+    writers = find_writers(model, names)
+    ready: dict[str, nn.Module] = {}
+    last: tuple[list[Tensor], _Regression] | None = None
+    with eval_mode(model):
+        steps = Lockstep(model, names, items, features or run_item, lambda note: watch(writers, note))
+        for name, pairs in steps.stops():
+            linear = linears[name]
+            found = _moments(linear, pairs, writers.get(name), last)
+            if not torch.isfinite(found.total).all():
+                raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
+            metric = metrics[name].matrix if metrics is not None else None
+            ready[name] = _fit(linear, found, plan.get(name), metric, strength)
+            steps.replaced[name] = ready[name]
+            last = [small.x for _, small in pairs], found
+            if progress is not None:
+                progress(len(ready), len(names), name)
+    absent = [name for name in names if name not in ready]
+    if absent:
+        raise PlanError(f"{absent[0]}: no calibration sample went through this layer: give samples, or exclude it")
+    for name in names:
+        install(model, name, ready[name])
+
+
+def _moments(
+    linear: nn.Module,
+    pairs: Sequence[tuple[Stop, Stop]],
+    writer: Writer | None,
+    last: tuple[list[Tensor], _Regression] | None,
+) -> _Regression:
+    inputs, outputs = in_out(linear)
+    device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"
+    found = _Regression(inputs, outputs, device)
+    xs = [small.x for _, small in pairs]
+    known = last is not None and len(last[0]) == len(xs) and all(a is b for a, b in zip(last[0], xs, strict=True))
+    if known:
+        found.inputs_of(last[1])
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for number, (dense, small) in enumerate(pairs):
+        if dense.y.shape != small.y.shape:
+            raise PlanError("sequential: the compressed model takes another way through its layers than the dense one")
+        rest = dense.y - small.y
+        if writer is not None:
+            missing = missing_stream(writer, dense.stream, small.stream, rest)
+            rest = rest if missing is None else rest + missing
+        waiting.append((small.x.reshape(-1, inputs).to(device), rest.reshape(-1, outputs).to(device)))
+        if sum(len(rows) for rows, _ in waiting) >= _CHUNK or number + 1 == len(pairs):
+            found.add(*(torch.cat(parts) for parts in zip(*waiting, strict=True)), not known)
+            waiting = []
+    return found
+
+
+def _fit(
+    linear: nn.Module, found: _Regression, rank: int | None, metric: Tensor | None, strength: float
+) -> nn.Module:
+    """What takes the layer's place: factors of W* of that rank, or, for None, W* itself."""
+    has_bias = linear.bias is not None
+    weight = weight_of(linear).detach()
+    exact = weight.to(found.moment)
+    second = found.second(has_bias)
+    identity = torch.eye(len(second), dtype=second.dtype, device=second.device)
+    if strength and second.diagonal().mean() > 0:
+        ridged = second + RIDGE * second.diagonal().mean() * identity
+        lower, failed = torch.linalg.cholesky_ex(ridged)
+        if not failed:
+            target = exact + strength * torch.cholesky_solve(found.cross_moment(has_bias).T, lower).T
+        else:
+            target = exact
+    else:
+        target = exact
+    if rank is None:
+        product = target.to(weight)
+        layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], has_bias, device="meta", dtype=weight.dtype)
+        layer.weight = nn.Parameter(product.contiguous(), requires_grad=linear.weight.requires_grad)
+        product = product.double()
+        up = down = None
+    else:
+        inputs = covariance_root(second, INPUT_SHRINKAGE)
+        metric = identity.new_zeros(1, 1) if metric is None else metric
+        outputs = covariance_root(
+            metric.to(second) if len(metric) == len(weight) else torch.eye(len(weight)).to(second), OUTPUT_SHRINKAGE
+        )
+        factors = factorize_two_metrics(target, rank, inputs, outputs)
+        up, down = factors.up.to(weight), factors.down.to(weight)
+        product = up.to(second) @ down.to(second)
+    bias = None
+    if has_bias:
+        shift = found.total_t / found.count + (exact - product) @ found.mean
+        bias = nn.Parameter((linear.bias.detach().to(shift) + shift).to(linear.bias), linear.bias.requires_grad)
+    if rank is not None:
+        return low_rank_layer(linear, up, down, bias)
+    if has_bias:
+        layer.bias = bias
+    return layer.train(linear.training)
+
+
+def input_statistics(found: _Regression) -> InputStatistics:
+    """The moments of x~ as `InputStatistics`."""
+    statistics = InputStatistics(len(found.total), found.total.device)
+    second = found.second(False)
+    statistics.add(found.count, found.mean * found.count, second * found.count)
+    return statistics

@@ -1,0 +1,139 @@
+"""Which layers of a Transformer write to its residual stream, and where that stream can be seen, told by names.
+
+Known: blocks that normalise first (timm's ViT and Swin, and transformers' of the same make), whose stream is the input of the
+norm before the branch, and blocks that normalise the sum (BERT and ALBEF), whose stream is the second argument of the output
+module.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.lowrank import PlanError
+
+PRE_NORM = (
+    # norm before the branch, last layer of the branch, scale of the branch
+    ("norm1", "attn.proj", "ls1"),
+    ("norm2", "mlp.fc2", "ls2"),
+    ("norm1", "attention.attention.o_proj", "layer_scale1"),
+    ("norm1", "attention.output.dense", "layer_scale1"),
+    ("norm2", "mlp.fc2", "layer_scale2"),
+    ("layernorm_before", "attention.output.dense", None),
+    ("layernorm_before", "attention.o_proj", None),
+    ("layernorm_after", "mlp.fc2", None),
+    ("layer_norm1", "self_attn.out_proj", None),
+    ("layer_norm2", "mlp.fc2", None),
+    ("ln_1", "attn.c_proj", None),
+    ("ln_2", "mlp.c_proj", None),
+    ("input_layernorm", "self_attn.o_proj", None),
+    ("post_attention_layernorm", "mlp.down_proj", None),
+)
+"""Children of a block."""
+SCALES = ("gamma", "lambda1", "scale")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A layer that writes to the residual stream.
+
+    watched: the module that is given the stream. argument: which of its arguments that is. scale: what multiplies the branch
+    (LayerScale), None for none. window: the Swin block that cuts the stream into windows, None elsewhere.
+    """
+
+    watched: nn.Module
+    argument: int
+    scale: Tensor | None = None
+    window: nn.Module | None = None
+
+
+def find_writers(model: nn.Module, names: Iterable[str]) -> dict[str, Writer]:
+    """The layers of `names` that write to a residual stream.
+
+    Raises PlanError when there is none: without these the step from layer to layer gains nothing.
+    """
+    wanted, found = set(names), {}
+    modules = dict(model.named_modules())
+    for name, block in modules.items():
+        if f"{name}.dense" in wanted and hasattr(block, "LayerNorm") and block is not model:
+            found[f"{name}.dense"] = Writer(block, 1)
+        for norm, layer, scale in PRE_NORM:
+            full = f"{name}.{layer}" if name else layer
+            if full in wanted and full not in found and getattr(block, norm, None) is not None:
+                window = block if hasattr(block, "_attn") and layer == "attn.proj" else None
+                found[full] = Writer(getattr(block, norm), 0, _scale(getattr(block, scale or "", None)), window)
+    if not found:
+        raise PlanError(
+            f"sequential: no blocks of a known kind are found in {type(model).__name__} by the names of their layers; "
+            "use init 'gauss_newton' with ranks 'allocated' without sequential"
+        )
+    return found
+
+
+def _scale(module: nn.Module | None) -> Tensor | None:
+    for name in SCALES:
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            return value.detach()
+    return None
+
+
+def watch(writers: dict[str, Writer], note: Callable[[str, Tensor], None]) -> list[Any]:
+    """Register hooks that call note(layer, stream); their handles."""
+    handles = []
+    for name, writer in writers.items():
+        hook = partial(_see, name, writer.argument, note)
+        handles.append(writer.watched.register_forward_pre_hook(hook, with_kwargs=True))
+    return handles
+
+
+def _see(
+    name: str, argument: int, note: Callable[[str, Tensor], None], module: nn.Module, args: tuple, kwargs: dict
+) -> None:
+    given = [*args, *kwargs.values()]
+    if len(given) > argument and isinstance(given[argument], Tensor):
+        note(name, given[argument])
+
+
+def missing_stream(writer: Writer, dense: Tensor | None, small: Tensor | None, output: Tensor) -> Tensor | None:
+    """What the compressed model's stream lacks, in the units and the arrangement of the layer's `output`; None if unknown."""
+    if dense is None or small is None or dense.shape != small.shape:
+        return None
+    missing = dense - small
+    if writer.window is not None:
+        missing = _windows(writer.window, missing)
+    if missing.numel() != output.numel() or missing.shape[-1] != output.shape[-1]:
+        return None
+    missing = missing.reshape(output.shape)
+    if writer.scale is not None:
+        scale = writer.scale.to(missing)
+        small_scale = scale.abs() < 1e-6
+        missing = torch.where(small_scale, 0.0, missing / torch.where(small_scale, 1.0, scale))
+    return missing
+
+
+class _Caught(Exception):
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+
+
+def _windows(block: nn.Module, x: Tensor) -> Tensor:
+    """x [B, H, W, C] as the block's attention is given it: shifted, padded and cut by the block's own code."""
+    thread = threading.get_ident()
+
+    def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if threading.get_ident() == thread:
+            raise _Caught(args[0] if args else next(iter(kwargs.values())))
+
+    handle = block.attn.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        block._attn(x)
+    except _Caught as caught:
+        return caught.windows
+    finally:
+        handle.remove()
+    raise PlanError(f"sequential: {type(block).__name__} does not call its attention")
