@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.lowrank import LowRankLinear, low_rank_layers
+from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers, pivot_layer, pivoted_layers
 from pela_vl.models.albef.bert import HeadProjections, KeyValue
 from pela_vl.models.vit import ImageEncoder
 
@@ -25,6 +25,7 @@ def optimize_for_inference(
     dtype: torch.dtype | None = None,
     compile: bool = False,
     measure_tokens: int | None = None,
+    pivot: bool = False,
 ) -> nn.Module:
     """Change a trained model IN PLACE for inference, and return it. It can no longer be trained or saved as before.
 
@@ -33,17 +34,26 @@ def optimize_for_inference(
     encoders, moreover, query, key and value (in cross-attention key and value) become one product, and on a CPU the image
     encoder takes as many images at a time as the cache holds. Outputs are equal up to the order of summation.
 
-    dtype: of weights and inputs from now on, such as torch.bfloat16 (slower than fp32 on a CPU without bf16 units).
-    compile: torch.compile every transformer block; raises UserError where there is no C++ compiler for it.
+    Args:
+        dtype: of weights and inputs from now on, such as torch.bfloat16 (slower than fp32 on a CPU without bf16 units).
+        compile: torch.compile every transformer block; raises UserError where there is no C++ compiler for it.
+        measure_tokens: see above.
+        pivot: give low-rank layers their pivoted form (lowrank/pivot.py) where it is exact: 10 to 25 % fewer parameters and
+            operations.
     """
     model.eval().requires_grad_(False)
+    forms = {name: pivot_layer(layer) for name, layer in low_rank_layers(model).items()} if pivot else {}
     if dtype is not None:
         model.to(dtype)
     _remove_dropout(model)
     quicker = _timed(measure_tokens) if measure_tokens else _computed
-    for name, layer in low_rank_layers(model).items():
-        if name and quicker(layer):
+    for name, layer in (low_rank_layers(model) | pivoted_layers(model)).items():
+        form = forms.get(name)
+        chosen = layer if form is None else form.to(layer.up.weight.dtype)
+        if name and quicker(chosen):
             _replace(model, name, _product(layer))
+        elif name and chosen is not layer:
+            _replace(model, name, chosen)
     for name, module in list(model.named_modules()):
         if isinstance(module, HeadProjections):
             _replace(model, name, FusedProjections(module, cross=name.endswith("crossattention.self")))
@@ -80,11 +90,11 @@ def can_compile() -> bool:
 
 
 class Stacked(nn.Module):
-    """Several layers on one input as one product: their dense weights, or their `down` factors, stacked."""
+    """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
 
-    def __init__(self, layers: Sequence[nn.Linear | LowRankLinear]):
+    def __init__(self, layers: Sequence[nn.Linear | LowRankLinear | PivotedLinear]):
         super().__init__()
-        self.low_rank = isinstance(layers[0], LowRankLinear)
+        self.low_rank = not isinstance(layers[0], nn.Linear)
         first = [layer.down for layer in layers] if self.low_rank else list(layers)
         self.widths = [linear.out_features for linear in first]
         weights = [linear.weight for linear in first]
@@ -92,12 +102,27 @@ class Stacked(nn.Module):
         self.product.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
         if first[0].bias is not None:
             self.product.bias = nn.Parameter(torch.cat([linear.bias for linear in first]), requires_grad=False)
-        self.ups = nn.ModuleList(layer.up for layer in layers) if self.low_rank else None
+        self.ups = nn.ModuleList(_Expansion(layer) for layer in layers) if self.low_rank else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [N, I] -> one [N, O] for every layer."""
         parts = self.product(x).split(self.widths, dim=-1)
         return tuple(up(part) for up, part in zip(self.ups, parts, strict=True)) if self.low_rank else parts
+
+
+class _Expansion(nn.Module):
+    """What a low-rank layer does after its `down`."""
+
+    def __init__(self, layer: LowRankLinear | PivotedLinear):
+        super().__init__()
+        self.up = layer.up if isinstance(layer, LowRankLinear) else None
+        self.pivoted = layer if isinstance(layer, PivotedLinear) else None
+        if self.pivoted is not None:
+            self.pivoted.down = None  # in the stacked product now
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[N, R] -> [N, O]"""
+        return self.up(rows) if self.pivoted is None else self.pivoted.expand(rows)
 
 
 class FusedProjections(nn.Module):
@@ -107,7 +132,7 @@ class FusedProjections(nn.Module):
         super().__init__()
         self.heads = source.heads
         self.query = source.query
-        kinds = [isinstance(layer, LowRankLinear) for layer in (source.query, source.key, source.value)]
+        kinds = [type(layer) for layer in (source.query, source.key, source.value)]
         self.key, self.value = source.key, source.value
         self.both = self.all = None
         if cross and kinds[1] == kinds[2]:
@@ -130,21 +155,21 @@ class FusedProjections(nn.Module):
         return query, (self.split(keys), self.split(values))
 
 
-def _computed(layer: LowRankLinear) -> bool:
+def _computed(layer: LowRankLinear | PivotedLinear) -> bool:
     """Whether the dense product has fewer operations, two products being counted with what they take longer."""
-    return (
-        _TWO_PRODUCTS * layer.rank * (layer.in_features + layer.out_features) > layer.in_features * layer.out_features
-    )
+    spared = layer.rank if isinstance(layer, PivotedLinear) else 0
+    operations = layer.rank * (layer.in_features + layer.out_features - spared)
+    return _TWO_PRODUCTS * operations > layer.in_features * layer.out_features
 
 
-def _timed(tokens: int) -> Callable[[LowRankLinear], bool]:
+def _timed(tokens: int) -> Callable[[LowRankLinear | PivotedLinear], bool]:
     """Whether the dense product is quicker, timed once a shape."""
-    known: dict[tuple[int, int, int], bool] = {}
+    known: dict[tuple, bool] = {}
 
-    def decide(layer: LowRankLinear) -> bool:
-        shape = (layer.in_features, layer.out_features, layer.rank)
+    def decide(layer: LowRankLinear | PivotedLinear) -> bool:
+        shape = (type(layer), layer.in_features, layer.out_features, layer.rank)
         if shape not in known:
-            weight = layer.up.weight
+            weight = layer.down.weight
             x = torch.randn(tokens, layer.in_features, dtype=weight.dtype, device=weight.device)
             dense = _product(layer)
             known[shape] = _seconds(lambda: dense(x), x.device) < _seconds(lambda: layer(x), x.device)
@@ -167,12 +192,18 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int = 5) 
 
 
 @torch.no_grad()
-def _product(layer: LowRankLinear) -> nn.Linear:
-    linear = nn.Linear(layer.in_features, layer.out_features, layer.up.bias is not None, "meta")
-    working = torch.promote_types(layer.up.weight.dtype, torch.float32)
-    product = layer.up.weight.to(working) @ layer.down.weight.to(working)
-    linear.weight = nn.Parameter(product.to(layer.up.weight.dtype), requires_grad=False)
-    linear.bias = layer.up.bias
+def _product(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
+    pivoted = isinstance(layer, PivotedLinear)
+    bias, dtype = layer.bias if pivoted else layer.up.bias, layer.down.weight.dtype
+    linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, "meta")
+    working = torch.promote_types(dtype, torch.float32)
+    down = layer.down.weight.to(working)
+    if pivoted:
+        product = torch.cat([down, layer.rest.weight.to(working) @ down]).index_select(0, layer.order)
+    else:
+        product = layer.up.weight.to(working) @ down
+    linear.weight = nn.Parameter(product.to(dtype), requires_grad=False)
+    linear.bias = bias
     return linear.eval()
 
 

@@ -6,6 +6,7 @@ from pela_vl.lowrank.apply import (
     apply_plan,
     low_rank_layers,
     merge_dense,
+    pivot,
     rank_plan,
 )
 from pela_vl.lowrank.calibration import Calibration, InputStatistics, calibrate, collect_statistics
@@ -52,6 +53,7 @@ __all__ = [
     "merge_dense",
     "metric_roots",
     "model_features",
+    "pivot",
     "pivot_layer",
     "pivoted_layers",
     "plan_ranks",

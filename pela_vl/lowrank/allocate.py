@@ -78,6 +78,8 @@ def _options(
     costs = [rank * (inputs + outputs - (rank if pivoted else 0)) for rank in ranks]
     errors = [after[rank - 1] for rank in ranks]
     if stay_dense:
+        cheaper = sum(cost < inputs * outputs for cost in costs)  # at the same cost dense weights are better
+        ranks, costs, errors = ranks[:cheaper], costs[:cheaper], errors[:cheaper]
         ranks, costs, errors = [*ranks, None], [*costs, inputs * outputs], [*errors, 0.0]
     return _Options(ranks, costs, errors)
 

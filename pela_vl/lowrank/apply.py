@@ -14,7 +14,7 @@ from pela_vl.lowrank.checks import carry_over, check_not_wrapped
 from pela_vl.lowrank.dense import in_out, weight_of
 from pela_vl.lowrank.factorize import factorize
 from pela_vl.lowrank.layer import LowRankLinear
-from pela_vl.lowrank.pivot import PivotedLinear, pivoted_layers
+from pela_vl.lowrank.pivot import PivotedLinear, pivot_layer, pivoted_layers
 from pela_vl.lowrank.plan import PlanError, check_replaceable, shared_weights
 from pela_vl.lowrank.sensitivity import OutputMetric
 from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
@@ -117,6 +117,21 @@ def merge_dense(model: nn.Module) -> nn.Module:
             )
         install(model, name, _dense(layer))
     return model
+
+
+def pivot(model: nn.Module) -> list[str]:
+    """Give every LowRankLinear of `model` its pivoted form, in place, where that is exact (`pivot_layer`).
+
+    Returns the names of those that keep plain factors.
+    """
+    plain = []
+    for name, layer in low_rank_layers(model).items():
+        form = pivot_layer(layer) if name else None
+        if form is None:
+            plain.append(name)
+        else:
+            install(model, name, form)
+    return plain
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:

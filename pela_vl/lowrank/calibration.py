@@ -27,15 +27,15 @@ a function is called as f(model): it runs one batch, and may return the features
 class InputStatistics:
     """Count, sum [I] and second moment [I, I] of all rows that a Linear was given, in fp64.
 
-    8 I (I + 1) bytes, however many rows there were.
+    8 I (I + 1) bytes, however many rows there were. Rows may have weights; the count is then their sum.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
+        self.count: float = 0
         self.total = torch.zeros(width, dtype=torch.float64, device=device)
         self.moment = torch.zeros(width, width, dtype=torch.float64, device=device)
 
-    def add(self, count: int, total: Tensor, moment: Tensor) -> None:
+    def add(self, count: float, total: Tensor, moment: Tensor) -> None:
         """Count more rows: how many, their sum [I], their second moment [I, I]."""
         self.count += count
         self.total += total

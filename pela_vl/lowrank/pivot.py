@@ -45,7 +45,10 @@ class PivotedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map x [N, I] to [N, O]."""
-        rows = self.down(input)
+        return self.expand(self.down(input))
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """All outputs [N, O] of the R outputs [N, R] that `down` gives."""
         out = torch.cat([rows, self.rest(rows)], dim=-1).index_select(-1, self.order)
         return out if self.bias is None else out + self.bias
 
@@ -115,7 +118,7 @@ def pivot_rows(matrix: Tensor, rank: int) -> Tensor | None:
         direction = F.normalize(left[row], dim=0)
         direction = direction - directions[:step].T @ (directions[:step] @ direction)  # once more, against rounding
         directions[step] = direction = F.normalize(direction, dim=0)
-        left = left - torch.outer(left @ direction, direction)
+        left.addr_(left @ direction, direction, alpha=-1)
         open_rows[row] = False
         taken.append(row)
     return torch.stack(taken)

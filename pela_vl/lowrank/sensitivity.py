@@ -4,7 +4,10 @@ G = E over samples of the sum over tokens of g g^T, where g is the gradient at t
 sample and v standard normal. An error dy in the outputs then changes f by E |f - f'|^2 = E dy^T G dy to first order (the
 Gauss-Newton approximation, errors of different tokens taken as uncorrelated).
 
-Shapes: B = samples of a batch, N = rows, O = output width of a Linear.
+The inputs' statistics count a token by |g|^2, as far as WEIGHTED says: what a layer does to tokens that nothing reads (all but
+the class token in a ViT's last block) then hardly counts, and inputs that go with large gradients count for more.
+
+Shapes: B = samples of a batch, N = rows, I, O = input and output width of a Linear.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +24,8 @@ from pela_vl.lowrank.calibration import (
     InputStatistics,
     calibration_items,
     check_seen,
-    collect_statistics,
     eval_mode,
+    first_input,
     run_item,
 )
 from pela_vl.lowrank.dense import in_out
@@ -30,6 +33,9 @@ from pela_vl.lowrank.plan import PlanError
 
 PROBES = 2
 """Draws of v a batch, each one backward pass."""
+WEIGHTED = 0.9
+"""Share of a token's weight that goes by its gradient; the rest is equal for all, so that no layer is left with few rows."""
+_CHUNK = 2048  # rows that are kept before their product is formed
 
 Features = Callable[[nn.Module, Any], Any]
 """features(model, item) runs one item of a calibration; returns a tensor [B, ...] or a sequence of them."""
@@ -39,13 +45,15 @@ Ticks = Callable[[int, int, str], None]
 
 
 class OutputMetric:
-    """Samples and the sum of g g^T [O, O], in fp64.
+    """Samples and the sum of g g^T [O, O], in fp64; weights: of the tokens [N] that the layer was first given, by item.
 
     Rows are kept until there are O of them: a product of few rows would cost less than adding it up.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
+        self.items = 0
+        self.weights: list[Tensor] = []
         self._moment = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._rows: list[Tensor] = []
 
@@ -149,27 +157,27 @@ def measure_metrics(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     scales: list[float] = []
-    with _frozen(model), eval_mode(model), _gradients(model, names) as metrics:
-        with torch.enable_grad(), collect_statistics(model, names) as statistics:
-            for number, item in enumerate(items):
-                parts = feature_list(features(model, item))
-                if not all(torch.isfinite(part).all() for part in parts):
-                    raise PlanError(f"features of calibration item {number} hold NaN or infinity")
-                if not any(part.requires_grad for part in parts):
-                    raise PlanError("features depend on none of the layers (were they made without gradients?)")
-                scales = scales or feature_scales(parts)
-                for probe in range(PROBES):
-                    value = sum(
-                        scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
-                        for scale, part in zip(scales, parts, strict=True)
-                    )
-                    value.backward(retain_graph=probe + 1 < PROBES)
-                for metric in metrics.values():
-                    metric.count += PROBES * len(parts[0])
-                if progress is not None:
-                    progress(number + 1, len(items), "metrics")
-    check_seen(statistics)
-    return statistics, metrics
+    watch = _Watch(model, names)
+    with _frozen(model), eval_mode(model), watch, torch.enable_grad():
+        for number, item in enumerate(items):
+            parts = feature_list(features(model, item))
+            if not all(torch.isfinite(part).all() for part in parts):
+                raise PlanError(f"features of calibration item {number} hold NaN or infinity")
+            if not any(part.requires_grad for part in parts):
+                raise PlanError("features depend on none of the layers (were they made without gradients?)")
+            scales = scales or feature_scales(parts)
+            for probe in range(PROBES):
+                value = sum(
+                    scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
+                    for scale, part in zip(scales, parts, strict=True)
+                )
+                value.backward(retain_graph=probe + 1 < PROBES)
+            watch.end_item(PROBES * len(parts[0]))
+            if progress is not None:
+                progress(number + 1, len(items), "metrics")
+    watch.flush()
+    check_seen(watch.statistics)
+    return watch.statistics, watch.metrics
 
 
 @contextmanager
@@ -185,26 +193,92 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _gradients(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, OutputMetric]]:
-    """While the context is open, gradients that arrive at the outputs of the Linears are added up by layer."""
-    metrics, hooks = {}, []
-    try:
-        for name in names:
-            linear = model.get_submodule(name)
-            metrics[name] = OutputMetric(in_out(linear)[1], linear.weight.device)
-            hooks.append(linear.register_forward_hook(partial(_watch, metrics[name])))
-        yield metrics
-    finally:
-        for hook in hooks:
+class _Call:
+    """One call of a layer: its input [N, I] and the sum over the probes of |g|^2 by token [N]."""
+
+    def __init__(self, name: str, x: Tensor, metric: OutputMetric) -> None:
+        self.name, self.x, self.metric = name, x, metric
+        self.squares = torch.zeros(x.numel() // x.shape[-1], device=x.device)
+
+    def add(self, gradient: Tensor) -> None:
+        self.metric.add(gradient)
+        self.squares += gradient.detach().float().square().sum(-1).flatten()
+
+
+class _Watch:
+    """Hooks that see every layer's inputs and the gradients at its outputs while the context is open."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.statistics: dict[str, InputStatistics] = {}
+        self.metrics: dict[str, OutputMetric] = {}
+        self._linears = {name: model.get_submodule(name) for name in names}
+        for name, linear in self._linears.items():
+            (inputs, outputs), device = in_out(linear), linear.weight.device
+            device = device if device.type != "mps" else torch.device("cpu")  # which has no fp64
+            self.statistics[name] = InputStatistics(inputs, device)
+            self.metrics[name] = OutputMetric(outputs, device)
+        self._calls: list[_Call] = []
+        self._units: dict[str, float] = {}  # mean |g|^2 of the first item, by layer
+        self._waiting: dict[tuple[str, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> None:
+        for name, linear in self._linears.items():
+            self._hooks.append(linear.register_forward_hook(partial(self._see, name), with_kwargs=True))
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
             hook.remove()
 
+    def _see(self, name: str, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor) -> Any:
+        x = first_input(args, kwargs).detach()
+        if not torch.isfinite(x).all():
+            raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
+        call = _Call(name, x, self.metrics[name])
+        self._calls.append(call)
+        if not torch.is_grad_enabled():
+            return None
+        leaf = not output.requires_grad  # nothing before it wants a gradient
+        if leaf:
+            output = output.detach().requires_grad_()
+        output.register_hook(call.add)
+        return output if leaf else None
 
-def _watch(metric: OutputMetric, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-    if not torch.is_grad_enabled():
-        return None
-    leaf = not output.requires_grad  # nothing before it wants a gradient
-    if leaf:
-        output = output.detach().requires_grad_()
-    output.register_hook(metric.add)
-    return output if leaf else None
+    def end_item(self, samples: int) -> None:
+        """Count an item's inputs: layers of one input together, with one weight a token."""
+        groups: dict[tuple, list[_Call]] = {}
+        for call in self._calls:
+            groups.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride()), []).append(call)
+        for calls in groups.values():
+            names = tuple(call.name for call in calls)
+            weights = sum(self._weights(call) for call in calls) / len(calls)
+            for name in names:
+                metric = self.metrics[name]
+                if len(metric.weights) == metric.items:
+                    metric.weights.append(weights)
+            self._waiting.setdefault(names, []).append((calls[0].x.reshape(len(weights), -1), weights))
+            if sum(len(rows) for rows, _ in self._waiting[names]) >= _CHUNK:
+                self._flush(names)
+        self._calls = []
+        for metric in self.metrics.values():
+            metric.count += samples
+            metric.items += 1
+
+    def _weights(self, call: _Call) -> Tensor:
+        unit = self._units.setdefault(call.name, float(call.squares.mean()))
+        return WEIGHTED * call.squares / unit + (1 - WEIGHTED) if unit > 0 else torch.ones_like(call.squares)
+
+    def flush(self) -> None:
+        """Count whatever rows are still kept."""
+        for names in list(self._waiting):
+            self._flush(names)
+
+    def _flush(self, names: tuple[str, ...]) -> None:
+        parts = zip(*self._waiting.pop(names), strict=True)
+        rows, weights = (torch.cat(part).float() for part in parts)
+        weighted = weights[:, None] * rows
+        count, total, moment = weights.sum(dtype=torch.float64), weighted.sum(0, dtype=torch.float64), weighted.T @ rows
+        for name in names:
+            statistics = self.statistics[name]
+            device = statistics.total.device
+            statistics.add(float(count), total.to(device), moment.to(device))

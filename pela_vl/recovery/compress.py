@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pela_vl.lowrank import Calibration, Features, PlanError, apply_plan, make_recipe
+from pela_vl.lowrank import Calibration, Features, PlanError, apply_plan, make_recipe, pivot
 from pela_vl.lowrank.apply import Progress
 from pela_vl.recovery.sequential import STRENGTH, compress_sequentially
 
@@ -51,6 +51,8 @@ def compress(
     """
     if sequential and init != "gauss_newton":
         raise PlanError("sequential works on factors of init 'gauss_newton'")
+    if calibration is not None and not callable(calibration):
+        calibration = list(calibration)  # it is gone through several times
     recipe = make_recipe(
         model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress, pivoted
     )
@@ -60,4 +62,6 @@ def compress(
         )
     else:
         apply_plan(model, recipe.plan, recipe.init, progress, recipe.statistics, recipe.metrics)
+    if pivoted:
+        pivot(model)
     return model

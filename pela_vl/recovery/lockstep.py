@@ -21,12 +21,13 @@ DENSE, SMALL = 0, 1
 
 @dataclass
 class Stop:
-    """A run that is parked at the layer `name`, which was given x and whose dense weights gave y.
+    """A run of item number `item` that is parked at the layer `name`, which was given x and whose dense weights gave y.
 
-    streams: the residual stream where the layer writes to one (`Watcher`), by layer.
+    stream: the residual stream where the layer writes to one (`Watcher`).
     """
 
     name: str
+    item: int
     x: Tensor
     y: Tensor
     stream: Tensor | None
@@ -150,7 +151,7 @@ class Lockstep:
         if name not in self.replaced:
             run.go.clear()
             with self._changed:
-                run.stop = Stop(name, x, output, run.streams.pop(name, None))
+                run.stop = Stop(name, run.item, x, output, run.streams.pop(name, None))
                 self._changed.notify_all()
             self._slots.release()
             run.go.wait()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank import (
     Calibration,
-    InputStatistics,
     OutputMetric,
     PlanError,
     covariance_root,
@@ -46,23 +45,24 @@ class _Regression:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str) -> None:
         kinds = {"dtype": torch.float64, "device": device}
-        self.count, self.shift = 0, None
+        self.count, self.shift = 0.0, None
         self.total, self.moment = torch.zeros(inputs, **kinds), torch.zeros(inputs, inputs, **kinds)
         self.total_t, self.cross = torch.zeros(outputs, **kinds), torch.zeros(outputs, inputs, **kinds)
 
-    def add(self, x: Tensor, t: Tensor, with_inputs: bool) -> None:
-        """x [N, I], t [N, O]; with_inputs False: x is one that a regression before has counted."""
-        for rows, rest in zip(x.split(_CHUNK), t.split(_CHUNK), strict=True):
-            rows, rest = rows.float(), rest.float()
+    def add(self, x: Tensor, t: Tensor, weights: Tensor, with_inputs: bool) -> None:
+        """x [N, I], t [N, O], weights [N]; with_inputs False: x is one that a regression before has counted."""
+        for rows, rest, by in zip(x.split(_CHUNK), t.split(_CHUNK), weights.split(_CHUNK), strict=True):
+            rows, rest = rows.float(), by[:, None] * rest.float()
             if self.shift is None:
                 self.shift = rows.mean(0)
             rows = rows - self.shift
             self.cross += rest.T @ rows
             self.total_t += rest.sum(0, dtype=torch.float64)
             if with_inputs:
-                self.count += len(rows)
-                self.total += rows.sum(0, dtype=torch.float64)
-                self.moment += rows.T @ rows
+                weighted = by[:, None] * rows
+                self.count += float(by.sum(dtype=torch.float64))
+                self.total += weighted.sum(0, dtype=torch.float64)
+                self.moment += weighted.T @ rows
 
     def inputs_of(self, other: "_Regression") -> None:
         """Take the moments of x~ from a layer that was given the same."""
@@ -127,7 +127,7 @@ def compress_sequentially(
         steps = Lockstep(model, names, items, features or run_item, lambda note: watch(writers, note))
         for name, pairs in steps.stops():
             linear = linears[name]
-            found = _moments(linear, pairs, writers.get(name), last)
+            found = _moments(linear, pairs, writers.get(name), last, metrics[name].weights if metrics else [])
             if not torch.isfinite(found.total).all():
                 raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
             metric = metrics[name].matrix if metrics is not None else None
@@ -148,6 +148,7 @@ def _moments(
     pairs: Sequence[tuple[Stop, Stop]],
     writer: Writer | None,
     last: tuple[list[Tensor], _Regression] | None,
+    weights: Sequence[Tensor],
 ) -> _Regression:
     inputs, outputs = in_out(linear)
     device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"
@@ -156,7 +157,7 @@ def _moments(
     known = last is not None and len(last[0]) == len(xs) and all(a is b for a, b in zip(last[0], xs, strict=True))
     if known:
         found.inputs_of(last[1])
-    waiting: list[tuple[Tensor, Tensor]] = []
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, (dense, small) in enumerate(pairs):
         if dense.y.shape != small.y.shape:
             raise PlanError("sequential: the compressed model takes another way through its layers than the dense one")
@@ -164,8 +165,12 @@ def _moments(
         if writer is not None:
             missing = missing_stream(writer, dense.stream, small.stream, rest)
             rest = rest if missing is None else rest + missing
-        waiting.append((small.x.reshape(-1, inputs).to(device), rest.reshape(-1, outputs).to(device)))
-        if sum(len(rows) for rows, _ in waiting) >= _CHUNK or number + 1 == len(pairs):
+        x = small.x.reshape(-1, inputs).to(device)
+        by = weights[small.item].to(device) if small.item < len(weights) else torch.ones(len(x), device=device)
+        if len(by) != len(x):
+            raise PlanError("sequential: calibration gives other inputs than those that the metrics were measured on")
+        waiting.append((x, rest.reshape(-1, outputs).to(device), by))
+        if sum(len(rows) for rows, _, _ in waiting) >= _CHUNK or number + 1 == len(pairs):
             found.add(*(torch.cat(parts) for parts in zip(*waiting, strict=True)), not known)
             waiting = []
     return found
@@ -213,11 +218,3 @@ def _fit(
     if has_bias:
         layer.bias = bias
     return layer.train(linear.training)
-
-
-def input_statistics(found: _Regression) -> InputStatistics:
-    """The moments of x~ as `InputStatistics`."""
-    statistics = InputStatistics(len(found.total), found.total.device)
-    second = found.second(False)
-    statistics.add(found.count, found.mean * found.count, second * found.count)
-    return statistics

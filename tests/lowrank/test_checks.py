@@ -1,0 +1,137 @@
+"""What two factors would lose is carried over, or named before the model is changed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pela_vl
+from pela_vl.lowrank import PlanError, low_rank_layers, merge_dense
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+
+
+class Reads(nn.Module):
+    """`forward` reads the weight of `inner` by way of a method, and the bias of `deep.one`."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.deep, self.called = nn.Linear(8, 8), nn.ModuleDict({"one": nn.Linear(8, 8)}), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.called(self.by_hand(x))
+
+    def by_hand(self, x):
+        return x @ self.inner.weight.T
+
+    def reset(self):
+        self.called.weight.data.zero_()  # not reached by forward
+
+
+def test_readers_of_a_weight_are_named_with_the_pattern_that_excludes_them():
+    transformers = pytest.importorskip("transformers")
+    model = nn.Sequential(Reads())
+    with pytest.raises(PlanError, match=r"0\.inner belongs to Reads, .*'\*\.inner'"):
+        pela_vl.compress(model, 2)
+    assert not low_rank_layers(model)
+    assert set(low_rank_layers(pela_vl.compress(model, 2, exclude=["*.inner"]))) == {"0.deep.one", "0.called"}
+    config = transformers.T5Config(vocab_size=50, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8)
+    t5 = transformers.T5EncoderModel(config).eval()
+    with pytest.raises(PlanError, match=r"wo belongs to T5DenseActDense.*'\*\.wo'"):
+        pela_vl.compress(t5, 2)
+    assert not low_rank_layers(t5)
+    pela_vl.compress(t5, 2, exclude=["*.wo"])(torch.randint(0, 50, (2, 5)))
+
+
+def test_a_replaced_forward_is_not_dropped():
+    model = net()
+    model[0].forward = lambda x: x + 100
+    with pytest.raises(PlanError, match="0 has a 'forward' of its own"):
+        pela_vl.compress(model, 2)
+    assert not low_rank_layers(model)
+    pela_vl.compress(model, 2, exclude=["0"])
+
+
+def test_data_on_a_layer_and_its_weight_is_carried_over():
+    model = net()
+    model[0].note, model[0].weight.group, model[0].bias.group = {"lr": 2}, "slow", "bias"
+    pela_vl.compress(model, 2)
+    assert model[0].note == {"lr": 2} and model[0].up.weight.group == model[0].down.weight.group == "slow"
+    assert model[0].up.bias.group == "bias" and not hasattr(model[2], "note")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.register_buffer("mask", torch.ones(3)), "holds 'mask'"),
+        (lambda m: m.add_module("inner", nn.Identity()), "holds 'inner'"),
+        (lambda m: m.register_parameter("gain", nn.Parameter(torch.ones(1))), "holds 'gain'"),
+        (lambda m: m.weight.register_hook(lambda g: g), "gradient hooks"),
+        (lambda m: m.weight.register_post_accumulate_grad_hook(lambda p: None), "gradient hooks"),
+        (lambda m: m.register_forward_hook(lambda *_: None), "has hooks"),
+        (lambda m: m.register_state_dict_post_hook(lambda *_: None), "hooks of its state dict"),
+        (lambda m: nn.utils.parametrizations.weight_norm(m), "own behaviour"),
+        (lambda m: setattr(m, "weight", nn.Parameter(m.weight.data.to(torch.float8_e4m3fn))), "float8_e4m3fn"),
+        (lambda m: m.compile(), "_compiled_call_impl"),
+    ],
+)
+def test_what_would_be_lost_is_named(change, message):
+    model = net()
+    change(model[2])
+    with pytest.raises(PlanError, match=message):
+        pela_vl.compress(model, 2)
+    assert not low_rank_layers(model)
+
+
+def test_lazy_modules():
+    model = nn.Sequential(nn.Linear(16, 16), nn.LazyLinear(4))
+    with pytest.raises(PlanError, match="1 is a LazyLinear whose shape is not known"):
+        pela_vl.compress(model, 2)
+    assert set(low_rank_layers(pela_vl.compress(model, 2, exclude=["1"]))) == {"0"}
+    model = nn.Sequential(nn.Linear(16, 16), nn.LazyLinear(16))
+    model(torch.randn(2, 16))
+    assert set(low_rank_layers(pela_vl.compress(model, 2))) == {"0", "1"}
+
+
+def test_wrapped_models_are_refused():
+    for wrapped in (nn.DataParallel(net()), torch.compile(net()), nn.Sequential(nn.DataParallel(net()))):
+        with pytest.raises(PlanError, match="compress before wrapping"):
+            pela_vl.compress(wrapped, 2)
+
+
+def test_a_conv1d_is_a_linear():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=48, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2Model(config).eval()
+    ids = [torch.randint(0, 50, (4, length)) for length in (5, 9, 7)]
+    expected = model(ids[0]).last_hidden_state
+    names = [n for n, m in model.named_modules() if type(m).__name__ == "Conv1D"]
+    small = pela_vl.compress(copy.deepcopy(model), 2, init="whitened", calibration=ids)
+    assert list(low_rank_layers(small)) == names and len(names) == 8
+    from pela_vl.lowrank import apply_plan
+
+    apply_plan(model, {name: min(model.get_submodule(name).weight.shape) for name in names})
+    torch.testing.assert_close(model(ids[0]).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+    merged = merge_dense(model)
+    torch.testing.assert_close(merged(ids[0]).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_calls_by_keyword():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.inner(input=x)
+
+    model, data = Calls(), [torch.randn(6, 4, 16) for _ in range(3)]
+    for options in ({}, {"init": "whitened", "calibration": data}, {"init": "gauss_newton", "calibration": data}):
+        assert pela_vl.compress(copy.deepcopy(model), 1.5, **options)(data[0]).shape == (6, 4, 16)

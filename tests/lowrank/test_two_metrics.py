@@ -1,0 +1,193 @@
+"""Factors in two metrics: the error that they predict is the one that is measured, and no other factors have a smaller one."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pela_vl
+from pela_vl.lowrank import (
+    PlanError,
+    apply_plan,
+    cut_errors,
+    factorize,
+    factorize_two_metrics,
+    factorize_whitened,
+    low_rank_layers,
+    make_recipe,
+    measure_metrics,
+    metric_roots,
+    model_features,
+    rank_plan,
+)
+from pela_vl.lowrank.whiten import covariance_root
+
+
+def metric(width: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return mix @ torch.diag(torch.logspace(0, -2, width, dtype=torch.float64)) @ mix.T
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 10**6), st.data())
+def test_the_discarded_sum_is_the_weighted_error_and_the_least(out, wide, seed, data):
+    rank = data.draw(st.integers(1, min(out, wide)))
+    weight = torch.randn(out, wide, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    inputs, outputs = metric(wide, seed + 1), metric(out, seed + 2)
+    factors = factorize_two_metrics(weight, rank, covariance_root(inputs, 0.0), covariance_root(outputs, 0.0))
+
+    def error(up, down):
+        left = weight - up @ down
+        return float(torch.trace(outputs @ left @ inputs @ left.T))
+
+    scale = error(torch.zeros(out, 1).double(), torch.zeros(1, wide).double())
+    own = error(factors.up, factors.down)
+    assert own == pytest.approx(factors.predicted_error, rel=1e-5, abs=1e-6 * scale)
+    plain = factorize(weight, rank)
+    assert own <= error(plain.up, plain.down) + 1e-6 * scale
+    generator = torch.Generator().manual_seed(seed)
+    for part in (0, 1):
+        others = [factors.up, factors.down]
+        noise = torch.randn(others[part].shape, generator=generator, dtype=torch.float64)
+        others[part] = others[part] + 1e-2 * noise * others[part].abs().max()
+        assert own <= error(*others) + 1e-6 * scale
+
+
+class Net(nn.Module):
+    """Two layers on each token, a mean over the tokens, a head of which only one output counts for `features`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(12, 20), nn.Linear(20, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.second(torch.tanh(self.first(x))).mean(1))
+
+
+def samples(batches: int = 12, tokens: int = 4) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(12, 12, generator=generator) * torch.logspace(0, -1.5, 12)
+    return [torch.randn(16, tokens, 12, generator=generator) @ mix + 0.5 for _ in range(batches)]
+
+
+def test_the_prediction_is_the_measured_error_of_small_cuts():
+    """One layer alone without its last few singular values: to first order, and as far as tokens are independent."""
+    model, data = Net().eval(), samples(40)
+    names = ["first", "second", "head"]
+    statistics, metrics = measure_metrics(model, names, data)
+    plan = {"first": 10, "second": 13, "head": 2}
+    cuts = cut_errors(model, plan, statistics, metrics, data)
+    for name, cut in cuts.items():
+        assert 0.5 < cut.measured / cut.predicted < 2, name
+        small = copy.deepcopy(model)
+        (report,) = apply_plan(small, {name: plan[name]}, "gauss_newton", None, statistics, metrics)
+        assert report.predicted_error == pytest.approx(cut.predicted, rel=1e-6)
+        some = data[:: -(-len(data) // 8)]
+        with torch.no_grad():
+            found = sum(float((small(x) - model(x)).square().sum()) for x in some) / (16 * len(some))
+        assert found == pytest.approx(cut.measured, rel=1e-3)
+
+
+def test_the_metric_of_a_linear_model_is_known():
+    """f = A y of one token: G = A^T A, here by many draws of v."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4, bias=False))
+    data = [torch.randn(400, 5) for _ in range(10)]
+    _, metrics = measure_metrics(model, ["0"], data)
+    weight = model[1].weight.detach().double()
+    expected = weight.T @ weight
+    assert metrics["0"].count == 2 * 4000
+    assert float((metrics["0"].matrix - expected).norm() / expected.norm()) < 0.05
+
+
+def test_features_that_count_are_kept_best():
+    model, data = Net().eval(), samples()
+    errors = {}
+    for init, given in (("whitened", {}), ("gauss_newton", {"features": lambda m, x: m(x)[:, :1]})):
+        small = pela_vl.compress(copy.deepcopy(model), 3, exclude=["head"], init=init, calibration=data, **given)
+        with torch.no_grad():
+            errors[init] = sum(float((small(x) - model(x))[:, 0].square().sum()) for x in data)
+    assert errors["gauss_newton"] < 0.7 * errors["whitened"]
+
+
+def test_equal_metrics_give_known_factors():
+    torch.manual_seed(0)
+    weight, identity = torch.randn(9, 7, dtype=torch.float64), torch.eye(9, dtype=torch.float64)
+    plain = factorize(weight, 3)
+    own = factorize_two_metrics(weight, 3, covariance_root(identity[:7, :7]), covariance_root(identity))
+    torch.testing.assert_close(own.up @ own.down, plain.up @ plain.down)
+    model = nn.Sequential(nn.Linear(7, 9)).double()
+    statistics, metrics = measure_metrics(model, ["0"], [torch.randn(50, 7, dtype=torch.float64)])
+    metrics["0"]._moment, metrics["0"]._rows = identity, []
+    roots = metric_roots(statistics["0"], metrics["0"], True)
+    whitened = factorize_whitened(weight, 3, statistics["0"], True)
+    own = factorize_two_metrics(weight, 3, *roots)
+    torch.testing.assert_close(own.up @ own.down, whitened.up @ whitened.down)
+
+
+def test_the_model_is_left_as_it_was():
+    model = Net().train()
+    model.second.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    measure_metrics(model, ["first", "second"], samples(2))
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["second.weight"]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.first._forward_hooks and not model.first._forward_pre_hooks
+
+
+def test_ranks_by_effect_leave_dense_what_matters():
+    model, data = Net().eval(), samples()
+    with torch.no_grad():
+        model.second.weight.mul_(0.01)  # and what goes in there hardly counts
+        model.head.weight.mul_(100)
+    recipe = make_recipe(model, 2, init="gauss_newton", ranks="allocated", calibration=data, measured=True)
+    assert set(recipe.plan) | set(recipe.dense) == {"first", "second", "head"} and recipe.dense
+    shapes = {name: (m.in_features, m.out_features) for name, m in model.named_children()}
+    cost = sum(rank * sum(shapes[name]) for name, rank in recipe.plan.items())
+    cost += sum(shapes[name][0] * shapes[name][1] for name in recipe.dense)
+    uniform = pela_vl.compress(copy.deepcopy(model), 2)
+    assert cost <= sum(rank * sum(shapes[name]) for name, rank in rank_plan(uniform).items())
+    small = pela_vl.compress(
+        copy.deepcopy(model), 2, init="gauss_newton", ranks="allocated", calibration=data, measured=True
+    )
+    assert rank_plan(small) == recipe.plan
+    assert all(type(small.get_submodule(name)) is nn.Linear for name in recipe.dense)
+    other = pela_vl.compress(copy.deepcopy(model), 2, init="gauss_newton", calibration=data)
+    with torch.no_grad():
+        errors = [sum(float((m(x) - model(x)).square().sum()) for x in samples(20)) for m in (small, other)]
+    assert errors[0] < errors[1]
+
+
+def test_default_features():
+    x = torch.randn(3, 4, 12)
+    assert model_features(Net(), x).shape == (3, 3)
+    states = torch.randn(2, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = model_features(lambda **given: {"last_hidden_state": states}, {"attention_mask": mask})
+    torch.testing.assert_close(found[0], nn.functional.normalize(states[0, :3].mean(0), dim=0))
+    given = {"image_embeds": torch.ones(2, 3), "text_embeds": torch.ones(2, 4), "last_hidden_state": states}
+    assert [part.shape[1] for part in model_features(lambda model: given, lambda model: given)] == [3, 4]
+    with pytest.raises(PlanError, match="features: no vector is found in a dict"):
+        model_features(Net(), lambda model: {"loss": 1})
+
+
+def test_refusals():
+    model, data = Net(), samples(2)
+    for given, message in (
+        ({"features": lambda m, x: 3}, "features must return a tensor"),
+        ({"features": lambda m, x: m(x).detach()}, "depend on none"),
+        ({"features": lambda m, x: m(x) * torch.nan}, "item 0 hold NaN"),
+        ({"calibration": lambda m: m(data[0])}, "runs everything at once"),
+        ({"calibration": []}, "no samples"),
+        ({"measured": True}, "measured scales ranks 'allocated'"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            pela_vl.compress(model, 2, init="gauss_newton", **{"calibration": data, **given})
+        assert not low_rank_layers(model) and all(p.requires_grad for p in model.parameters())
+    with pytest.raises(PlanError, match="sequential works on"):
+        pela_vl.compress(model, 2, init="whitened", calibration=data, sequential=True)

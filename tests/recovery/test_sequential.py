@@ -1,0 +1,212 @@
+"""The sequential step against a literal restatement, on every kind of block it knows, and beside closed-form factors."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from tiny_albef import tiny_albef, tiny_batch
+from torch import nn
+
+import pela_vl
+from pela_vl.lowrank import PlanError, low_rank_layers, make_recipe, measure_metrics, rank_plan
+from pela_vl.recovery.sequential import compress_sequentially
+from pela_vl.recovery.streams import find_writers
+
+OPTIONS = {"init": "gauss_newton", "ranks": "allocated"}
+
+
+def images(count: int = 6) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(4, 3, 32, 32, generator=generator)
+    weights = torch.randn(count, 8, 4, generator=generator)
+    return [torch.einsum("bk,kchw->bchw", w, base) + 0.2 * torch.randn(8, 3, 32, 32, generator=generator) for w in weights]
+
+
+def vit(**changes) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=7, **changes
+    ).eval()
+
+
+def swin() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=32, patch_size=2, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=7
+    ).eval()
+
+
+def error(model: nn.Module, dense: nn.Module, items: list) -> float:
+    with torch.no_grad():
+        pairs = [(model(**x), dense(**x)) if isinstance(x, dict) else (model(x), dense(x)) for x in items]
+    pairs = [(a, b) if isinstance(a, torch.Tensor) else (a[0], b[0]) for a, b in pairs]
+    return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5
+
+
+def test_first_layers_of_a_block_by_hand():
+    """A post-norm block's first layers see dense inputs: W* = W. Its output layer: the literal formula."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    torch.manual_seed(0)
+    model = transformers.BertModel(config, add_pooling_layer=False).double().eval()
+    items = [{"input_ids": torch.randint(0, 50, (6, length))} for length in (5, 8, 7, 7)]
+    root = "encoder.layer.0."
+    plan = {root + "attention.self.value": 9, root + "attention.output.dense": 7}
+    small = copy.deepcopy(model)
+    compress_sequentially(small, plan, items, None, (), strength=0.5)
+    seen = {}
+
+    def run(net, key):
+        layer = net.get_submodule(root + "attention.output.dense")
+        handles = [
+            layer.register_forward_pre_hook(lambda m, a: seen.setdefault(key + "x", []).append(a[0].flatten(0, 1))),
+            layer.register_forward_hook(lambda m, a, o: seen.setdefault(key + "y", []).append(o.flatten(0, 1))),
+        ]
+        for item in items:
+            net(**item)
+        for handle in handles:
+            handle.remove()
+
+    with torch.no_grad():
+        run(model, "dense"), run(small, "small")
+        x, y = torch.cat(seen["smallx"]), torch.cat(seen["densey"])  # the stream is the same: the block's first branch
+        layer = model.get_submodule(root + "attention.output.dense")
+        weight, bias = layer.weight, layer.bias
+        mean = x.mean(0)
+        covariance = (x - mean).T @ (x - mean) / len(x)
+        ridge = 0.01 * covariance.diagonal().mean() * torch.eye(len(mean)).double()
+        rest = y - x @ weight.T - bias
+        target = weight + 0.5 * (rest.T @ (x - mean) / len(x)) @ torch.linalg.inv(covariance + ridge)
+        shrunk = 0.99 * covariance + ridge
+        root_c = torch.linalg.cholesky(shrunk)
+        u, s, vh = torch.linalg.svd(target @ root_c)
+        product = u[:, :7] * s[:7] @ vh[:7] @ torch.linalg.inv(root_c)
+        own = small.get_submodule(root + "attention.output.dense")
+        torch.testing.assert_close(own.dense_weight(), product, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(torch.cat(seen["smally"]).mean(0), y.mean(0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("build", [vit, lambda: vit(init_values=0.3), swin], ids=["vit", "vit with LayerScale", "swin"])
+def test_beats_closed_form_factors(build):
+    dense, items = build(), images()
+    plain = pela_vl.compress(copy.deepcopy(dense), 3, exclude=["head"], calibration=items, **OPTIONS)
+    small = pela_vl.compress(
+        copy.deepcopy(dense), 3, exclude=["head"], calibration=items, sequential=True, strength=1.0, **OPTIONS
+    )
+    assert rank_plan(small) == rank_plan(plain)
+    assert error(small, dense, items) < 0.85 * error(plain, dense, items)
+
+
+def test_the_missing_stream_is_needed():
+    """Without the anchor to the dense stream the step gains less: blocks are found, and this is what that is for."""
+    dense, items = swin(), images()
+    names = [n for n, m in dense.named_modules() if isinstance(m, nn.Linear) and n != "head" and "head." not in n]
+    writers = find_writers(dense, names)
+    assert set(writers) == {n for n in names if n.endswith(("attn.proj", "mlp.fc2"))}
+    assert [w.window is not None for w in writers.values()] == [n.endswith("attn.proj") for n in writers]
+    x, seen = torch.randn(2, 16, 16, 24), []
+    block = dense.layers[0].blocks[1]  # its windows are shifted
+    assert sum(block.shift_size)
+    handle = block.attn.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    with torch.no_grad():
+        block.norm1 = nn.Identity()
+        block(x)
+    handle.remove()
+    from pela_vl.recovery.streams import _windows
+
+    torch.testing.assert_close(_windows(block, x), seen[0])
+
+
+def test_albef_with_cross_attention():
+    dense = tiny_albef(dropout=0.0).eval()
+
+    def item(seed):
+        batch = tiny_batch(6, seed)
+        masked = batch.masked_ids
+
+        def run(model):
+            ids = torch.cat([batch.ids, masked])
+            mask = batch.mask.repeat(2, 1)
+            image = model.visual_encoder(batch.images).tokens
+            text = model.text_encoder.encode(ids, mask).tokens
+            pairs = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in model.text_encoder.image_keys_values(image)]
+            fused = model.text_encoder.fuse(text, mask, pairs).tokens
+            return [
+                model.image_feature(image),
+                model.text_feature(text[:6]),
+                model.itm_head(fused[:6, 0]),
+                fused[6:] * batch.mask[..., None],
+            ]
+
+        return run
+
+    items = [item(seed) for seed in range(6)]
+    exclude = ["vision_proj", "text_proj", "itm_head", "mlm_head"]
+    plain = pela_vl.compress(copy.deepcopy(dense), 2, exclude=exclude, calibration=items, **OPTIONS)
+    small = pela_vl.compress(
+        copy.deepcopy(dense), 2, exclude=exclude, calibration=items, sequential=True, strength=1.0, **OPTIONS
+    )
+    assert any("crossattention.self.value" in name for name in rank_plan(small))
+    totals = []
+    with torch.no_grad():
+        for model in (small, plain):
+            found = [(a, b) for run in items for a, b in zip(run(model), run(dense), strict=True)]
+            totals.append(sum(float((a - b).square().sum() / b.square().sum()) for a, b in found))
+    assert totals[0] < totals[1]
+
+
+def test_threads_change_next_to_nothing_and_are_given_back():
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            small = pela_vl.compress(vit(), 3, exclude=["head"], calibration=images(4), sequential=True, **OPTIONS)
+            assert torch.get_num_threads() == threads
+            results.append(small(images(1)[0]))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_refusals_leave_the_model_alone():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    items = [torch.randn(4, 16)]
+    with pytest.raises(PlanError, match="no blocks of a known kind.*without sequential"):
+        pela_vl.compress(model, 2, calibration=items, sequential=True, **OPTIONS)
+    dense = vit()
+    with pytest.raises(PlanError, match="strength"):
+        compress_sequentially(dense, {"blocks.0.attn.proj": 3}, images(2), strength=2)
+
+    def broken(model, item):
+        model.patch_embed(item)
+        model.blocks[0].attn(torch.randn(2, 5, 48))
+        raise RuntimeError("a worker's own error")
+
+    with pytest.raises(RuntimeError, match="a worker's own error"):
+        compress_sequentially(dense, {"blocks.0.attn.qkv": 3, "blocks.0.attn.proj": 3}, images(2), features=broken)
+    with pytest.raises(PlanError, match=r"blocks\.1\.mlp\.fc2: no calibration sample"):
+        compress_sequentially(
+            dense,
+            {"blocks.0.attn.proj": 3, "blocks.1.mlp.fc2": 3},
+            images(2),
+            features=lambda model, item: model.blocks[0](model._pos_embed(model.patch_embed(item))),
+        )
+    assert not low_rank_layers(dense) and not dense.blocks[0].attn.proj._forward_hooks
+    assert not dense.blocks[0].norm1._forward_pre_hooks
+
+
+def test_dense_layers_are_fitted_too():
+    dense, items = vit(), images()
+    names = ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
+    _, metrics = measure_metrics(dense, names, items)
+    small = copy.deepcopy(dense)
+    compress_sequentially(small, {names[0]: 4}, items, metrics, [names[1]], strength=1.0)
+    layer = small.get_submodule(names[1])
+    assert type(layer) is nn.Linear and not torch.equal(layer.weight, dense.get_submodule(names[1]).weight)
+    alone = pela_vl.compress(copy.deepcopy(dense), 1.5, include=[names[0]], init="whitened", calibration=items)
+    assert rank_plan(alone) and error(small, dense, items) < 1
+    recipe = make_recipe(dense, 3, exclude=["head"], calibration=items, **OPTIONS)
+    assert set(recipe.metrics) == set(recipe.plan) | set(recipe.dense)
