@@ -1,6 +1,6 @@
 """Factors without a training run, side by side at equal parameters, on trained weights of a text encoder and of a ViT.
 
-    python benchmarks/frontier.py --data ../shared/data/coco_ccby_small/annotations.json
+    python -m benchmarks.frontier --data ../shared/data/coco_ccby_small/annotations.json
 --data: a list of photographs with captions ("image", "caption"); what calibrates and what is measured on comes from different
 photographs. Needs the packages that benchmarks/encoders.py names, and matplotlib for the plot. A row that a file in --output
 holds already is not run again.
@@ -22,7 +22,6 @@ import torch.nn.functional as F
 
 import pela_vl
 from benchmarks.encoders import Subject, dinov2, minilm
-from benchmarks.table import markdown
 from pela_vl.base.errors import run_main
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.progress import Progress
@@ -66,7 +65,9 @@ def main() -> None:
                     atomic_json(file, rows)
                 progress.update(note=f"kappa {kappa:g}, {way}")
     rows.sort(key=lambda row: (row["model"], row["kappa"], list(WAYS).index(row["way"])))
-    print(markdown(COLUMNS, [[_shown(row[key]) for key in COLUMNS] for row in rows]))
+    print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
+    for row in rows:
+        print(f"| {' | '.join(_shown(row[key]) for key in COLUMNS)} |")
     plot(rows, args.output / "frontier.png")
     print(f"written: {file}, {args.output / 'frontier.png'}")
 

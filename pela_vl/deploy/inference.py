@@ -117,8 +117,6 @@ class _Expansion(nn.Module):
         super().__init__()
         self.up = layer.up if isinstance(layer, LowRankLinear) else None
         self.pivoted = layer if isinstance(layer, PivotedLinear) else None
-        if self.pivoted is not None:
-            self.pivoted.down = None  # in the stacked product now
 
     def forward(self, rows: Tensor) -> Tensor:
         """[N, R] -> [N, O]"""

@@ -117,10 +117,11 @@ def _along_hulls(options: Mapping[str, _Options], chosen: dict[str, int], left: 
         _, _, name, place = heapq.heappop(heap)
         index = hulls[name][place]
         price = options[name].costs[index] - options[name].costs[chosen[name]]
-        if price <= left:  # else all further steps of this layer are too dear as well
-            left -= price
-            chosen[name] = index
-            offer(name, place)
+        if price > left:  # what is left goes to steps off the hulls
+            break
+        left -= price
+        chosen[name] = index
+        offer(name, place)
     return left
 
 

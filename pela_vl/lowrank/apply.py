@@ -179,9 +179,7 @@ def _check_statistics(
         if metrics is None or name not in metrics:
             raise PlanError(f"{name}: init 'gauss_newton' needs the metric of this layer's outputs (measure_metrics)")
         if len(metrics[name].moment) != outputs:
-            raise PlanError(
-                f"{name}: the metric is of outputs of width {len(metrics[name].moment)}, not {outputs}"
-            )
+            raise PlanError(f"{name}: the metric is of outputs of width {len(metrics[name].moment)}, not {outputs}")
 
 
 def _low_rank(
@@ -222,7 +220,9 @@ def _low_rank(
     except ValueError as error:
         raise PlanError(f"{name}: {error}") from None
     up, down = factors.up.to(weight), factors.down.to(weight)
-    if init == "gauss_newton" and bias is not None:  # of the rounded factors, so that the bias makes up for the rounding
+    if (
+        init == "gauss_newton" and bias is not None
+    ):  # of the rounded factors, so that the bias makes up for the rounding
         mean = statistics.mean
         shift = weight.detach().to(mean) @ mean - up.to(mean) @ (down.to(mean) @ mean)
     if shift is not None:

@@ -79,7 +79,9 @@ def check_instance(name: str, module: nn.Module) -> None:
             raise PlanError(f"{name} has {what}, which the new layer would lose: remove them first")
     for key, value in extras(module).items():
         if callable(value) and hasattr(type(module), key):
-            raise PlanError(f"{name} has a '{key}' of its own in place of its class's: exclude it, or remove that first")
+            raise PlanError(
+                f"{name} has a '{key}' of its own in place of its class's: exclude it, or remove that first"
+            )
     for kind, usual in (("_parameters", ("weight", "bias")), ("_buffers", ()), ("_modules", ())):
         for key in vars(module)[kind]:
             if key not in usual:

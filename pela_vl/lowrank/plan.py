@@ -93,10 +93,7 @@ def plan_ranks(
         inputs, outputs = in_out(module)
         rank = rank_for(inputs, outputs, kappa)
         if rank < 1:
-            raise PlanError(
-                f"{name} ({inputs} -> {outputs}) gets rank 0 at kappa {kappa}: "
-                "exclude it or lower kappa"
-            )
+            raise PlanError(f"{name} ({inputs} -> {outputs}) gets rank 0 at kappa {kappa}: exclude it or lower kappa")
         plan[name] = max(rank // rank_multiple * rank_multiple, min(rank, rank_multiple))
     if not plan:
         raise PlanError(

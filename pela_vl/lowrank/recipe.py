@@ -146,9 +146,7 @@ def _spectra(
     return dict(zip(linears, run_all(jobs, on_cpu), strict=True))
 
 
-def _spectrum(
-    name: str, linear: nn.Module, statistics: InputStatistics | None, metric: OutputMetric | None
-) -> Tensor:
+def _spectrum(name: str, linear: nn.Module, statistics: InputStatistics | None, metric: OutputMetric | None) -> Tensor:
     """Singular values of a layer in its two metrics; without these, of its weight, the sum of their squares being 1."""
     if linear.weight.device.type == "meta":
         raise PlanError(f"{name}: the weight is on the meta device and has no values to allocate by")

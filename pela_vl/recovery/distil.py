@@ -59,7 +59,9 @@ def recover(
     loss is not finite, or `state` is of another run.
     """
     if student is teacher:
-        raise PlanError("recover: student and teacher are the same module: copy.deepcopy the model before it is compressed")
+        raise PlanError(
+            "recover: student and teacher are the same module: copy.deepcopy the model before it is compressed"
+        )
     features = features or run_item
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not parameters:
@@ -118,7 +120,9 @@ def feature_loss(found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 def _tensors(found: Any) -> list[Tensor]:
     parts = [found] if isinstance(found, Tensor) else list(found) if isinstance(found, tuple | list) else []
     if not parts or not all(isinstance(part, Tensor) for part in parts):
-        raise PlanError(f"recover: features must be tensors, not a {type(found).__name__}: give features=function(model, item)")
+        raise PlanError(
+            f"recover: features must be tensors, not a {type(found).__name__}: give features=function(model, item)"
+        )
     return parts
 
 
@@ -163,7 +167,9 @@ def _resume(student: nn.Module, optimiser: Any, schedule: Any, state: Any, steps
         return 0
     kept = torch.load(state, map_location="cpu", weights_only=True)
     if kept["steps"] != steps:
-        raise PlanError(f"recover: {state} is of a run of {kept['steps']} steps, not {steps}: remove it, or ask for as many")
+        raise PlanError(
+            f"recover: {state} is of a run of {kept['steps']} steps, not {steps}: remove it, or ask for as many"
+        )
     try:
         student.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])

@@ -176,9 +176,7 @@ def _moments(
     return found
 
 
-def _fit(
-    linear: nn.Module, found: _Regression, rank: int | None, metric: Tensor | None, strength: float
-) -> nn.Module:
+def _fit(linear: nn.Module, found: _Regression, rank: int | None, metric: Tensor | None, strength: float) -> nn.Module:
     """What takes the layer's place: factors of W* of that rank, or, for None, W* itself."""
     has_bias = linear.bias is not None
     weight = weight_of(linear).detach()

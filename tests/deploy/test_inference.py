@@ -10,8 +10,9 @@ from torch import nn
 
 import pela_vl
 from pela_vl.base.errors import UserError
+from pela_vl.cost import count_parameters
 from pela_vl.deploy import inference
-from pela_vl.lowrank import LowRankLinear, low_rank_layers
+from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers
 from pela_vl.models.albef.bert import HeadProjections
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -89,3 +90,45 @@ def test_compiled_outputs_are_the_same():
     expected = outputs(copy.deepcopy(model), batch)
     for own, other in zip(outputs(pela_vl.optimize_for_inference(model, compile=True), batch), expected, strict=True):
         torch.testing.assert_close(own, other, **CLOSE)
+
+
+@pytest.mark.parametrize("measure", [None, 16])
+def test_pivoted_factors_say_the_same_with_fewer_weights(measure):
+    model, batch = tiny_albef(low_rank=True).eval(), tiny_batch(5)
+    expected = outputs(copy.deepcopy(model), batch)
+    plain = pela_vl.optimize_for_inference(copy.deepcopy(model), measure_tokens=measure)
+    quick = pela_vl.optimize_for_inference(model, measure_tokens=measure, pivot=True)
+    if measure is None:  # what is timed may choose dense products
+        assert any("rest" in name for name, _ in quick.named_parameters())
+        assert count_parameters(quick) < count_parameters(plain)
+    for own, other in zip(outputs(quick, batch), expected, strict=True):
+        torch.testing.assert_close(own, other, **CLOSE)
+
+
+def test_a_pivoted_product_is_counted_for_what_it_computes():
+    # dense 256; factors 7 * 32 * 1.2 = 269, pivoted 7 * 25 * 1.2 = 210
+    model, x = nn.Sequential(LowRankLinear(16, 16, 7)), torch.randn(3, 16)
+    expected = model(x)
+    pela_vl.optimize_for_inference(model, pivot=True)
+    assert isinstance(model[0], PivotedLinear)
+    torch.testing.assert_close(model(x), expected, **CLOSE)
+    model = pela_vl.optimize_for_inference(nn.Sequential(LowRankLinear(16, 16, 12)), pivot=True)
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.slow
+def test_pivoted_factors_export_to_onnx(tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = nn.Sequential(LowRankLinear(24, 32, 6), nn.GELU(), LowRankLinear(32, 24, 5))
+    pela_vl.optimize_for_inference(model, pivot=True)
+    assert all(isinstance(model[i], PivotedLinear) for i in (0, 2))
+    x = torch.randn(5, 24)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    y = torch.randn(7, 24)
+    (found,) = session.run(None, {session.get_inputs()[0].name: y.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(y), **CLOSE)

@@ -77,6 +77,31 @@ def test_too_small_a_budget_is_refused():
         allocate_ranks({"a": torch.ones(3)}, {"a": (6, 6)}, 11)
 
 
+def test_square_layers_may_stay_dense_too():
+    """Their rank in / 2 costs as much as the dense weights and leaves an error."""
+    shapes = {"square": (6, 6), "wide": (4, 12)}
+    spectra = {"square": torch.ones(6), "wide": torch.tensor([1.0, 0.1, 0.01, 0.0])}
+    assert allocate_ranks(spectra, shapes, 36 + 16, stay_dense=True) == {"wide": 1}
+    assert allocate_ranks(spectra, shapes, 36 + 15, stay_dense=True) == {"square": 2, "wide": 1}
+    assert allocate_ranks(spectra, shapes, 36 + 48, stay_dense=True) == {}
+    # an effect that is scaled up moves the budget
+    assert allocate_ranks(spectra, shapes, 48 + 12, scales={"wide": 1e6}, stay_dense=True) == {"square": 1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.booleans(), st.data())
+def test_staying_dense_never_costs_error_or_budget(pivoted, data):
+    spectra, shapes = data.draw(layers(False))
+    budget = sum(map(sum, shapes.values())) + data.draw(st.integers(0, 60))
+    for stay_dense in (False, True):
+        ranks = allocate_ranks(spectra, shapes, budget, 1, None, stay_dense, pivoted)
+        spent = sum(r * (sum(shapes[n]) - (r if pivoted else 0)) for n, r in ranks.items())
+        spent += sum(shapes[n][0] * shapes[n][1] for n in shapes if n not in ranks)
+        assert stay_dense or list(ranks) == list(spectra)
+        # one rank of a thin matrix may cost more than the matrix
+        assert spent <= budget
+
+
 @pytest.mark.parametrize("whitened", [False, True])
 def test_a_models_plan_spends_what_the_uniform_one_does(whitened):
     torch.manual_seed(0)
@@ -86,14 +111,16 @@ def test_a_models_plan_spends_what_the_uniform_one_does(whitened):
     x = torch.randn(300, 20)
     options = {"init": "whitened", "calibration": [x]} if whitened else {}
     uniform = plan_ranks(model, 2, exclude=["3"])
-    plan = make_recipe(model, 2, exclude=["3"], ranks="allocated", **options).plan
-    shapes = {name: model.get_submodule(name).weight.shape for name in uniform}
+    recipe = make_recipe(model, 2, exclude=["3"], ranks="allocated", **options)
+    plan, shapes = recipe.plan, {name: model.get_submodule(name).weight.shape for name in uniform}
 
-    def cost(plan):
-        return sum(rank * sum(shapes[name]) for name, rank in plan.items())
+    def cost(plan, dense=()):
+        spent = sum(rank * sum(shapes[name]) for name, rank in plan.items())
+        return spent + sum(shapes[name].numel() for name in dense)
 
-    assert list(plan) == list(uniform) and plan["1"] == 2 and plan["0"] > uniform["0"]
-    assert cost(uniform) - min(map(sum, shapes.values())) < cost(plan) <= cost(uniform)
+    assert {*plan, *recipe.dense} == set(uniform) and bool(recipe.dense) == whitened and plan["1"] == 2
+    assert "0" in recipe.dense or plan["0"] > uniform["0"]
+    assert cost(uniform) - min(map(sum, shapes.values())) < cost(plan, recipe.dense) <= cost(uniform)
     small = pela_vl.compress(model, 2, exclude=["3"], ranks="allocated", **options)
     assert rank_plan(small) == plan
 

@@ -76,11 +76,11 @@ def samples(batches: int = 12, tokens: int = 4) -> list[torch.Tensor]:
 
 
 def test_the_prediction_is_the_measured_error_of_small_cuts():
-    """One layer alone without its last few singular values: to first order, and as far as tokens are independent."""
+    """One layer cut alone: to first order, and as far as tokens are independent."""
     model, data = Net().eval(), samples(40)
     names = ["first", "second", "head"]
     statistics, metrics = measure_metrics(model, names, data)
-    plan = {"first": 10, "second": 13, "head": 2}
+    plan = {"first": 4, "second": 2, "head": 2}
     cuts = cut_errors(model, plan, statistics, metrics, data)
     for name, cut in cuts.items():
         assert 0.5 < cut.measured / cut.predicted < 2, name
@@ -107,8 +107,8 @@ def test_the_metric_of_a_linear_model_is_known():
 def test_features_that_count_are_kept_best():
     model, data = Net().eval(), samples()
     errors = {}
-    for init, given in (("whitened", {}), ("gauss_newton", {"features": lambda m, x: m(x)[:, :1]})):
-        small = pela_vl.compress(copy.deepcopy(model), 3, exclude=["head"], init=init, calibration=data, **given)
+    for init, options in (("whitened", {}), ("gauss_newton", {"features": lambda m, x: m(x)[:, :1]})):
+        small = pela_vl.compress(copy.deepcopy(model), 3, exclude=["head"], init=init, calibration=data, **options)
         with torch.no_grad():
             errors[init] = sum(float((small(x) - model(x))[:, 0].square().sum()) for x in data)
     assert errors["gauss_newton"] < 0.7 * errors["whitened"]
@@ -178,7 +178,7 @@ def test_default_features():
 
 def test_refusals():
     model, data = Net(), samples(2)
-    for given, message in (
+    for changes, message in (
         ({"features": lambda m, x: 3}, "features must return a tensor"),
         ({"features": lambda m, x: m(x).detach()}, "depend on none"),
         ({"features": lambda m, x: m(x) * torch.nan}, "item 0 hold NaN"),
@@ -187,7 +187,7 @@ def test_refusals():
         ({"measured": True}, "measured scales ranks 'allocated'"),
     ):
         with pytest.raises(PlanError, match=message):
-            pela_vl.compress(model, 2, init="gauss_newton", **{"calibration": data, **given})
+            pela_vl.compress(model, 2, init="gauss_newton", **{"calibration": data, **changes})
         assert not low_rank_layers(model) and all(p.requires_grad for p in model.parameters())
     with pytest.raises(PlanError, match="sequential works on"):
         pela_vl.compress(model, 2, init="whitened", calibration=data, sequential=True)
