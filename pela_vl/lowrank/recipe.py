@@ -121,6 +121,8 @@ def make_recipe(
     budget = sum(rank * sum(shapes[name]) for name, rank in uniform.items())
     plan = allocate_ranks(spectra, shapes, budget, rank_multiple, scales, by_effect, pivoted)
     dense = tuple(name for name in uniform if name not in plan)
+    if init == "whitened":
+        statistics = calibrate(model, plan, calibration)  # all tokens alike
     return Recipe(plan, init, statistics, metrics, dense)
 
 

@@ -4,11 +4,13 @@ Shapes: S pixels a side, L text tokens, T answer tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
@@ -56,6 +58,49 @@ class _Calibration:
                 ids = torch.stack([self.ids[i] for i in chosen]).to(device)
                 self.run(model, images, ids, torch.ones_like(ids), chosen)
                 progress.update(len(chosen))
+
+    def __iter__(self) -> Iterator[Callable[[nn.Module], list[Tensor]]]:
+        """The batches one by one, as functions f(model) that run one and return the features that its task reads.
+
+        Each runs every layer once, so that the step from layer to layer sees all of its inputs.
+        """
+        for chosen in self._batches():
+            yield partial(self._features, chosen)
+
+    def _features(self, chosen: list[int], model: Any) -> list[Tensor]:
+        """Tensors [B, ...] of the samples `chosen`. Raises UserError for a picture that cannot be read."""
+        device = next(model.parameters()).device
+        images = torch.stack([self.image(i) for i in chosen]).to(device)
+        ids = torch.stack([self.ids[i] for i in chosen]).to(device)
+        mask = torch.ones_like(ids)
+        if self.run == self._classify:
+            return [model(images, ids, mask)]
+        return (self._answer_features if self.run == self._answer else self._match_features)(
+            model, images, ids, mask, chosen
+        )
+
+    def _match_features(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> list[Tensor]:
+        """ITC features, ITM logits with the own and with another image, and logits of masked language modelling."""
+        batch, bert = len(ids), model.text_encoder
+        image, text = model.visual_encoder(images).tokens, bert.encode(ids, mask).tokens
+        order = torch.arange(batch, device=ids.device)
+        pairs = select_images(bert.image_keys_values(image), torch.cat([order, order.roll(1)]))
+        fused = bert.fuse(text.repeat(2, 1, 1), mask.repeat(2, 1), pairs).tokens
+        matching = model.itm_head(fused[:, 0]).unflatten(0, (2, batch)).transpose(0, 1)
+        found = [model.image_feature(image), model.text_feature(text), matching]
+        return found if model.mlm_head is None else [*found, model.mlm_logits(fused[:batch])]
+
+    def _answer_features(
+        self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]
+    ) -> list[Tensor]:
+        """Logits of the answers' tokens, 0 where a shorter answer is padded."""
+        answers = [self.answers[sample].to(ids.device) for sample in chosen]
+        answer = pad_sequence(answers, batch_first=True)
+        real = pad_sequence([torch.ones_like(one) for one in answers], batch_first=True)
+        decoder = model.text_decoder
+        question = decoder.question_keys_values(model.encode_question(images, ids, mask))
+        states = decoder.decode(answer, real, question, mask)[:, :-1]
+        return [decoder.logits(states) * real[:, 1:, None]]
 
     def _batches(self) -> Iterator[list[int]]:
         """Samples whose texts are equally long: padding would count as input."""
