@@ -20,9 +20,9 @@ def test_sixteen_bits_become_eight_by_the_full_range(tmp_path):
     assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 0].tolist() == list(range(256))
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_the_last_batch_is_filled_from_the_start_of_the_order(shuffle):
-    parts = [list(EpochSampler(10, 2, rank, 3, seed=4, shuffle=shuffle)) for rank in range(3)]
+@pytest.mark.parametrize("order", [None, lambda seed, epoch, samples: np.arange(10)], ids=["shuffled", "given"])
+def test_the_last_batch_is_filled_from_the_start_of_the_order(order):
+    parts = [list(EpochSampler(10, 2, process, 3, seed=4, order=order)) for process in range(3)]
     whole = [[i for rank in parts for _, i in rank[batch]] for batch in range(2)]
     assert len(whole[0]) == 6 and len(whole[1]) == 6
     assert whole[1][4:] == whole[0][:2]

@@ -95,7 +95,7 @@ def test_unreadable_pictures_bring_the_next_entry_with_its_label(root, tokenizer
     assert (sample.index, sample.sentence, sample.target) == (2, "nobody", 1)
     data = pairs(root)
     (batch,) = make_loader(data, EpochSampler(5, 5), EntailmentCollate(tokenizer, 9))
-    assert batch.indices.tolist() == [0, 2, 2, 3, 4] and batch.replaced == 1
+    assert sorted(batch.indices.tolist()) == [0, 2, 2, 3, 4] and batch.replaced == 1
     with pytest.raises(UserError, match=r"1 of 5 samples .*1\.jpg"):
         BadImageCounter(0).update(batch)
 
