@@ -166,8 +166,8 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
     if teacher is not None:
         teacher.model.to(ranks.device)
     step = task.step(settings, model, method.needs_features, teacher).to(ranks.device)
-    if step.ema is not None:
-        step.ema.start_from(loaded.ema)
+    if step.ema is not None and not step.ema.start_from(loaded.ema) and loaded.ema:
+        loaded.notes.append("EMA weights: left behind (they do not fit the model); the EMA model starts as a copy")
     step.start_from(loaded)
     run_method = method.create(model, teacher, settings)
     trained = list(model.named_parameters())

@@ -22,7 +22,11 @@ def trained(every_list, tmp_path):
     settings = settings_of("retrieval", "full", every_list, tmp_path / "run")
     loaded = Retrieval().load(settings, None)
     Tokenizer.load("scenes").save(tmp_path / "vocabulary")
-    settings.init.checkpoint, settings.model.size, settings.model.tokenizer = str(tmp_path / "m.safetensors"), None, None
+    settings.init.checkpoint, settings.model.size, settings.model.tokenizer = (
+        str(tmp_path / "m.safetensors"),
+        None,
+        None,
+    )
 
     def name(tokenizer):
         loaded.header.tokenizer = tokenizer
@@ -45,7 +49,9 @@ def test_a_header_that_names_a_place_on_this_machine_is_one_line(trained, tmp_pa
         lambda: runner.train(Retrieval(), settings, resume=False),
         lambda: load_model(ModelSettings(), settings.init.checkpoint, mlm=False),
     ):
-        with pytest.raises(UserError, match="m.safetensors was trained with the vocabulary .*set model.tokenizer") as error:
+        with pytest.raises(
+            UserError, match="m.safetensors was trained with the vocabulary .*set model.tokenizer"
+        ) as error:
             act()
         assert "\n" not in str(error.value) and repr(named) in str(error.value)
 

@@ -62,8 +62,12 @@ def test_losses_of_two_processes_are_bit_identical_after_ten_kills(pela_config, 
         assert losses(killed).items() <= expected.items()  # what was logged before the kill too
     finish(start(pela_config, killed))
     found = losses(killed)
-    print(f"seed {seed}: {KILLS} kills after steps {moments} of processes {victims}; {lost} survivors ended by themselves;")
-    print(f"largest difference of a loss {max(abs(found[step] - expected[step]) for step in expected)} over {len(found)} steps")
+    print(
+        f"seed {seed}: {KILLS} kills after steps {moments} of processes {victims}; {lost} survivors ended by themselves;"
+    )
+    print(
+        f"largest difference of a loss {max(abs(found[step] - expected[step]) for step in expected)} over {len(found)} steps"
+    )
     assert found == expected
     for name in ("last.safetensors", "resume/step.safetensors", "resume/optimiser.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name

@@ -32,7 +32,9 @@ def test_auto_is_bf16_exactly_where_the_device_has_units_for_it(monkeypatch, uni
 def test_bf16_on_a_gpu_without_units_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    with pytest.raises(UserError, match="bf16 was asked for, but Tesla V100 computes none; set it to auto or fp32") as error:
+    with pytest.raises(
+        UserError, match="bf16 was asked for, but Tesla V100 computes none; set it to auto or fp32"
+    ) as error:
         make_autocast("bf16", GPU)
     assert "\n" not in str(error.value)
     assert make_autocast("auto", GPU) is nullcontext  # emulation is no unit
