@@ -14,6 +14,7 @@ from pela_vl import methods
 from pela_vl.base.distributed import Ranks, broadcast_from_main, broadcast_state, gather_objects
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
+from pela_vl.checkpoints.ours import EMA
 from pela_vl.lowrank import (
     Calibration,
     LayerReport,
@@ -27,7 +28,7 @@ from pela_vl.lowrank import (
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import CompressSettings, Settings
 from pela_vl.training.backends import Backend, DeepSpeedBackend, LocalBackend
-from pela_vl.training.optim import make_optimizer, parameter_groups
+from pela_vl.training.optim import make_optimizer, model_groups
 from pela_vl.workloads.base import RunModel, Task, TrainingStep
 
 
@@ -48,8 +49,11 @@ class Trainee:
     backend: Backend
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint of the model holds."""
-        return self.method.weights(self.run.model)
+        """What a checkpoint of the model holds, with the EMA model's weights where they are a result."""
+        weights = self.method.weights(self.run.model)
+        if self.run.ema is None:
+            return weights
+        return weights | {EMA + name: value for name, value in self.method.weights(self.run.ema).items()}
 
 
 def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
@@ -167,6 +171,8 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
         trained += run_method.trained.named_parameters(prefix="method")
     broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
+    if step.ema is not None and task.ema_is_result:
+        run.ema = step.ema.model
     return Trainee(run, step, run_method, make_backend(settings, step, trained, run.autocast, ranks))
 
 
@@ -187,7 +193,7 @@ def make_backend(
         ranks: This process and the others.
     """
     optim, cfg = settings.optim, settings.train
-    groups = parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
+    groups = model_groups(step.model, trained, optim)
     optimizer = make_optimizer(groups, betas=tuple(optim.betas))
     if ranks.launched:
         deepspeed = settings.deepspeed
