@@ -52,6 +52,7 @@ from pela_vl.workloads.base import (
     test_or_val,
 )
 from pela_vl.workloads.calibration import draw
+from pela_vl.workloads.image_calibration import ImageCalibration
 
 
 class VisionPass:
@@ -133,25 +134,6 @@ class Predictions:
 
     predicted: np.ndarray
     confusion: np.ndarray
-
-
-class ImageCalibration:
-    """Runs a classifier on training images, whole and not augmented."""
-
-    def __init__(self, data: LabelledImages, indices: Sequence[int], transform: CentreTransform, show: bool):
-        self.data, self.indices, self.transform, self.show = data, indices, transform, show
-
-    def __call__(self, model: nn.Module) -> None:
-        device, before = next(model.parameters()).device, self.data.transform
-        self.data.transform = self.transform
-        try:
-            with Progress(len(self.indices), "calibrate", unit="sample", enabled=self.show) as progress:
-                for start in range(0, len(self.indices), 16):
-                    chosen = self.indices[start : start + 16]
-                    model(torch.stack([self.data[0, index].image for index in chosen]).to(device))
-                    progress.update(len(chosen))
-        finally:
-            self.data.transform = before
 
 
 class Classification(Task):

@@ -203,6 +203,8 @@ def test_every_draw_follows_from_seed_epoch_and_index(images, dense, tmp_path):
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
     assert not torch.equal(first[0].images, first[1].images)
+    order = Classification().training_data(settings).order(1, 0, 8)[:8]  # repeated augmentation: two views an image
+    assert len(set(order)) == 8 and len({number % 30 for number in order}) == 4
     settings.train.seed = 7
     assert not torch.equal(prepared(Classification(), settings)[1][0].images, first[0].images)
 
