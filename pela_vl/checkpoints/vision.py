@@ -96,7 +96,11 @@ def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) ->
     weights = _resampled(converted.weights, model)
     if converted.classes != config.classes:
         weights = {name: value for name, value in weights.items() if not name.startswith(HEAD)}
-        held = "no such classifier" if converted.classes is None else f"a classifier of {converted.classes} classes"
+        held = (
+            "no classifier of these classes"
+            if converted.classes is None
+            else f"a classifier of {converted.classes} classes"
+        )
         notes.append(f"head: starts anew (the file has {held}, the model {config.classes} classes)")
         weights |= {k: v for k, v in model.state_dict().items() if k.startswith(HEAD)}
     _load_strictly(model, weights, f"{where}: does not fit {config.backbone}")
