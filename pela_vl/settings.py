@@ -8,18 +8,23 @@ from typing import Any, Literal
 class ModelSettings:
     """size: a name of models/albef/config.py; None takes what the checkpoint says (albef_base for a foreign one).
 
-    overrides: sizes of `AlbefConfig` to change, for a model built anew. image_size: pixels a side; a checkpoint's
-    positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name or a folder.
+    For image classification size is timm's name of a ViT or Swin Transformer.
+
+    overrides: sizes of `AlbefConfig` (or `VisionConfig`) to change, for a model built anew. image_size: pixels a side; a
+    checkpoint's positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name
+    or a folder.
     token_merging: image tokens to merge in every block of the ViT, or one number a block (ToMe; 0: none); None takes what the
-    checkpoint says. init_std: of the weights of a model built anew;
+    checkpoint says. drop_path: stochastic depth of the image blocks in training, rising to this rate in the last one
+    ("linear") or equal in all ("constant", image classification alone). init_std: of the weights of a model built anew;
     None is BERT's and ViT's 0.02, which is meant for a width of 768.
     """
 
     size: str | None = None
-    overrides: dict[str, int] = field(default_factory=dict)
+    overrides: dict[str, int | list[int]] = field(default_factory=dict)
     image_size: int | None = None
     dropout: float | None = None
     drop_path: float = 0.0
+    drop_path_rule: Literal["linear", "constant"] = "linear"
     init_std: float | None = None
     token_merging: int | list[int] | None = None
     tokenizer: str | None = None
@@ -95,6 +100,8 @@ class LossSettings:
     alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch). momentum: of the
     EMA model. queue_size: features that the contrastive loss keeps of earlier batches.
     hidden, attention (tinybert), align (maskalign): weights of the terms that these methods add.
+    fd_features, logits: of image classification: what FD compares, every block's output or the pooled feature alone, and the
+    weight of the cross-entropy to the teacher's predictions.
     fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
     """
 
@@ -106,6 +113,8 @@ class LossSettings:
     hidden: float = 1.0
     attention: float = 1.0
     align: float = 1.0
+    fd_features: Literal["blocks", "pooled"] = "blocks"
+    logits: float = 0.0
     fd_form: Literal["paper", "released"] = "paper"
     rwp_form: Literal["paper", "released"] = "paper"
     rwp_epsilon: float = 0.001
@@ -155,15 +164,25 @@ class MethodSettings:
 
 @dataclass
 class OptimSettings:
-    """AdamW. warmup_steps: optimiser steps; for ALBEF's own `schedule: cosine_epoch` units of 100 steps of the first epoch."""
+    """AdamW. warmup_steps: optimiser steps; for ALBEF's own `schedule: cosine_epoch` units of 100 steps of the first epoch.
+
+    schedule: "cosine_timm" is timm's, one rate an epoch after `warmup_epochs`; "poly" falls with `power`; "step" is
+    multiplied by `gamma` at the start of each epoch in `milestones`. decay: "timm" leaves out what timm's recipes do not
+    decay. layer_decay: of the rate from each layer of an image classifier to the one below it.
+    """
 
     lr: float = 1e-4
     min_lr: float = 1e-5
     warmup_lr: float = 1e-5
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "cosine_epoch"] = "cosine"
+    schedule: Literal["constant", "cosine", "cosine_epoch", "cosine_timm", "poly", "step"] = "cosine"
+    warmup_epochs: int = 0
+    power: float = 1.0
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
     weight_decay: float = 0.02
-    decay: Literal["published", "matrices", "all"] = "published"
+    decay: Literal["published", "matrices", "all", "timm"] = "published"
+    layer_decay: float = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     lr_scale: dict[str, float] = field(default_factory=dict)
 
@@ -176,6 +195,7 @@ class TrainSettings:
     clip: largest gradient norm, 0 for none. precision: bf16 is autocast over fp32 weights; auto is bf16 where the device has
     units for it, else fp32. tf32: let a GPU round the factors of fp32 products to 10 bits. checkpoint_every,
     evaluate_every: optimiser steps; None: the end of every epoch (checkpoint_every 0 and evaluate_every 0: only the end).
+    ema: momentum of an EMA model of an image classifier, which is evaluated and saved beside it; 0 for none.
     lost_process_seconds: a process that gives no sign of life for so long ends the run on all; 0: nobody looks.
     group_timeout_seconds: how long a collective operation waits for the other processes.
     """
@@ -195,6 +215,7 @@ class TrainSettings:
     threads: int | None = None
     lost_process_seconds: float = 300.0
     group_timeout_seconds: float = 1800.0
+    ema: float = 0.0
 
 
 @dataclass
@@ -271,6 +292,28 @@ class VqaSettings:
 
 
 @dataclass
+class VisionSettings:
+    """Image classification: how training images and their labels are made (beside data.min_scale, hflip and augment).
+
+    mixup, cutmix: of the Beta distribution, 0 for never; mix_probability: of mixing a batch; switch: of CutMix where both are
+    on. smoothing: of the labels. rand_augment: timm's description of the policy. erasing: probability of an erased rectangle.
+    repeats: views of an image in a batch (repeated augmentation), 1 for none. resize: pixels of the shorter side before a
+    test image's centre is cut out; None is 8/7 of the image size, 256 for 224. batch: images evaluated at a time.
+    """
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_probability: float = 1.0
+    switch: float = 0.5
+    smoothing: float = 0.1
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    erasing: float = 0.25
+    repeats: int = 1
+    resize: int | None = None
+    batch: int = 64
+
+
+@dataclass
 class DrawingSettings:
     """Images that an evaluation draws for people to look at. overlays: of expressions with their heat maps, in grounding.
     examples: questions on the sheet of visual question answering."""
@@ -296,4 +339,5 @@ class Settings:
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     grounding: GroundingSettings = field(default_factory=GroundingSettings)
     vqa: VqaSettings = field(default_factory=VqaSettings)
+    vision: VisionSettings = field(default_factory=VisionSettings)
     drawings: DrawingSettings = field(default_factory=DrawingSettings)

@@ -81,6 +81,6 @@ def split_ema(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 
 def dense_heads(model: nn.Module) -> list[str]:
-    """The parts of a model that stay dense when it is compressed as published: its class's HEADS, those it has."""
+    """The parts of a model that stay dense when it is compressed as published: its HEADS, those it has."""
     names = {name for name, _ in model.named_modules()}
-    return [name for name in getattr(type(model), "HEADS", ()) if name in names]
+    return [name for name in getattr(model, "HEADS", ()) if name in names]

@@ -14,6 +14,8 @@ from pela_vl.checkpoints.vision_tables import VISION_TABLES, downsample_at_the_s
 from pela_vl.lowrank import PlanError, apply_plan
 from pela_vl.models.vision import VisionConfig, VisionModel, build_vision
 
+HEAD = "backbone.head."
+"""What the classifier's parameters begin with."""
 _FACTORS = (".down.weight", ".up.weight", ".up.bias")
 
 
@@ -74,8 +76,18 @@ def load_vision(
     classifier starts anew, with a note, where the file has none or one of another number of classes; everything else must
     be there in the right shape. Raises UserError as `convert_vision` and `build_vision` do, and for what is missing.
     """
-    converted = convert_vision(source)
     where = "the given state" if isinstance(source, Mapping) else os.fspath(source)
+    return fill_vision(convert_vision(source), config, where)
+
+
+def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) -> tuple[VisionModel, list[str]]:
+    """The model of `config` with converted weights, as `load_vision` says.
+
+    Args:
+        converted: The file's tensors.
+        config: What to build.
+        where: The file's name, for messages.
+    """
     model, notes = build_vision(config), list(converted.notes)
     try:
         apply_plan(model, converted.ranks, init="empty")
@@ -83,10 +95,14 @@ def load_vision(
         raise UserError(f"{where}: does not fit {config.backbone}: {error}") from None
     weights = _resampled(converted.weights, model)
     if converted.classes != config.classes:
-        weights = {name: value for name, value in weights.items() if not name.startswith("backbone.head.")}
-        held = "no classifier" if converted.classes is None else f"a classifier of {converted.classes} classes"
+        weights = {name: value for name, value in weights.items() if not name.startswith(HEAD)}
+        held = (
+            "no classifier of these classes"
+            if converted.classes is None
+            else f"a classifier of {converted.classes} classes"
+        )
         notes.append(f"head: starts anew (the file has {held}, the model {config.classes} classes)")
-        weights |= {k: v for k, v in model.state_dict().items() if k.startswith("backbone.head.")}
+        weights |= {k: v for k, v in model.state_dict().items() if k.startswith(HEAD)}
     _load_strictly(model, weights, f"{where}: does not fit {config.backbone}")
     return model, notes
 

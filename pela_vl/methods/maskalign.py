@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from pela_vl.base.errors import UserError
 from pela_vl.methods.base import Method, require_teacher
 from pela_vl.methods.student import cut_student
-from pela_vl.models.albef.encoders import AlbefModel
+from pela_vl.models.vision import VisionModel
 from pela_vl.recovery.alignment import DynamicAlignment, alignment_loss
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import Settings
 
-_STREAM = "image"
+_STREAM = "image"  # of an ALBEF's ViT
 
 
 class MaskAlign(Method):
@@ -32,9 +32,10 @@ class MaskAlign(Method):
     needs_teacher = True
     needs_features = True
 
-    def __init__(self, model: AlbefModel, teacher: FrozenTeacher, weight: float):
-        student, dense = model.visual_encoder, teacher.model.visual_encoder
+    def __init__(self, model: nn.Module, teacher: FrozenTeacher, weight: float):
+        student, dense = _encoder(model), _encoder(teacher.model)
         self.teacher, self.weight = teacher, weight
+        self.stream = getattr(model, "image_stream", _STREAM)
         self.trained = DynamicAlignment(len(student.blocks), len(dense.blocks), student.embed_dim) if weight else None
 
     @classmethod
@@ -43,24 +44,31 @@ class MaskAlign(Method):
         changed, keep = cut_student(model, config, settings), settings.method.student.keep
         if not 0 < keep <= 1:
             raise UserError(f"method.student.keep is a share of the patches, above 0 and at most 1, not {keep}")
-        if isinstance(model, AlbefModel):
-            model.visual_encoder.keep_share = keep
+        if (encoder := _encoder(model)) is not None:
+            encoder.keep_share = keep
         return changed
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
-        """Raises UserError without a teacher, or if its ViT has another width."""
+        """Raises UserError without a teacher, if its ViT has another width, or the model has no ViT."""
         teacher = require_teacher("maskalign", teacher)
-        if teacher.model.visual_encoder.embed_dim != model.visual_encoder.embed_dim:
+        if getattr(model, "is_swin", False):
+            raise UserError("method: maskalign leaves patches out, and the windows of a Swin need all; use a ViT")
+        if _encoder(teacher.model).embed_dim != _encoder(model).embed_dim:
             raise UserError("init.teacher: the teacher's ViT has another width than the student's")
         return cls(model, teacher, settings.losses.align)
 
     def prepare(self, batch: Any) -> tuple[Tensor, ...] | None:
         """The outputs of the teacher's blocks."""
-        return self.teacher.features(batch, (_STREAM,)).layers[_STREAM][1:] if self.weight else None
+        return self.teacher.features(batch, (self.stream,)).with_input(self.stream)[1:] if self.weight else None
 
     def terms(self, features: Features, prepared: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
         if prepared is None:
             return {}
-        aligned = self.trained(features.layers[_STREAM][1:])
-        return {"align": self.weight * alignment_loss(aligned, prepared, features.places.get(_STREAM))}
+        aligned = self.trained(features.with_input(self.stream)[1:])
+        return {"align": self.weight * alignment_loss(aligned, prepared, features.places.get(self.stream))}
+
+
+def _encoder(model: nn.Module) -> Any:
+    """What sees the patches: an image classifier, or the ViT of an ALBEF; None for a timm model that is only counted."""
+    return model if isinstance(model, VisionModel) else getattr(model, "visual_encoder", None)

@@ -27,6 +27,7 @@ class Pela(Method):
 
     def __init__(self, model: nn.Module, teacher: FrozenTeacher, losses: LossSettings):
         self.teacher, self.losses = teacher, losses
+        self.streams = ("pooled",) if losses.fd_features == "pooled" else None
         self.layers = low_rank_layers(model)
         if not self.layers:
             raise UserError("method: pela trains a low-rank model, but this one is dense; set compress.kappa")
@@ -41,7 +42,7 @@ class Pela(Method):
         return cls(model, require_teacher("pela", teacher), settings.losses)
 
     def prepare(self, batch: Any) -> Features | None:
-        return self.teacher.features(batch) if self.losses.fd else None
+        return self.teacher.features(batch, self.streams) if self.losses.fd else None
 
     def terms(self, features: Features, prepared: Features | None) -> dict[str, Tensor]:
         terms, losses = {}, self.losses

@@ -8,6 +8,7 @@ from torch import nn
 from pela_vl.base.errors import UserError
 from pela_vl.models.albef.encoders import AlbefModel
 from pela_vl.models.depth import keep_blocks, layer_map
+from pela_vl.models.vision import VisionModel, followed_layers
 from pela_vl.settings import Settings, StudentSettings
 
 
@@ -44,12 +45,24 @@ def map_layers(student: AlbefModel, teacher: AlbefModel) -> LayerMaps:
     return LayerMaps(*maps, teacher.text_encoder.fusion_layer)
 
 
+def followed_states(student: nn.Module, teacher: nn.Module) -> dict[str, list[int]]:
+    """For each stream and each of the student's hidden states, what the first layer reads first, its index among the
+    teacher's. Raises UserError if the student has more layers of a kind than the teacher."""
+    if not isinstance(student, VisionModel):
+        return map_layers(student, teacher).streams
+    try:
+        followed = followed_layers(teacher.depths, student.depths)
+    except ValueError as error:
+        raise UserError(f"init.teacher has fewer layers than the student: {error}") from None
+    return {student.image_stream: [0, *(i + 1 for i in followed)]}
+
+
 def cut_student(model: nn.Module, config: Any, settings: Settings) -> Any:
     """Take layers out of a model in place, as `method.student` says.
 
     Depths left open are two thirds of the ViT's blocks and a third of the text-only and fusion layers, rounded up. Where
-    init.teacher names another model nothing is taken, since init.checkpoint is then the student already. timm's ViT and
-    Swin take `blocks`, one number a stage.
+    init.teacher names another model nothing is taken, since init.checkpoint is then the student already. An image
+    classifier takes `blocks`, one number a stage.
 
     Args:
         model: The dense model.
@@ -63,6 +76,8 @@ def cut_student(model: nn.Module, config: Any, settings: Settings) -> Any:
         UserError: For depths that the model has not.
     """
     options = settings.method.student
+    if isinstance(model, VisionModel):
+        return _cut_classifier(model, options.blocks, settings.init.teacher is None)
     if not isinstance(model, AlbefModel):
         _cut_stages(model, options.blocks)
         return config
@@ -88,6 +103,25 @@ def _wanted(model: AlbefModel, options: StudentSettings, by_default: bool) -> tu
         text if options.text_depth is None else options.text_depth,
         fusion if options.fusion_depth is None else options.fusion_depth,
     )
+
+
+def _cut_classifier(model: VisionModel, counts: list[int], by_default: bool) -> Any:
+    """Cut in place what is to be cut, and return the model's new config."""
+    if not counts:
+        if by_default:
+            raise UserError(
+                f"method.student.blocks: how many blocks to keep of {model.depths}, one number a stage; or name init.teacher"
+            )
+        return model.config
+    if len(counts) != len(model.depths):
+        raise UserError(
+            f"method.student.blocks wants {len(model.depths)} numbers of blocks to keep, one a stage, not {counts}"
+        )
+    try:
+        model.keep_layers(counts)
+    except ValueError as error:
+        raise UserError(f"method.student.blocks: {error}") from None
+    return model.config
 
 
 def _cut_stages(model: nn.Module, counts: list[int]) -> None:

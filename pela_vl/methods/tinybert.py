@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.methods.base import Method, require_teacher
-from pela_vl.methods.student import cut_student, map_layers
-from pela_vl.models.albef.encoders import AlbefModel
+from pela_vl.methods.student import cut_student, followed_states
 from pela_vl.recovery.attention import attention_distance
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
@@ -32,9 +31,9 @@ class TinyBert(Method):
     needs_teacher = True
     needs_features = True
 
-    def __init__(self, model: AlbefModel, teacher: FrozenTeacher, losses: LossSettings):
+    def __init__(self, model: nn.Module, teacher: FrozenTeacher, losses: LossSettings):
         self.model, self.teacher, self.losses = model, teacher, losses
-        self.places = map_layers(model, teacher.model).streams
+        self.places = followed_states(model, teacher.model)
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
@@ -50,8 +49,9 @@ class TinyBert(Method):
     def terms(self, features: Features, prepared: Features) -> dict[str, Tensor]:
         """Averages over all pairs of layers; padding of texts is left out."""
         hidden, scores = [], []
-        for stream, teacher in prepared.layers.items():
-            student, mask = features.layers[stream], features.masks.get(stream)
+        for stream in prepared.layers:
+            student, teacher = features.with_input(stream), prepared.with_input(stream)
+            mask = features.masks.get(stream)
             for state, place in zip(student, self.places[stream], strict=True):
                 hidden.append(_hidden_distance(state, teacher[place], mask))
             if self.losses.attention:

@@ -12,6 +12,7 @@ from torch import nn
 from pela_vl.base.errors import UserError
 from pela_vl.methods.base import Method
 from pela_vl.models.token_merging import MergingBlocks
+from pela_vl.models.vision import VisionModel
 from pela_vl.models.vit import ImageEncoder
 from pela_vl.settings import Settings
 
@@ -32,8 +33,8 @@ class ToMe(Method):
         if isinstance(model, VisionTransformer):
             model.blocks = MergingBlocks(model.blocks, schedule or 0, model.num_prefix_tokens)
             return
-        encoder = getattr(model, "visual_encoder", None)
-        if not isinstance(encoder, ImageEncoder):
+        encoder = model if isinstance(model, VisionModel) else getattr(model, "visual_encoder", None)
+        if not isinstance(encoder, ImageEncoder | VisionModel):
             raise UserError(f"method: tome merges the tokens of a ViT, which {type(model).__name__} has not")
         if schedule:
             encoder.set_token_merging(schedule)

@@ -18,11 +18,18 @@ class Features:
         masks: By the name of a stream, which of its tokens are real [B, L], 1 or 0; a stream left out has no padding.
         places: By the name of a stream, the places [B, K] of the tokens that its states stand for, where the model saw a
             part of the tokens; a stream left out stands for all.
+        inputs: By the name of a stream, what its first layer read, where the stream's states do not begin with it.
     """
 
     layers: Streams = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     places: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def with_input(self, stream: str) -> tuple[Tensor, ...]:
+        """A stream's states, beginning with what its first layer read."""
+        first = (self.inputs[stream],) if stream in self.inputs else ()
+        return (*first, *self.layers[stream])
 
 
 def feature_distillation(student: Features, teacher: Features, form: str = "paper") -> Tensor:

@@ -15,6 +15,7 @@ from pela_vl.base.distributed import Ranks, broadcast_from_main, broadcast_state
 from pela_vl.base.errors import UserError
 from pela_vl.base.stages import StageBars
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
+from pela_vl.checkpoints.ours import EMA
 from pela_vl.lowrank import (
     Calibration,
     LayerReport,
@@ -30,7 +31,7 @@ from pela_vl.recovery.sequential import compress_sequentially
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import CompressSettings, Settings
 from pela_vl.training.backends import Backend, DeepSpeedBackend, LocalBackend
-from pela_vl.training.optim import make_optimizer, parameter_groups
+from pela_vl.training.optim import make_optimizer, model_groups
 from pela_vl.workloads.base import RunModel, Task, TrainingStep
 
 
@@ -53,8 +54,11 @@ class Trainee:
     notes: list[str] = field(default_factory=list)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint of the model holds."""
-        return self.method.weights(self.run.model)
+        """What a checkpoint of the model holds, with the EMA model's weights where they are a result."""
+        weights = self.method.weights(self.run.model)
+        if self.run.ema is None:
+            return weights
+        return weights | {EMA + name: value for name, value in self.method.weights(self.run.ema).items()}
 
 
 def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
@@ -200,6 +204,8 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
         trained += run_method.trained.named_parameters(prefix="method")
     broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
+    if step.ema is not None and task.ema_is_result:
+        run.ema = step.ema.model
     backend = make_backend(settings, step, trained, run.autocast, ranks)
     return Trainee(run, step, run_method, backend, loaded.notes)
 
@@ -221,7 +227,7 @@ def make_backend(
         ranks: This process and the others.
     """
     optim, cfg = settings.optim, settings.train
-    groups = parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale)
+    groups = model_groups(step.model, trained, optim)
     optimizer = make_optimizer(groups, betas=tuple(optim.betas))
     if ranks.launched:
         deepspeed = settings.deepspeed

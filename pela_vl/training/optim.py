@@ -1,6 +1,6 @@
 """Parameter groups by name and shape, and the optimiser over them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -8,21 +8,32 @@ import torch
 from torch import nn
 
 from pela_vl.base.errors import UserError
+from pela_vl.settings import OptimSettings
 
-DecayRule = Literal["published", "matrices", "all"]
+DecayRule = Literal["published", "matrices", "all", "timm"]
 
 _EMBEDDING_PARTS = frozenset(
     ("pos_embed", "cls_token", "dist_token", "word_embeddings", "position_embeddings", "token_type_embeddings")
 )
 
 
-def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
+def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule, undecayed: Collection[str] = ()) -> bool:
     """Whether weight decay applies to a parameter.
+
+    Args:
+        name: Its full name.
+        parameter: Its shape counts.
+        rule: See below.
+        undecayed: Names that the model itself excepts, for the rule timm.
 
     published: everything but biases and 1-d weights, as ALBEF and timm do it; so `temp` (0-d), `pos_embed`, `cls_token`
     and the embedding tables are decayed. matrices: only weights with two dimensions or more that are no embeddings.
-    all: everything.
+    all: everything. timm: weights with two dimensions or more that the model does not except.
+
+    Raises ValueError for another rule.
     """
+    if rule == "timm":
+        return parameter.ndim > 1 and name.rpartition(".")[2] != "bias" and name not in undecayed
     if rule == "published":
         return parameter.ndim != 1 and name.rpartition(".")[2] != "bias"
     if rule == "matrices":
@@ -38,10 +49,20 @@ def parameter_groups(
     weight_decay: float,
     decay: DecayRule = "published",
     lr_scale: Mapping[str, float] | None = None,
+    undecayed: Collection[str] = (),
+    layer_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups of equal decay and learning rate, each parameter exactly once.
 
-    `lr_scale` maps globs on full names ("cls_head.*") to factors on `lr`; where several match, the last one given wins.
+    Args:
+        named_parameters: Name and parameter.
+        lr: Learning rate of a parameter without a factor.
+        weight_decay: Of what is decayed.
+        decay: What is decayed, see `is_decayed`.
+        lr_scale: Globs on full names ("cls_head.*") with factors on `lr`; where several match, the last one given wins.
+        undecayed: Names that the rule timm excepts.
+        layer_scales: A further factor by full name; 1 for a name left out.
+
     A group holds `params`, their `names` in the same order, `lr`, `lr_scale` and `weight_decay`. The order follows the
     model's and is thus the same in every run. Raises `UserError` when nothing is trainable or a glob matches nothing.
     """
@@ -58,7 +79,8 @@ def parameter_groups(
             if fnmatchcase(name, pattern):
                 unmatched.discard(pattern)
                 factor = float(value)
-        this_decay = weight_decay if is_decayed(name, parameter, decay) else 0.0
+        factor *= (layer_scales or {}).get(name, 1.0)
+        this_decay = weight_decay if is_decayed(name, parameter, decay, undecayed) else 0.0
         group = groups.setdefault(
             (this_decay, factor),
             {"params": [], "names": [], "lr": lr * factor, "lr_scale": factor, "weight_decay": this_decay},
@@ -70,6 +92,32 @@ def parameter_groups(
     if unmatched:
         raise UserError(f"lr_scale: no trainable parameter matches {', '.join(map(repr, sorted(unmatched)))}")
     return list(groups.values())
+
+
+def model_groups(
+    model: nn.Module, trained: Iterable[tuple[str, nn.Parameter]], optim: OptimSettings
+) -> list[dict[str, Any]]:
+    """`parameter_groups` as the settings say.
+
+    Args:
+        model: It is asked what timm's recipes do not decay (`undecayed`) and how its rates fall with depth (`layer_scales`),
+            where the settings want that.
+        trained: Name and parameter of all that is optimised.
+        optim: The run's.
+
+    Raises:
+        UserError: For a model that cannot say, and as `parameter_groups` does.
+    """
+    undecayed = _ask(model, "undecayed", "optim.decay: timm")() if optim.decay == "timm" else ()
+    scales = _ask(model, "layer_scales", "optim.layer_decay")(optim.layer_decay) if optim.layer_decay != 1 else None
+    return parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale, undecayed, scales)
+
+
+def _ask(model: nn.Module, name: str, setting: str) -> Callable[..., Any]:
+    found = getattr(model, name, None)
+    if found is None:
+        raise UserError(f"{setting} is for image classifiers, not for {type(model).__name__}; leave it out")
+    return found
 
 
 def make_optimizer(

@@ -1,6 +1,7 @@
 """From settings to a finished run, whatever the task: what the scripts in tasks/ share."""
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from pela_vl.training.assemble import Trainee, assemble, make_autocast
 from pela_vl.training.backends import Backend
 from pela_vl.training.engine import RESUME_FOLDER, Loop, fit, try_resume
 from pela_vl.training.run_log import RunLog, write_run_header
-from pela_vl.training.schedule import make_schedule
+from pela_vl.training.schedule import schedule_of
 from pela_vl.workloads.base import Evaluation, RunModel, Task
 
 Metrics = dict[str, dict[str, float]]
@@ -158,7 +159,11 @@ def load_for_evaluation(
     if seen:
         raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")
     autocast = make_autocast(settings.evaluate.precision, ranks.device)
-    return RunModel(loaded.model.to(ranks.device).eval(), loaded.header, autocast, ranks)
+    model, ema = loaded.model.to(ranks.device).eval(), None
+    if loaded.ema and task.ema_is_result:
+        ema = copy.deepcopy(model)
+        ema.load_state_dict(loaded.ema)
+    return RunModel(model, loaded.header, autocast, ranks, ema)
 
 
 def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
@@ -231,9 +236,7 @@ def _loop(
     ramp = losses.alpha_ramp_steps if losses.alpha_ramp_steps is not None else steps_per_epoch
     counter = BadImageCounter(settings.data.max_bad_share)
     try:
-        schedule = make_schedule(
-            optim.schedule, optim.lr, optim.min_lr, optim.warmup_lr, optim.warmup_steps, total, steps_per_epoch
-        )
+        schedule = schedule_of(optim, total, steps_per_epoch)
     except ValueError as error:
         raise UserError(f"optim: {error}") from None
     return Loop(

@@ -86,6 +86,10 @@ class AlbefTask(Task):
 
     def check(self, settings: Settings) -> None:
         self.loss_weights(settings)
+        if settings.losses.logits or settings.losses.fd_features != "blocks" or settings.train.ema:
+            raise UserError(
+                "losses.logits, losses.fd_features and train.ema are of image classification; leave them out"
+            )
         if settings.losses.soft_targets == "teacher" and not self.terms:
             raise UserError("losses.soft_targets: teacher is for pre-training and retrieval; this task wants ema")
 

@@ -92,12 +92,14 @@ class RunModel:
         header: What its checkpoint says of it.
         autocast: Gives the context that forward passes run in.
         ranks: This process and the others.
+        ema: An EMA model that is evaluated beside it, if there is one.
     """
 
     model: Any
     header: Header
     autocast: Callable[[], Any]
     ranks: Ranks
+    ema: Any = None
 
     @property
     def image_size(self) -> int:
@@ -131,10 +133,12 @@ class Task:
     Class attributes:
         title: A few words.
         kind: Of the task's checkpoints (see `checkpoints.header.register_kind`).
+        ema_is_result: The EMA model is evaluated and saved beside the model; otherwise it only serves the losses.
     """
 
     title: ClassVar[str]
     kind: ClassVar[str]
+    ema_is_result: ClassVar[bool] = False
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that do not make sense for this task."""

@@ -2,5 +2,6 @@
 
 from pela_vl.models.vision.backbone import VisionModel, VisionOutput, build_vision
 from pela_vl.models.vision.config import VisionConfig
+from pela_vl.models.vision.layers import followed_layers
 
-__all__ = ["VisionConfig", "VisionModel", "VisionOutput", "build_vision"]
+__all__ = ["followed_layers", "VisionConfig", "VisionModel", "VisionOutput", "build_vision"]

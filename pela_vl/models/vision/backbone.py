@@ -5,7 +5,7 @@ stage), C classes, p pixels a patch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pela_vl.base.errors import UserError
 from pela_vl.models.token_merging import Merged, merging_block, reductions, unmerge_tokens
+from pela_vl.models.vision import layers
 from pela_vl.models.vision.config import VisionConfig
 from pela_vl.models.vit import draw_kept
 
@@ -29,7 +30,8 @@ class VisionOutput:
     logits [B, C], `pooled` without a classifier. pooled [B, D]: what the classifier reads, after the final norm. feature
     [B, D]: what Figure 2 compares: a ViT's class token before the final norm (its tokens' mean if it has none), Swin's
     `pooled`. hidden: every block's output, [B, N, D] each, before the final norm; empty unless asked for. kept [B, K]: the
-    places that the hidden states stand for where the model saw only a part of the patches.
+    places that the hidden states stand for where the model saw only a part of the patches. embedded [B, N, D]: what the first
+    block read; None unless hidden states were asked for.
     """
 
     logits: Tensor
@@ -37,6 +39,7 @@ class VisionOutput:
     feature: Tensor
     hidden: tuple[Tensor, ...] = ()
     kept: Tensor | None = None
+    embedded: Tensor | None = None
 
 
 class VisionModel(nn.Module):
@@ -48,6 +51,8 @@ class VisionModel(nn.Module):
 
     activation_checkpointing = False
     keep_share = 1.0
+    image_stream = "blocks"
+    trained_heads = ("backbone.head",)
 
     def __init__(self, config: VisionConfig, backbone: VisionTransformer | SwinTransformer) -> None:
         super().__init__()
@@ -63,8 +68,10 @@ class VisionModel(nn.Module):
 
     @property
     def HEADS(self) -> tuple[str, ...]:
-        """Patterns of what PELA keeps dense in this family. The paper's Table 1 adds `*.attn.proj` for Swin."""
-        return ("backbone.head", "backbone.patch_embed", *(("*.downsample",) if self.is_swin else ()))
+        """Modules that PELA keeps dense in this family. The paper's Table 1 adds `*.attn.proj` for Swin."""
+        stages = enumerate(self.backbone.layers) if self.is_swin else ()
+        down = [f"backbone.layers.{i}.downsample" for i, x in stages if not isinstance(x.downsample, nn.Identity)]
+        return ("backbone.head", "backbone.patch_embed", *down)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -72,6 +79,62 @@ class VisionModel(nn.Module):
         if self.is_swin:
             return [block for stage in self.backbone.layers for block in stage.blocks]
         return list(self.backbone.blocks)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """What holds the blocks: Swin's stages, or the ViT itself."""
+        return list(self.backbone.layers) if self.is_swin else [self.backbone]
+
+    @property
+    def depths(self) -> list[int]:
+        """Blocks of every stage."""
+        return [len(stage.blocks) for stage in self.stages]
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the first block."""
+        return self.backbone.embed_dim
+
+    def keep_layers(self, counts: Sequence[int]) -> None:
+        """Keep so many blocks of every stage, evenly spread, in place; `config` follows. Raises ValueError for more blocks
+        than there are, and for another number of stages."""
+        heads = tuple(stage.blocks[0].attn.num_heads for stage in self.stages)
+        if self.merging:
+            self.merging = tuple(self.merging[i] for i in layers.followed_layers(self.depths, list(counts)))
+        layers.keep_stage_blocks(self.stages, list(counts))
+        self.config = replace(self.config, depths=tuple(counts), heads=heads, token_merging=self.merging or 0)
+
+    def attention_scores(self, stream: str, layer: int, x: Tensor) -> Tensor:
+        """Scores of a block's self-attention before mask and softmax, recomputed from what came before it.
+
+        Args:
+            stream: "blocks".
+            layer: Number of the block from 0.
+            x: The state before the block [B, N, D]: the embedding's or the previous block's output.
+
+        Returns:
+            Scores [B, H, N, N], of Swin [B * windows, H, n, n].
+        """
+        if not self.is_swin:
+            return layers.vit_scores(self.blocks[layer], x.float())
+        x, start = layers.square(x.float()), 0
+        for stage in self.stages:
+            if layer == start:
+                x = stage.downsample(x)
+            start += len(stage.blocks)
+        return layers.swin_scores(self.blocks[layer], x)
+
+    def undecayed(self) -> set[str]:
+        """Names of the parameters that timm's recipes do not decay."""
+        return layers.undecayed(self)
+
+    def layer_scales(self, layer_decay: float) -> dict[str, float]:
+        """Factor on the learning rate of every parameter, see `layers.layer_scales`."""
+        return layers.layer_scales(self, layer_decay)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute every block's activations in backward to save memory."""
+        self.activation_checkpointing = enabled
 
     def forward(self, images: Tensor, keep_hidden: bool = False) -> VisionOutput:
         """images [B, 3, H, W] of any size, padded with zeros on the right and below to whole patches."""
@@ -131,7 +194,7 @@ class VisionModel(nn.Module):
         if self.training and self.keep_share < 1.0:
             kept = draw_kept(len(x), x.shape[1], self.keep_share, self._prefix, x.device)
             x = unmerge_tokens(x, kept)
-        hidden, state = [], Merged(x)
+        embedded, hidden, state = x if keep_hidden else None, [], Merged(x)
         for number, block in enumerate(net.blocks):
             reduction = self.merging[number] if self.merging else 0
             state = state.then(*self._run(merging_block, block, state.x, state.size, reduction, self._prefix))
@@ -141,14 +204,18 @@ class VisionModel(nn.Module):
         last = state.x if net.global_pool == "token" else state.spread()
         feature = last[:, 0] if net.cls_token is not None else last[:, self._prefix :].mean(1)
         normed = net.norm(last)
-        return VisionOutput(net.forward_head(normed), net.fc_norm(net.pool(normed)), feature, tuple(hidden), kept)
+        return VisionOutput(
+            net.forward_head(normed), net.fc_norm(net.pool(normed)), feature, tuple(hidden), kept, embedded
+        )
 
     def _swin(self, images: Tensor, keep_hidden: bool) -> VisionOutput:
         net, hidden = self.backbone, []
         keep = (lambda x: hidden.append(x.flatten(1, 2))) if keep_hidden else (lambda x: None)
-        normed = net.norm(self._stages(net.patch_embed(images), keep)[-1])
+        embedded = net.patch_embed(images)
+        normed = net.norm(self._stages(embedded, keep)[-1])
         pooled = net.head(normed, pre_logits=True)
-        return VisionOutput(net.head(normed), pooled, pooled, tuple(hidden))
+        first = embedded.flatten(1, 2) if keep_hidden else None
+        return VisionOutput(net.head(normed), pooled, pooled, tuple(hidden), None, first)
 
     def _stages(self, x: Tensor, keep: Callable[[Tensor], Any]) -> list[Tensor]:
         """The stages' outputs [B, h, w, D]; `keep` is given every block's."""

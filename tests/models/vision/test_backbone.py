@@ -1,10 +1,12 @@
 """The wrapper around timm's ViTs and Swin Transformers, against timm itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from vision_files import SWIN, VIT
 
 from pela_vl.base.errors import UserError
 from pela_vl.cost import count_parameters
@@ -180,3 +182,51 @@ def test_the_names_are_timms():
     ).eval()
     twin.load_state_dict(model.backbone.state_dict())
     torch.testing.assert_close(twin(images()), model(images()).logits)
+
+
+def traced_scores(model, images, number):
+    """The scores that softmax reads in a block (mask of shifted windows included), by timm's own unfused attention."""
+    attention, found = model.blocks[number].attn, []
+    attention.fused_attn = False
+    if model.is_swin:
+        attention.softmax.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    else:
+        attention.attn_drop.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    output = model(images, keep_hidden=True)
+    return found[0], (output.embedded, *output.hidden)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_attention_scores_of_a_vit_are_those_of_its_blocks(number):
+    model = build_vision(VIT).eval()
+    probabilities, states = traced_scores(model, torch.randn(2, 3, 48, 48), number)
+    scores = model.attention_scores("blocks", number, states[number])
+    torch.testing.assert_close(scores.softmax(-1), probabilities)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_attention_scores_of_a_swin_are_those_of_its_windows(number):
+    model = build_vision(SWIN).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_position_bias" in name:
+                parameter.normal_()
+    given, states = traced_scores(model, torch.randn(2, 3, 64, 64), number)
+    scores = model.attention_scores("blocks", number, states[number])
+    seen = given > -50  # what the mask of a shifted window hides is 100 lower
+    assert any(model.blocks[number].shift_size) == (not seen.all())
+    torch.testing.assert_close(scores[seen], given[seen])
+
+
+@pytest.mark.parametrize(("config", "counts"), [(VIT, [1]), (SWIN, [1, 2, 1]), (SWIN, [2, 1, 2])])
+def test_fewer_blocks_are_what_a_model_built_with_so_few_computes(config, counts):
+    config = replace(config, depths=tuple(3 for _ in config.depths))
+    model = build_vision(config).eval()
+    model.keep_layers(counts)
+    again = build_vision(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    assert model.depths == counts and torch.equal(model(images).logits, again(images).logits)
+    assert [model.attention_scores("blocks", 0, model(images, True).embedded).shape[1]] == [config.heads[0]]
+    with pytest.raises(ValueError):
+        model.keep_layers([9] * len(counts))

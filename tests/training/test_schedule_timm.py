@@ -4,7 +4,8 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from pela_vl.training.schedules_vision import cosine_by_epoch, poly, steps
+from pela_vl.settings import OptimSettings
+from pela_vl.training.schedule import cosine_by_epoch, poly, schedule_of, steps
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(50, 1), (20, 1), (50, 3), (5, 0)])
@@ -50,3 +51,16 @@ def test_mmdets_steps():
 def test_numbers_that_make_no_schedule(make):
     with pytest.raises(ValueError):
         make()
+
+
+def test_the_settings_name_each():
+    rates = {"lr": 6e-5, "min_lr": 1e-6, "warmup_lr": 6e-6}
+    timms = OptimSettings(schedule="cosine_timm", warmup_epochs=3, **rates)
+    assert schedule_of(timms, 40, 4)(17) == cosine_by_epoch(6e-5, 1e-6, 6e-6, 3, 10, 4)(17)
+    mmseg = OptimSettings(schedule="poly", power=0.9, warmup_steps=5, **rates)
+    assert schedule_of(mmseg, 40, 4)(3) == poly(6e-5, 1e-6, 0.9, 40, 5, 0.1)(3)
+    mmdet = OptimSettings(schedule="step", milestones=[8, 9], gamma=0.5, **rates)
+    found = [schedule_of(mmdet, 40, 4)(step) for step in (31, 32, 36)]
+    assert found == pytest.approx([6e-5, 3e-5, 1.5e-5])
+    with pytest.raises(ValueError, match="warmup_epochs is for cosine_timm"):
+        schedule_of(OptimSettings(warmup_epochs=1), 40, 4)

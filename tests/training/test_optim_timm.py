@@ -1,6 +1,7 @@
 """Parameter groups of the vision models, against timm's own."""
 
 import pytest
+import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from vision_files import DEIT3, SWIN, VIT
 
@@ -8,14 +9,15 @@ from pela_vl.base.errors import UserError
 from pela_vl.lowrank import compress
 from pela_vl.models.vision import build_vision
 from pela_vl.models.vision.layers import layer_scales, undecayed
-from pela_vl.training.vision_optim import layered_parameter_groups
+from pela_vl.settings import OptimSettings
+from pela_vl.training.optim import model_groups
 
 CONFIGS = {"deit": VIT, "deit3": DEIT3, "swin": SWIN}
 
 
 def vision_parameter_groups(model, lr, weight_decay, layer_decay=1.0):
-    scales = layer_scales(model, layer_decay)
-    return layered_parameter_groups(model.named_parameters(), lr, weight_decay, undecayed(model), scales)
+    optim = OptimSettings(lr=lr, weight_decay=weight_decay, decay="timm", layer_decay=layer_decay)
+    return model_groups(model, model.named_parameters(), optim)
 
 
 def by_parameter(groups, lr):
@@ -67,3 +69,20 @@ def test_frozen_parameters_have_no_group():
     model.requires_grad_(False)
     with pytest.raises(UserError, match="no parameter is trainable"):
         vision_parameter_groups(model, 1e-3, 0.1)
+
+
+def test_a_model_that_cannot_say_is_refused():
+    model = torch.nn.Linear(2, 2)
+    for optim, name in (
+        (OptimSettings(decay="timm"), "optim.decay: timm"),
+        (OptimSettings(layer_decay=0.9), "layer_decay"),
+    ):
+        with pytest.raises(UserError, match=f"{name} is for image classifiers, not for Linear"):
+            model_groups(model, model.named_parameters(), optim)
+
+
+def test_a_rate_by_name_and_one_by_depth_multiply():
+    model = build_vision(VIT)
+    optim = OptimSettings(lr=1.0, layer_decay=0.5, lr_scale={"backbone.head.*": 3.0, "*.blocks.0.*": 5.0})
+    rates = {n: g["lr"] for g in model_groups(model, model.named_parameters(), optim) for n in g["names"]}
+    assert rates["backbone.head.weight"] == 3 and rates["backbone.blocks.0.attn.qkv.weight"] == 5 * 0.25

@@ -1,0 +1,128 @@
+"""An image classifier for a run: built anew, from a released file, or from a checkpoint of ours."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.header import Header, register_kind
+from pela_vl.checkpoints.loading import LoadedModel, split_ema
+from pela_vl.checkpoints.ours import read_header, read_weights
+from pela_vl.checkpoints.vision import HEAD, ConvertedVision, convert_vision, fill_vision
+from pela_vl.data.normalization import IMAGENET
+from pela_vl.models.vision import VisionConfig, VisionModel, build_vision
+from pela_vl.settings import ModelSettings
+
+KIND = "classification"
+register_kind(KIND, VisionConfig, build_vision)
+_RELEASED = {  # by kind, width of the first block, and whether LayerScale is there
+    ("vit", 768, False): "deit_base_patch16_224",
+    ("vit", 1024, True): "deit3_large_patch16_224",
+    ("swin", 128, False): "swin_base_patch4_window7_224",
+}
+_SIZES = ("patch_size", "width", "depths", "heads", "window")
+
+
+def load_classifier(
+    settings: ModelSettings, checkpoint: str | None, classes: Sequence[str] | None
+) -> LoadedModel[VisionModel]:
+    """The model of a run.
+
+    A classifier for other classes than the checkpoint's starts anew, with a note. The header's notes name the classes
+    where they are known.
+
+    Args:
+        settings: Size, image size, drop path and merging; `size` is timm's name, which the three released files and our own
+            checkpoints do without.
+        checkpoint: Ours, a released file, or None for random weights.
+        classes: Names in order; None takes the checkpoint's.
+
+    Raises:
+        UserError: If settings and file disagree, or as `checkpoints.vision.load_vision` does.
+    """
+    if checkpoint is None:
+        if settings.size is None or classes is None:
+            raise UserError("a new image classifier wants model.size, a name of timm, and data.train for its classes")
+        config = _config(settings, VisionConfig(settings.size, len(classes)), True)
+        loaded = LoadedModel(build_vision(config), Header(KIND, config, normalization=IMAGENET))
+        if settings.init_std is not None:
+            _initialise(loaded.model, settings.init_std)
+    else:
+        header = read_header(checkpoint)
+        loaded = (
+            _foreign(settings, checkpoint, classes) if header is None else _ours(settings, checkpoint, header, classes)
+        )
+    if classes is not None:
+        loaded.header.notes["classes"] = list(classes)
+    return loaded
+
+
+def _ours(
+    settings: ModelSettings, checkpoint: str, header: Header, classes: Sequence[str] | None
+) -> LoadedModel[VisionModel]:
+    if header.kind != KIND:
+        raise UserError(f"checkpoint {checkpoint}: holds a model for {header.kind}, not an image classifier")
+    if settings.size not in (None, header.config.backbone) or settings.overrides:
+        raise UserError(
+            f"model.size, model.overrides: {checkpoint} fixes them ({header.config.backbone}); leave them out"
+        )
+    weights, ema = split_ema(read_weights(checkpoint))
+    held: int | None = header.config.classes
+    config = _config(settings, header.config, False)
+    if classes is not None and list(classes) != header.notes.get("classes", list(classes)):
+        held, config, ema = None, replace(config, classes=len(classes)), {}
+    elif classes is not None:
+        config = replace(config, classes=len(classes))
+    kind = "swin" if "swin" in config.backbone else "vit"
+    model, notes = fill_vision(ConvertedVision(kind, weights, header.ranks, held), config, f"checkpoint {checkpoint}")
+    return LoadedModel(model, replace(header, config=config, notes=dict(header.notes)), ema, notes=notes)
+
+
+def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | None) -> LoadedModel[VisionModel]:
+    converted = convert_vision(checkpoint)
+    name = settings.size or _released_name(converted, checkpoint)
+    count = len(classes) if classes is not None else converted.classes
+    if count is None:
+        raise UserError(f"checkpoint {checkpoint}: has no classifier, and data.train names no classes")
+    config = _config(settings, VisionConfig(name, count), True)
+    model, notes = fill_vision(converted, config, f"checkpoint {checkpoint}")
+    return LoadedModel(model, Header(KIND, config, dict(converted.ranks), normalization=IMAGENET), notes=notes)
+
+
+def _released_name(converted: ConvertedVision, checkpoint: str) -> str:
+    weights = converted.weights
+    width, scaled = len(weights["backbone.patch_embed.proj.weight"]), any(".ls1." in name for name in weights)
+    name = _RELEASED.get((converted.kind, width, scaled))
+    if name is None:
+        raise UserError(f"checkpoint {checkpoint}: a {converted.kind} of width {width}; set model.size to timm's name")
+    return name
+
+
+def _config(settings: ModelSettings, config: VisionConfig, anew: bool) -> VisionConfig:
+    """`config` with what the settings change; anew: the sizes too."""
+    changes: dict[str, Any] = {"drop_path": settings.drop_path, "drop_path_rule": settings.drop_path_rule}
+    if settings.image_size is not None:
+        changes["image_size"] = settings.image_size
+    if settings.token_merging is not None:
+        changes["token_merging"] = settings.token_merging
+    if anew:
+        unknown = [name for name in settings.overrides if name not in _SIZES]
+        if unknown:
+            raise UserError(f"model.overrides: {unknown[0]!r} is none of {', '.join(_SIZES)}")
+        kinds = {entry.name: entry.type for entry in fields(VisionConfig)}
+        for name, value in settings.overrides.items():
+            if isinstance(value, list) != ("tuple" in str(kinds[name])):
+                raise UserError(f"model.overrides.{name}: want {kinds[name]}, got {value}")
+            changes[name] = value
+    return replace(config, **changes)
+
+
+@torch.no_grad()
+def _initialise(model: VisionModel, std: float) -> None:
+    """Draw the weights of all Linears outside the classifier anew from a truncated normal of this deviation."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not f"{name}.".startswith(HEAD):
+            nn.init.trunc_normal_(module.weight, std=std)

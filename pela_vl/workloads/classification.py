@@ -1,0 +1,278 @@
+"""Image classification (ImageNet): soft-target cross-entropy on mixed images, measured by top-1 and top-5 accuracy.
+
+Shapes: B images, C classes, T images of a test.
+"""
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pela_vl.base.distributed import gather_rows
+from pela_vl.base.errors import UserError
+from pela_vl.base.files import atomic_json
+from pela_vl.base.progress import Progress
+from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel
+from pela_vl.checkpoints.vision_loading import KIND, load_classifier
+from pela_vl.data.loader import make_image_loader, split_range
+from pela_vl.data.mixing import Mixing
+from pela_vl.data.repeated import repeated_order
+from pela_vl.data.sets.labelled import (
+    Labelled,
+    LabelledBatch,
+    LabelledCollate,
+    LabelledEval,
+    LabelledImages,
+    load_labelled,
+)
+from pela_vl.data.vision_transforms import AugmentTransform, CentreTransform
+from pela_vl.metrics.classification import confusion_matrix
+from pela_vl.metrics.topk import TopK
+from pela_vl.models.ema import EmaModel
+from pela_vl.models.vision import VisionModel, VisionOutput
+from pela_vl.recovery.features import Features
+from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.report.classes import draw_worst_classes
+from pela_vl.settings import Settings
+from pela_vl.workloads.base import (
+    Evaluation,
+    RunModel,
+    StepOutput,
+    Task,
+    TrainingStep,
+    require_training_files,
+    test_or_val,
+)
+from pela_vl.workloads.calibration import draw
+from pela_vl.workloads.image_calibration import ImageCalibration
+
+
+class VisionPass:
+    """One forward pass of an image classifier on a batch, made when it is first read.
+
+    Args:
+        model: The classifier.
+        batch: images [B, 3, H, W].
+        keep_hidden: Keep the outputs of the blocks.
+    """
+
+    def __init__(self, model: VisionModel, batch: Any, keep_hidden: bool = True):
+        self.model, self.batch, self.keep_hidden = model, batch, keep_hidden
+
+    @cached_property
+    def output(self) -> VisionOutput:
+        return self.model(self.batch.images, self.keep_hidden)
+
+    def features(self, streams: Collection[str] | None = None) -> Features:
+        """The blocks' outputs as the stream "blocks"; "pooled" is what the classifier reads, [B, D], where it is asked for."""
+        output, wanted = self.output, ("blocks",) if streams is None else streams
+        found = {"blocks": output.hidden, "pooled": (output.pooled,)}
+        places = {"blocks": output.kept} if output.kept is not None else {}
+        inputs = {"blocks": output.embedded} if output.embedded is not None else {}
+        return Features({name: found[name] for name in wanted}, places=places, inputs=inputs)
+
+
+class ClassificationStep(TrainingStep):
+    """Cross-entropy to soft labels (term "ce"), and to the teacher's predictions where wanted (term "logits").
+
+    Args:
+        model: The classifier to train.
+        ema: An EMA model of it, or None.
+        momentum: Of the EMA model.
+        keep_features: Return the hidden states that distillation pairs.
+        streams: Which, see `VisionPass.features`.
+        teacher: The frozen teacher; None where its predictions are not wanted.
+        logits: Weight of the cross-entropy to them.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        ema: EmaModel | None,
+        momentum: float,
+        keep_features: bool,
+        streams: tuple[str, ...] = ("blocks",),
+        teacher: FrozenTeacher | None = None,
+        logits: float = 0.0,
+    ):
+        super().__init__(model, ema, momentum, keep_features)
+        self.streams, self.teacher, self.logits = streams, teacher, logits
+
+    @torch.no_grad()
+    def prepare(self, batch: LabelledBatch, alpha: float, first: bool) -> Tensor | None:
+        """The teacher's logits [B, C] of the mixed images, where they are wanted."""
+        super().prepare(batch, alpha, first)
+        return None if self.teacher is None else self.teacher.run(batch).output.logits
+
+    def forward(self, batch: LabelledBatch, prepared: Tensor | None) -> StepOutput:
+        states = VisionPass(self.model, batch, self.keep_features and "blocks" in self.streams)
+        logits = states.output.logits
+        terms = {"ce": soft_cross_entropy(logits, batch.labels)}
+        if prepared is not None:
+            terms["logits"] = self.logits * soft_cross_entropy(logits, prepared.float().softmax(1))
+        hits = (logits.detach().argmax(1) == batch.targets).float().mean()
+        features = states.features(self.streams) if self.keep_features else Features()
+        return StepOutput(terms, features, {"accuracy": hits})
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-sum(labels * log softmax(logits)) of logits, labels [B, C], mean over the batch."""
+    return -(labels * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of a test: for each of T images the class predicted [T], and the confusion matrix [C, C]."""
+
+    predicted: np.ndarray
+    confusion: np.ndarray
+
+
+class Classification(Task):
+    """The classes are those of the training data, once these were read; before that, and in a mere evaluation, those of the
+    checkpoint."""
+
+    title = "image classification"
+    kind = KIND
+    ema_is_result = True
+
+    def __init__(self) -> None:
+        self.classes: tuple[str, ...] | None = None
+
+    def check(self, settings: Settings) -> None:
+        losses, vision = settings.losses, settings.vision
+        for name in ("itc", "itm", "mlm"):
+            if getattr(losses, name):
+                raise UserError(f"losses.{name}: {self.title} has no such term; leave it out")
+        if losses.fd_features == "pooled" and settings.method.name != "pela":
+            raise UserError(f"losses.fd_features: pooled is for method pela, not for {settings.method.name}")
+        if not 0 <= settings.train.ema < 1:
+            raise UserError(f"train.ema {settings.train.ema}: want a momentum from 0 (no EMA model) to below 1")
+        if vision.repeats < 1 or not 0 <= vision.erasing <= 1:
+            raise UserError(f"vision.repeats {vision.repeats}, vision.erasing {vision.erasing}: want >= 1 and 0 to 1")
+        self._mixing(settings, 1)
+
+    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[VisionModel]:
+        return load_classifier(settings.model, checkpoint, self.classes)
+
+    def run(self, model: nn.Module, batch: Any, keep_hidden: bool = True) -> VisionPass:
+        return VisionPass(model, batch, keep_hidden)
+
+    def step(
+        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
+    ) -> ClassificationStep:
+        losses, momentum = settings.losses, settings.train.ema
+        if losses.logits and teacher is None:
+            raise UserError(f"losses.logits: method {settings.method.name} has no teacher; use method: pela, or 0")
+        ema = EmaModel(model) if momentum else None
+        source = teacher if losses.logits else None
+        return ClassificationStep(model, ema, momentum, keep_features, (losses.fd_features,), source, losses.logits)
+
+    def training_data(self, settings: Settings) -> LabelledImages:
+        data, repeats = settings.data, settings.vision.repeats
+        labelled = _read(settings, require_training_files(settings))
+        self.classes = labelled.classes
+        found = LabelledImages(labelled, None, settings.train.seed, data.cache_mb)
+        if repeats > 1:
+            found.order = repeated_order(len(found), repeats)
+        return found
+
+    def train_transform(self, settings: Settings, header: Header) -> AugmentTransform:
+        data, vision = settings.data, settings.vision
+        policy = vision.rand_augment if data.augment else ""
+        return AugmentTransform(header.config.image_size, data.min_scale, data.hflip, policy, vision.erasing)
+
+    def collate(self, settings: Settings, header: Header) -> LabelledCollate:
+        return LabelledCollate(self._mixing(settings, header.config.classes), settings.train.seed)
+
+    def calibration(
+        self, settings: Settings, loaded: LoadedModel, data: LabelledImages, show: bool
+    ) -> Callable[[nn.Module], None]:
+        transform = test_transform(settings, loaded.header.config.image_size)
+        return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
+
+    def tests(self, settings: Settings) -> dict[str, str]:
+        """The test set, or the validation set if there is none: of ImageNet the one that the field reports."""
+        return test_or_val(settings)
+
+    def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> LabelledEval:
+        """Raises UserError where the model's classes are not known and the test has another number of them."""
+        names = run.header.notes.get("classes")
+        labelled = _read(settings, [file], names)
+        if len(labelled.classes) != run.header.config.classes:
+            raise UserError(
+                f"{file}: {len(labelled.classes)} classes, but the model has {run.header.config.classes}; a checkpoint that "
+                "names no classes is evaluated on images of all of them"
+            )
+        return LabelledEval(labelled, test_transform(settings, run.image_size))
+
+    def evaluate(self, settings: Settings, run: RunModel, data: LabelledEval) -> Evaluation:
+        """top1, top5, and mean, that of the classes; of an EMA model too, as ema_top1 and so on."""
+        topk, found = classify(settings, run, run.model, data)
+        metrics = topk.result()
+        if run.ema is not None:
+            ema, _ = classify(settings, run, run.ema, data)
+            metrics |= {f"ema_{name}": value for name, value in ema.result().items()}
+        shares = zip(data.classes, topk.per_class().tolist(), strict=True)
+        per_class = {name: share for name, share in shares if share == share}  # NaN: a class without images
+        record = {"images": len(data), "classes": len(data.classes), "per_class": per_class}
+        return Evaluation(metrics, record, found)
+
+    def write(self, settings: Settings, evaluation: Evaluation, data: LabelledEval, folder: Path, split: str) -> None:
+        """predictions_<split>.json, one entry an image; classes_<split>.png, the classes recognised worst."""
+        rows = [
+            {"image": image, "label": data.classes[target], "predicted": data.classes[found]}
+            for image, target, found in zip(data.images, data.targets, evaluation.details.predicted, strict=True)
+        ]
+        atomic_json(folder / f"predictions_{split}.json", rows)
+        title = f"{split}: top-1 {evaluation.metrics['top1']:.1f} % of {len(data):,} images"
+        draw_worst_classes(evaluation.details.confusion, data.classes, title, folder / f"classes_{split}.png")
+
+    def _mixing(self, settings: Settings, classes: int) -> Mixing:
+        vision = settings.vision
+        try:
+            return Mixing(classes, vision.mixup, vision.cutmix, vision.mix_probability, vision.switch, vision.smoothing)
+        except ValueError as error:
+            raise UserError(f"vision: {error}") from None
+
+
+def _read(settings: Settings, sources: list[str], classes: Sequence[str] | None = None) -> Labelled:
+    """Images and labels; data.image_root is for lists alone, since folders say themselves where their images are."""
+    root = "" if all(os.path.isdir(source) for source in sources) else settings.data.image_root
+    return load_labelled(sources, root, classes)
+
+
+def test_transform(settings: Settings, size: int) -> CentreTransform:
+    """The transform of test images of a model that reads `size` pixels a side."""
+    resize = settings.vision.resize
+    try:
+        return CentreTransform(size, round(size * 8 / 7) if resize is None else resize)
+    except ValueError as error:
+        raise UserError(f"vision.resize: {error}") from None
+
+
+@torch.no_grad()
+def classify(settings: Settings, run: RunModel, model: Any, data: LabelledEval) -> tuple[TopK, Predictions]:
+    """Evaluate a model on all images, in every process; each does a part of them."""
+    ranks, topk, model = run.ranks, TopK(len(data.classes)), model.eval()
+    part = list(split_range(len(data), ranks.rank, ranks.world))
+    found = [torch.zeros(0, dtype=torch.int64)]
+    with Progress(len(part), "evaluate", 0, "image", ranks.is_main) as progress:
+        for images, indices in make_image_loader(data, part, settings.vision.batch, settings.data.workers):
+            with run.autocast():
+                logits = model(images.to(ranks.device)).logits.float().cpu()
+            topk.update(logits.numpy(), data.targets[indices.numpy()])
+            found.append(logits.argmax(1))
+            progress.update(len(indices))
+    counts = gather_rows(torch.from_numpy(topk.counts)[None].to(ranks.device))
+    topk.counts = counts.sum(0).cpu().numpy()
+    predicted = gather_rows(torch.cat(found).to(ranks.device)).cpu().numpy()
+    return topk, Predictions(predicted, confusion_matrix(data.targets, predicted, len(data.classes)))

@@ -1,0 +1,58 @@
+"""The published configurations: each gives the model and the training step that it says, counted on the meta device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pela_vl.base import config
+from pela_vl.checkpoints.loading import dense_heads
+from pela_vl.cost import count_parameters
+from pela_vl.lowrank import apply_plan, plan_ranks
+from pela_vl.settings import Settings
+from pela_vl.training.optim import model_groups
+from pela_vl.training.schedule import schedule_of
+from pela_vl.workloads.classification import Classification
+
+FOLDER = Path(__file__).parents[2] / "configs/vision"
+# parameters after the cut (Table 1); drop path of the first and the last block; images of an optimiser step
+PUBLISHED = {
+    "deit_base": (44_081_896, 0.0, 0.1, 256),
+    "deit3_large": (153_232_360, 0.45, 0.45, 64),
+    "swin_base": (62_164_128, 0.0, 0.5, 256),
+}
+
+
+def test_every_configuration_is_tested():
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_configuration(name):
+    settings = config.load(Settings, FOLDER / f"{name}.yaml")
+    task, (parameters, first, last, batch) = Classification(), PUBLISHED[name]
+    task.check(settings)
+    task.classes = tuple(str(number) for number in range(1000))
+    with torch.device("meta"):
+        loaded = task.load(settings, None)
+        model = loaded.model
+        exclude = settings.compress.exclude or dense_heads(model)
+        apply_plan(model, plan_ranks(model, settings.compress.kappa, exclude=exclude), init="empty")
+    assert count_parameters(model) == parameters
+    step = task.step(settings, model, True, None)
+    assert step.streams == ("blocks",) and step.ema is None
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert (rates[0], rates[-1]) == pytest.approx((first, last))
+    groups = model_groups(model, model.named_parameters(), settings.optim)
+    assert {group["weight_decay"] for group in groups} == {0.0, settings.optim.weight_decay}
+    assert 4 * settings.train.batch_size == batch
+    per_epoch = 1_281_167 // batch
+    rate = schedule_of(settings.optim, settings.train.epochs * per_epoch, per_epoch)
+    assert (
+        rate(0) == settings.optim.warmup_lr
+        and max(map(rate, range(0, 5 * per_epoch, per_epoch))) < settings.optim.lr * 1.0001
+    )
+    end = rate((settings.train.epochs - 1) * per_epoch)
+    assert settings.optim.min_lr < end < settings.optim.min_lr + 0.01 * settings.optim.lr
+    transform = task.train_transform(settings, loaded.header)
+    assert transform.image_size == 224 and transform.erasing == settings.vision.erasing
