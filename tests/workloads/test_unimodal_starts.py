@@ -17,7 +17,9 @@ def settings(tmp_path):
     (tmp_path / "words").mkdir()
     words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(VOCAB - len(SPECIAL_TOKENS)))]
     (tmp_path / "words/vocab.txt").write_text("".join(f"{word}\n" for word in words))
-    torch.save(fill(bert("bert.", fusion=DEPTH) | mlm("cls."), seed=1), tmp_path / "bert.bin")  # its tied tensors stay tied
+    torch.save(
+        fill(bert("bert.", fusion=DEPTH) | mlm("cls."), seed=1), tmp_path / "bert.bin"
+    )  # its tied tensors stay tied
     save_file(fill(vit("", 3), seed=2), tmp_path / "vit.safetensors")
     made = Settings()
     made.model.size, made.model.tokenizer, made.model.image_size = "albef_test", str(tmp_path / "words"), 4 * PATCH

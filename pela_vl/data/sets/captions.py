@@ -38,7 +38,7 @@ class CaptionPairs(Dataset):
         self,
         files: Sequence[PathLike],
         image_root: PathLike,
-        transform: Transform,
+        transform: Transform | None,
         max_words: int = 30,
         seed: int = 0,
         cache_mb: float = 0,
