@@ -49,7 +49,7 @@ def optimize_for_inference(
     quicker = _timed(measure_tokens) if measure_tokens else _computed
     for name, layer in (low_rank_layers(model) | pivoted_layers(model)).items():
         form = forms.get(name)
-        chosen = layer if form is None else form.to(layer.up.weight.dtype)
+        chosen = layer if form is None else form.to(layer.down.weight.dtype)
         if name and quicker(chosen):
             _replace(model, name, _product(layer))
         elif name and chosen is not layer:
@@ -203,17 +203,18 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int = 5) 
 
 @torch.no_grad()
 def _product(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
-    pivoted = isinstance(layer, PivotedLinear)
-    bias, dtype = layer.bias if pivoted else layer.up.bias, layer.down.weight.dtype
+    dtype = layer.down.weight.dtype
+    bias = layer.bias if isinstance(layer, PivotedLinear) else layer.up.bias
     linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, "meta")
     working = torch.promote_types(dtype, torch.float32)
     down = layer.down.weight.to(working)
-    if pivoted:
+    if isinstance(layer, PivotedLinear):
         product = torch.cat([down, layer.rest.weight.to(working) @ down]).index_select(0, layer.order)
     else:
         product = layer.up.weight.to(working) @ down
     linear.weight = nn.Parameter(product.to(dtype), requires_grad=False)
-    linear.bias = bias
+    if bias is not None:
+        linear.bias = bias
     return linear.eval()
 
 
