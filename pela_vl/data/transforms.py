@@ -23,6 +23,13 @@ RATIO = (3 / 4, 4 / 3)
 Transform = Callable[[Image.Image, Any], tuple[torch.Tensor, bool]]
 
 
+def require_transform(transform: Transform | None) -> Transform:
+    """A data set's transform, which is set only when the model is there. Raises ValueError where it is not set yet."""
+    if transform is None:
+        raise ValueError("this data set has no transform yet: set its attribute `transform` first")
+    return transform
+
+
 def train_transform(
     image_size: int,
     min_scale: float = 0.5,
