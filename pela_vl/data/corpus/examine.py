@@ -148,7 +148,7 @@ def _read(record: Record, how: Examination) -> tuple[Picture, str]:
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
-        assert record.url is not None  # rows come from tables of addresses alone
+        assert record.url is not None  # `row` is given only where the picture has an address
         paths = [os.path.join(folder, name) for name in downloaded_names(number, record.url)]
     path = next((found for path in paths if (found := _existing(path)) is not None), None)
     if path is None:
