@@ -32,10 +32,9 @@ class MaskAlign(Method):
     needs_teacher = True
     needs_features = True
 
-    def __init__(self, model: AlbefModel, teacher: FrozenTeacher[AlbefModel], weight: float):
+    def __init__(self, model: AlbefModel, teacher: FrozenTeacher, weight: float):
         student, dense = model.visual_encoder, teacher.model.visual_encoder
         self.teacher, self.weight = teacher, weight
-        self.trained: DynamicAlignment | None
         self.trained = DynamicAlignment(len(student.blocks), len(dense.blocks), student.embed_dim) if weight else None
 
     @classmethod
@@ -49,7 +48,7 @@ class MaskAlign(Method):
         return changed
 
     @classmethod
-    def create(cls, model: AlbefModel, teacher: FrozenTeacher[AlbefModel] | None, settings: Settings) -> Self:
+    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
         """Raises UserError without a teacher, or if its ViT has another width."""
         teacher = require_teacher("maskalign", teacher)
         if teacher.model.visual_encoder.embed_dim != model.visual_encoder.embed_dim:
@@ -61,7 +60,7 @@ class MaskAlign(Method):
         return self.teacher.features(batch, (_STREAM,)).layers[_STREAM][1:] if self.weight else None
 
     def terms(self, features: Features, prepared: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
-        if prepared is None or self.trained is None:
+        if prepared is None:
             return {}
         aligned = self.trained(features.layers[_STREAM][1:])
         return {"align": self.weight * alignment_loss(aligned, prepared, features.places.get(_STREAM))}

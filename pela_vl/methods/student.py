@@ -38,10 +38,10 @@ class LayerMaps:
 def map_layers(student: AlbefModel, teacher: AlbefModel) -> LayerMaps:
     """Raises UserError if the student has more layers of a kind than the teacher."""
     try:
-        image, text, fusion = (layer_map(*depths) for depths in zip(teacher.depths, student.depths, strict=True))
+        maps = [layer_map(deep, shallow) for deep, shallow in zip(teacher.depths, student.depths, strict=True)]
     except ValueError as error:
         raise UserError(f"init.teacher has fewer layers than the student: {error}") from None
-    return LayerMaps(image, text, fusion, teacher.text_encoder.fusion_layer)
+    return LayerMaps(*maps, teacher.text_encoder.fusion_layer)
 
 
 def cut_student(model: nn.Module, config: Any, settings: Settings) -> Any:
@@ -90,7 +90,7 @@ def _wanted(model: AlbefModel, options: StudentSettings, by_default: bool) -> tu
     )
 
 
-def _cut_stages(model: Any, counts: list[int]) -> None:
+def _cut_stages(model: nn.Module, counts: list[int]) -> None:
     stages: list[Any] = list(model.layers) if hasattr(model, "layers") else [model]
     if len(counts) != len(stages):
         raise UserError(

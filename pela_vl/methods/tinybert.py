@@ -32,7 +32,7 @@ class TinyBert(Method):
     needs_teacher = True
     needs_features = True
 
-    def __init__(self, model: AlbefModel, teacher: FrozenTeacher[AlbefModel], losses: LossSettings):
+    def __init__(self, model: AlbefModel, teacher: FrozenTeacher, losses: LossSettings):
         self.model, self.teacher, self.losses = model, teacher, losses
         self.places = map_layers(model, teacher.model).streams
 
@@ -41,7 +41,7 @@ class TinyBert(Method):
         return cut_student(model, config, settings)
 
     @classmethod
-    def create(cls, model: AlbefModel, teacher: FrozenTeacher[AlbefModel] | None, settings: Settings) -> Self:
+    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
         return cls(model, require_teacher("tinybert", teacher), settings.losses)
 
     def prepare(self, batch: Any) -> Features:
