@@ -3,7 +3,6 @@
 Shapes: S pixels a side, L text tokens, T answer tokens.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -144,7 +143,7 @@ class AlbefCalibration(_Calibration):
         """
         kind, config = loaded.header.kind, loaded.header.config
         if loaded.header.tokenizer is None:
-            raise UserError(f"{os.fspath(file)}: a model of kind {kind} without a tokeniser cannot read texts")
+            raise UserError(f"{file!s}: a model of kind {kind} without a tokeniser cannot read texts")
         tokenizer = Tokenizer.load(loaded.header.tokenizer)
         field = TEXTS.get(kind, "caption")
         fields = {"image": (str,), field: (str, list)} | ({"answer": (str, list)} if kind == "vqa" else {})
