@@ -17,9 +17,9 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
 	@echo "make demo-all  the same, then the other tasks on built-in data too"
-	@echo "make test      set up, then style, import rules and the quick tests"
+	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
-	@echo "make lint      style and import rules alone;  make format  mends style"
+	@echo "make lint      style, import rules and types;  make format  mends style"
 	@echo "make clean     remove the environment and caches (not data or runs)"
 
 venv: $(STAMP)
@@ -52,6 +52,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/mypy
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
@@ -78,5 +79,5 @@ demo-all: $(STAMP)
 	@$(BIN)/python tasks/demo.py --all-tasks
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -111,7 +111,7 @@ class _Counter(TorchDispatchMode):
         if out is not None:  # None when the layer raised
             self.linear += 2 * out.numel() * module.in_features
 
-    def leave_conv(self, module: nn.Module, args: tuple, out: Tensor) -> None:
+    def leave_conv(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, args: tuple, out: Tensor) -> None:
         self.inside -= 1
         if out is not None:
             self.conv += 2 * out.numel() * module.weight[0].numel()

@@ -115,7 +115,7 @@ def _convert(kind: Any, node: Node, key: str, root: type) -> Any:
 
     `key` is the value's full dotted name, "" at the top; `root` is the whole schema, where hints look for other keys.
     """
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _convert_section(kind, node, key, root)
     if kind is Any:
         return plain(node)
@@ -171,7 +171,7 @@ def _convert_union(kind: Any, node: Node, key: str, root: type) -> Any:
     raise _wrong(_name(kind), node, key)
 
 
-def _convert_container(origin: type, args: tuple[Any, ...], node: Node, key: str, root: type) -> Any:
+def _convert_container(origin: Any, args: tuple[Any, ...], node: Node, key: str, root: type) -> Any:
     value = node.value
     name = _name(origin[args] if args else origin)
     if origin is dict:
@@ -242,7 +242,7 @@ def _all_keys(schema: type, key: str, above: tuple[type, ...]) -> list[str]:
     for name in _fields(schema):
         keys.append(_join(key, name))
         for member in _members(hints[name]):
-            if dataclasses.is_dataclass(member) and member not in (*above, schema):
+            if isinstance(member, type) and dataclasses.is_dataclass(member) and member not in (*above, schema):
                 keys += _all_keys(member, keys[-1], (*above, schema))
     return keys
 

@@ -114,7 +114,7 @@ def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
 
     A folder whose replacement was cut between two renames gets its previous content back.
     """
-    removed = []
+    removed: list[str] = []
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -149,8 +149,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise RuntimeError(f"{target} is already being written by this process")
     with _disk_errors(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        stream = open(temporary, mode, opener=_new_file, **text)
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+        stream = open(temporary, mode, encoding=encoding, newline=newline, opener=_new_file)
     _in_use.add(temporary)
     try:
         with _disk_errors(path, only_full=True), stream:

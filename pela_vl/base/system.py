@@ -12,15 +12,15 @@ import time
 try:
     import fcntl
 except ImportError:
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a name stands for a module or, where the system has none, for None
 try:
     import msvcrt
 except ImportError:
-    msvcrt = None
+    msvcrt = None  # type: ignore[assignment]  # likewise
 try:
     import resource
 except ImportError:
-    resource = None
+    resource = None  # type: ignore[assignment]  # likewise
 
 _reading = threading.Lock()
 

@@ -270,7 +270,8 @@ def _read(checkpoint: str, kinds: tuple[str, ...], wanted: str) -> _Source:
 
 def _config_of(converted: Converted) -> AlbefConfig:
     """The sizes of a published checkpoint, read off its tensors."""
-    sizes = sizes_of({name: tuple(value.shape) for name, value in converted.online.items()})
+    sizes: dict[str, Any] = {}  # the config checks them
+    sizes |= sizes_of({name: tuple(value.shape) for name, value in converted.online.items()})
     heads = {width: max(sizes[f"{width}_dim"] // _HEAD_WIDTH, 1) for width in ("vision", "text")}
     sizes |= {"image_size": converted.image_size, "patch_size": converted.patch_size}
     return AlbefConfig(**sizes, vision_heads=heads["vision"], text_heads=heads["text"])

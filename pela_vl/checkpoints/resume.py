@@ -54,7 +54,7 @@ class Position:
         """
         if self.global_batch is None:
             return replace(self, global_batch=global_batch, accumulation=accumulation)
-        before, now = self.step_samples, global_batch * accumulation
+        before, now = self.global_batch * self.accumulation, global_batch * accumulation
         if before != now:
             if before % global_batch == 0:
                 mend = f"train.accumulation={before // global_batch}"

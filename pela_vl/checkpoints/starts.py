@@ -4,6 +4,7 @@ The functions take weights (or ranks: anything keyed by our names), of an online
 """
 
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -12,12 +13,12 @@ _LAYER = re.compile(r"text_encoder\.encoder\.layer\.(\d+)\.(.+)")
 _LEFT_BEHIND = ("vision_proj", "text_proj", "itm_head", "temp", "mlm_head")
 
 
-def encoders_only(entries: dict[str, Value]) -> dict[str, Value]:
+def encoders_only(entries: Mapping[str, Value]) -> dict[str, Value]:
     """The image and the text encoder's entries; the heads of pre-training and retrieval are left behind."""
     return {name: value for name, value in entries.items() if name.partition(".")[0] not in _LEFT_BEHIND}
 
 
-def with_decoder(entries: dict[str, Value], fusion_layer: int) -> dict[str, Value]:
+def with_decoder(entries: Mapping[str, Value], fusion_layer: int) -> dict[str, Value]:
     """The encoders' entries, and an answer decoder's as ALBEF starts it.
 
     Its layers are the text encoder's from `fusion_layer` on, cross-attention included, its embeddings the text encoder's,
@@ -35,7 +36,7 @@ def with_decoder(entries: dict[str, Value], fusion_layer: int) -> dict[str, Valu
     return started
 
 
-def bert_decoder(entries: dict[str, Value], depth: int) -> dict[str, Value]:
+def bert_decoder(entries: Mapping[str, Value], depth: int) -> dict[str, Value]:
     """An answer decoder's entries from those of a plain BERT (text encoder and MLM head), as ALBEF starts it.
 
     Its layers are BERT's first `depth`: unlike with a pre-training checkpoint, there are no fusion layers to take.

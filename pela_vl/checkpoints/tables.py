@@ -23,6 +23,7 @@ class Rule:
 
     def rename(self, match: re.Match[str]) -> str:
         leaf = match.groupdict().get("leaf") or ""
+        assert self.target is not None, "an ignored name has no other"
         return match.expand(self.target) + _LEAVES.get(leaf, _OLD_NORM.get(leaf, leaf))
 
 

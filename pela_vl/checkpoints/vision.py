@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
@@ -54,9 +55,12 @@ def convert_vision(source: str | os.PathLike[str] | Mapping[str, object]) -> Con
     No tensor is copied or changed. Raises UserError when the kind is unknown, a key is neither mapped nor ignored by its
     kind's table (all are listed), two keys name one parameter, or factors do not fit together.
     """
-    is_state = isinstance(source, Mapping)
-    where = "the given state" if is_state else os.fspath(source)
-    state, notes = unwrap(source, where) if is_state else read_state(source)
+    if isinstance(source, Mapping):
+        where = "the given state"
+        state, notes = unwrap(source, where)
+    else:
+        where = os.fspath(source)
+        state, notes = read_state(source)
     try:
         kind = recognise_vision(state)
         weights, ignored = _rename(kind, state)
@@ -149,7 +153,8 @@ def _ranks(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _resampled(weights: dict[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """weights with positions resampled, antialiased, to the model's grid or windows; all else as it is."""
-    found, net = dict(weights), model.backbone
+    found = dict(weights)
+    net: Any = model.backbone  # timm's
     if not model.is_swin:
         name, wanted = "backbone.pos_embed", net.pos_embed
         given = found.get(name)
@@ -162,7 +167,7 @@ def _resampled(weights: dict[str, Tensor], model: VisionModel) -> dict[str, Tens
         return found
     for name, value in weights.items():
         if name.endswith("relative_position_bias_table"):
-            attention = _module(model, name)
+            attention: Any = _module(model, name)  # timm's WindowAttention
             wanted = attention.relative_position_bias_table.shape if attention is not None else value.shape
             if value.ndim == 2 and value.shape != wanted and value.shape[1] == wanted[1]:
                 found[name] = resize_rel_pos_bias_table(value, attention.window_size, wanted)

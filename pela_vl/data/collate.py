@@ -37,8 +37,9 @@ class Movable:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        batch: Any = self  # a subclass is a dataclass, this class is none
+        tensors = {field.name: getattr(self, field.name) for field in fields(batch)}
+        return replace(batch, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ class Sample:
 class AnySample(Protocol):
     """What the samples of every task have; see `Sample`."""
 
-    image: torch.Tensor
-    index: int
-    bad: tuple[tuple[str, str], ...]
+    @property
+    def image(self) -> torch.Tensor: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def bad(self) -> tuple[tuple[str, str], ...]: ...
 
 
 def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
@@ -97,13 +101,14 @@ def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
     }
 
 
-def _stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+def _stack_images(images: list[torch.Tensor]) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.stack(images)
     # In a worker straight into shared memory, or the batch would be copied there once more on its way out.
     shape = (len(images), *images[0].shape)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * images[0].element_size())
-    return torch.stack(images, out=images[0].new_empty(0).set_(storage, 0, shape))
+    out: Any = images[0].new_empty(0)  # torch declares no `set_` with a storage
+    return torch.stack(images, out=out.set_(storage, 0, shape))
 
 
 class Collate:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -206,8 +206,8 @@ class ImageReader:
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "cache_mb": self.cache_mb, "stored_pixels": self.stored_pixels}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ImageReader.__init__(self, **state)
 
     def __call__(self, relative: str) -> Image.Image:
         """Read the picture, which the caller must not change in place. Raises as the two functions do."""

@@ -58,7 +58,7 @@ def _check(path: str | os.PathLike[str], data: bytes) -> None:
                     "as it could run code: use the official file"
                 )
             # a memo number is one more than the last at each store, so it cannot exceed the instructions so far
-            if name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= count:
+            if name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count:
                 raise UserError(f"{path}: damaged pickle (memo number {argument} at byte {position})")
     except UserError:
         raise

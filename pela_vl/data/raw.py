@@ -20,7 +20,7 @@ def kind(value: Any) -> str:
 
 
 @contextmanager
-def reading(path: Path, if_absent: str, if_garbled: str, **options: Any) -> Iterator[TextIO]:
+def reading(path: str | os.PathLike[str], if_absent: str, if_garbled: str, **options: Any) -> Iterator[TextIO]:
     """Open a UTF-8 file to be read within the block; options: of `open`.
 
     Raises `UserError` for a file that is absent (if_absent: what to do then), unreadable or no UTF-8 (if_garbled).
@@ -46,7 +46,7 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
     return value
 
 
-def read_json(path: Path, if_absent: str | None = None) -> Any:
+def read_json(path: str | os.PathLike[str], if_absent: str | None = None) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises `UserError`, one line, for a file that is absent (if_absent: what to do then; None says which

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,15 @@ from pela_vl.data.normalization import CLIP, Normalization
 
 RATIO = (3 / 4, 4 / 3)
 
-Transform = Callable[[Image.Image, np.random.Generator | None], tuple[torch.Tensor, bool]]
+# an image and a NumPy generator, which may be None where nothing is drawn -> float32 [3, H, W], and whether it was flipped
+Transform = Callable[[Image.Image, Any], tuple[torch.Tensor, bool]]
+
+
+def require_transform(transform: Transform | None) -> Transform:
+    """A data set's transform, which is set only when the model is there. Raises ValueError where it is not set yet."""
+    if transform is None:
+        raise ValueError("this data set has no transform yet: set its attribute `transform` first")
+    return transform
 
 
 def train_transform(

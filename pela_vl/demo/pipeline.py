@@ -224,6 +224,7 @@ def _curves(paths: Paths) -> dict[str, list[dict[str, Any]]]:
 def _recovery(paths: Paths) -> list[dict[str, Any]]:
     """Validation recall on the way of the pre-training, and of the teacher and the start measured the same way."""
     settings = config.load(Settings, paths.root / "pela" / "config.yaml")
+    assert settings.data.val is not None, "the demo's pre-training has a validation file"
     points = []
     for name in (TEACHER, TRUNCATED):
         checkpoint, ranks = str(paths.checkpoints[name]), start("cpu")

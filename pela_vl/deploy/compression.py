@@ -239,7 +239,8 @@ def sample_flops(header: Header) -> Flops:
     model, config = deployed(header), header.config
     images = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     ids = torch.zeros(1, min(TEXT_TOKENS, config.max_positions), dtype=torch.int64, device="meta")
-    run = {"entailment": _classify, "vqa": _answer}.get(header.kind, _match)
+    runs: dict[str, Callable[[Any, Tensor, Tensor, Tensor], object]] = {"entailment": _classify, "vqa": _answer}
+    run = runs.get(header.kind, _match)
     return linear_conv_flops(model.eval(), lambda model: run(model, images, ids, torch.ones_like(ids)))
 
 

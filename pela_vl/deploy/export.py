@@ -5,7 +5,7 @@ Shapes: B pairs, S pixels a side, L text tokens, E joint width. Batch and text l
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,13 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except ImportError:
         raise UserError(_INSTALL) from None
 
+    operators: Any = opset18  # onnxscript's own types do not follow a shape that is a value
+
     def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
         """What token merging ranks pairs with. ONNX's TopK puts the lower index first where values are equal."""
-        every = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
-        return opset18.TopK(x, every, axis=dim, largest=int(descending), sorted=1)
+        every = operators.Gather(operators.Shape(x), operators.Constant(value_ints=[dim]))
+        return operators.TopK(x, every, axis=dim, largest=int(descending), sorted=1)
 
+    more: dict[Callable[..., Any], Callable[..., Any]]
     more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter has none
     return torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=more)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers, pivot_layer, pivoted_layers
-from pela_vl.models.albef.bert import HeadProjections, KeyValue
+from pela_vl.models.albef.bert import HeadProjections, KeyValue, split_heads
 from pela_vl.models.vit import ImageEncoder
 
 CACHE_MB = 16.0
@@ -49,7 +49,7 @@ def optimize_for_inference(
     quicker = _timed(measure_tokens) if measure_tokens else _computed
     for name, layer in (low_rank_layers(model) | pivoted_layers(model)).items():
         form = forms.get(name)
-        chosen = layer if form is None else form.to(layer.up.weight.dtype)
+        chosen = layer if form is None else form.to(layer.down.weight.dtype)
         if name and quicker(chosen):
             _replace(model, name, _product(layer))
         elif name and chosen is not layer:
@@ -92,22 +92,23 @@ def can_compile() -> bool:
 class Stacked(nn.Module):
     """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
 
-    def __init__(self, layers: Sequence[nn.Linear | LowRankLinear | PivotedLinear]):
+    def __init__(self, layers: Sequence[nn.Module]):
+        """layers: all of them nn.Linear, all of them LowRankLinear or all of them PivotedLinear."""
         super().__init__()
-        self.low_rank = not isinstance(layers[0], nn.Linear)
-        first = [layer.down for layer in layers] if self.low_rank else list(layers)
+        low_rank = [layer for layer in layers if isinstance(layer, LowRankLinear | PivotedLinear)]
+        first = [layer.down for layer in low_rank] or [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.widths = [linear.out_features for linear in first]
         weights = [linear.weight for linear in first]
         self.product = nn.Linear(first[0].in_features, sum(self.widths), first[0].bias is not None, "meta")
         self.product.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
         if first[0].bias is not None:
             self.product.bias = nn.Parameter(torch.cat([linear.bias for linear in first]), requires_grad=False)
-        self.ups = nn.ModuleList(_Expansion(layer) for layer in layers) if self.low_rank else None
+        self.ups = nn.ModuleList(_Expansion(layer) for layer in low_rank) if low_rank else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [N, I] -> one [N, O] for every layer."""
         parts = self.product(x).split(self.widths, dim=-1)
-        return tuple(up(part) for up, part in zip(self.ups, parts, strict=True)) if self.low_rank else parts
+        return parts if self.ups is None else tuple(up(part) for up, part in zip(self.ups, parts, strict=True))
 
 
 class _Expansion(nn.Module):
@@ -120,7 +121,10 @@ class _Expansion(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[N, R] -> [N, O]"""
-        return self.up(rows) if self.pivoted is None else self.pivoted.expand(rows)
+        if self.pivoted is not None:
+            return self.pivoted.expand(rows)
+        assert self.up is not None
+        return self.up(rows)
 
 
 class FusedProjections(nn.Module):
@@ -131,18 +135,26 @@ class FusedProjections(nn.Module):
         self.heads = source.heads
         self.query = source.query
         kinds = [type(layer) for layer in (source.query, source.key, source.value)]
-        self.key, self.value = source.key, source.value
-        self.both = self.all = None
+        self.key: nn.Module | None = source.key
+        self.value: nn.Module | None = source.value
+        self.both: Stacked | None = None
+        self.all: Stacked | None = None
         if cross and kinds[1] == kinds[2]:
             self.both, self.key, self.value = Stacked([source.key, source.value]), None, None
         elif not cross and all(kind == kinds[0] for kind in kinds):
             self.all = Stacked([source.query, source.key, source.value])
 
-    split = HeadProjections.split
+    def split(self, x: Tensor) -> Tensor:
+        """As in `HeadProjections`."""
+        return split_heads(x, self.heads)
 
     def keys_values(self, context: Tensor) -> KeyValue:
         """As in `HeadProjections`."""
-        keys, values = self.both(context) if self.both is not None else (self.key(context), self.value(context))
+        if self.both is not None:
+            keys, values = self.both(context)
+        else:
+            assert self.key is not None and self.value is not None
+            keys, values = self.key(context), self.value(context)
         return self.split(keys), self.split(values)
 
     def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
@@ -191,17 +203,18 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int = 5) 
 
 @torch.no_grad()
 def _product(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
-    pivoted = isinstance(layer, PivotedLinear)
-    bias, dtype = layer.bias if pivoted else layer.up.bias, layer.down.weight.dtype
+    dtype = layer.down.weight.dtype
+    bias = layer.bias if isinstance(layer, PivotedLinear) else layer.up.bias
     linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, "meta")
     working = torch.promote_types(dtype, torch.float32)
     down = layer.down.weight.to(working)
-    if pivoted:
+    if isinstance(layer, PivotedLinear):
         product = torch.cat([down, layer.rest.weight.to(working) @ down]).index_select(0, layer.order)
     else:
         product = layer.up.weight.to(working) @ down
     linear.weight = nn.Parameter(product.to(dtype), requires_grad=False)
-    linear.bias = bias
+    if bias is not None:
+        linear.bias = bias
     return linear.eval()
 
 

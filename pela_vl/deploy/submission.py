@@ -69,6 +69,8 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
 class Partial:
     """The answers found so far, on disk. done: those of earlier runs, the same on every rank."""
 
+    _file: IO[str]
+
     def __init__(self, output: Path, about: dict[str, Any], ranks: Ranks) -> None:
         """about: what the answers depend on. Raises UserError where the folder holds those of another run."""
         self.folder = output.with_name(output.name + ".partial")
@@ -81,7 +83,6 @@ class Partial:
         if problem is not None:
             raise UserError(problem)
         _cut_torn_line(self.path)
-        self._file: IO[str] | None = None
 
     def __enter__(self) -> "Partial":
         self._file = open(self.path, "a", encoding="utf-8")
@@ -142,7 +143,7 @@ def _about(settings: Settings, questions: Path, pattern: str | None) -> dict[str
         "answer list": settings.vqa.answer_list,
         "question file": questions,
     }
-    digests = {name: _digest(Path(path)) for name, path in files.items()}
+    digests = {name: _digest(Path(path)) for name, path in files.items() if path is not None}
     vqa = {f"vqa.{key}": value for key, value in asdict(settings.vqa).items() if key != "answer_list"}
     model = {f"model.{key}": value for key, value in asdict(settings.model).items()}
     rest = {

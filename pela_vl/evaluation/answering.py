@@ -145,7 +145,7 @@ def _only(samples: list[Any]) -> Any:
 
 def accuracy(data: VqaEval, ranked: Sequence[Ranked], answers: Sequence[str]) -> dict[str, Any]:
     """The official accuracy of the best answers. Raises `UserError` where a question's truth is not known."""
-    truths = [question.truth for question in data.asked]
+    truths = [question.truth for question in data.asked if question.truth is not None]
     unknown = [question.question_id for question in data.asked if question.truth is None]
     if unknown:
         raise UserError(

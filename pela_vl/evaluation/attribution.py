@@ -65,7 +65,7 @@ def heat_maps(
     model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
 ) -> Tensor:
     """Heat [B, h, w] of texts ids, mask [B, L] in the pictures `index` [B] of `images`. The model should be in eval mode."""
-    if images.keys_values is not None:
+    if images.states is None:
         maps, _ = token_heat_maps(model, images, index, ids, mask, layer, autocast)
         return mean_over_tokens(maps, mask)
     encoder = model.visual_encoder
@@ -84,7 +84,12 @@ def heat_maps(
 def token_heat_maps(
     model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
 ) -> tuple[Tensor, Tensor]:
-    """Heat of every text token [B, L, h, w], zero on padding, and the matching logits [B, 2]; for the ITM score."""
+    """Heat of every text token [B, L, h, w], zero on padding, and the matching logits [B, 2]; for the ITM score.
+
+    Raises ValueError for images that were prepared for the ITC score.
+    """
+    if images.keys_values is None:
+        raise ValueError("the heat of single tokens is that of the ITM score; prepare the images for it")
     with torch.no_grad(), autocast():
         tokens = model.text_encoder.encode(ids, mask).tokens
         trace = trace_matching(model, tokens, mask, select_images(images.keys_values, index), layer)

@@ -15,7 +15,7 @@ from pela_vl.base.distributed import Ranks, gather_rows
 from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.grounding import GroundingEval
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.evaluation.attribution import Autocast, choose_layer, heat_maps, prepare_images
+from pela_vl.evaluation.attribution import Autocast, Images, choose_layer, heat_maps, prepare_images
 from pela_vl.metrics.boxes import CORRECT_IOU, accuracy_by_split, box_iou, choose_boxes, score_boxes
 from pela_vl.metrics.gradcam import resize_heat
 from pela_vl.models.albef.albef import Albef
@@ -119,7 +119,16 @@ def expression_heat(
     return maps
 
 
-def _heat(model, data, tokenizer, prepared, local, expressions, layer, autocast) -> Tensor:
+def _heat(
+    model: Albef,
+    data: GroundingEval,
+    tokenizer: Tokenizer,
+    prepared: Images,
+    local: list[int],
+    expressions: list[int],
+    layer: int,
+    autocast: Autocast,
+) -> Tensor:
     """Heat [P, h, w] of expressions in the prepared pictures `local`."""
     longest = model.text_encoder.embeddings.position_embeddings.num_embeddings
     ids, mask = tokenizer.encode([data.expressions[k].text for k in expressions], longest)

@@ -28,12 +28,12 @@ class BatchLimit:
 
     def tokens(self, model: Albef) -> int:
         """Text tokens (or image tokens, for the image encoder) whose MLP activation has that size."""
-        return max(1, int(self.mebibytes * 2**20 / (4 * model.text_encoder.encoder.layer[0].output.dense.in_features)))
+        return max(1, int(self.mebibytes * 2**20 / (4 * model.text_encoder.layers[0].output.dense.in_features)))
 
     def copied_pairs(self, model: Albef, image_tokens: int) -> int:
         """Pairs that may hold copies of keys and values."""
-        layers = model.text_encoder.encoder.layer[model.text_encoder.fusion_layer :]
-        width = layers[0].crossattention.output.dense.out_features
+        layers = model.text_encoder.fusion_attentions
+        width = layers[0].output.dense.out_features
         return min(self.pairs, int(self.mebibytes * 2**20 / (8 * image_tokens * width * len(layers))))
 
 

@@ -20,7 +20,7 @@ from pela_vl.base.distributed import Ranks, gather_rows
 from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.captions import RetrievalEval
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.evaluation.reranking import BatchLimit, candidates, encode_images, encode_texts, match_images
+from pela_vl.evaluation.reranking import BatchLimit, Texts, candidates, encode_images, encode_texts, match_images
 from pela_vl.metrics.recall import recall_from_scores
 from pela_vl.models.albef.albef import Albef
 from pela_vl.settings import EvalSettings
@@ -97,13 +97,14 @@ class _Scorer:
             room = settings.cache_mb / 2 if settings.k_test else 0.0
         similarity = gather_rows(self._encode_images(room)) @ text_features.T
         if not settings.k_test:
-            scores = similarity.cpu().numpy()
-            return RetrievalScores(scores, np.ascontiguousarray(scores.T))
+            alone = similarity.cpu().numpy()
+            return RetrievalScores(alone, np.ascontiguousarray(alone.T))
         by_image, by_text = candidates(similarity, settings.k_test)
         scores = torch.full(similarity.shape, UNRANKED, device=self.ranks.device)
         for number, block in enumerate(blocks):
             if len(blocks) > 1:
                 texts, _ = self._texts(ids, mask, block, True)
+            assert texts is not None  # with a k_test, texts of one block were kept above and those of several are here
             where, values = self._match(by_image | by_text, texts, number, len(blocks))
             where, values = gather_rows(where), gather_rows(values)
             scores[where[:, 0], where[:, 1]] = values
@@ -120,7 +121,7 @@ class _Scorer:
         block = (mask.sum(1).cumsum(0) - 1) // most
         return [(block == number).nonzero()[:, 0] for number in block.unique().tolist()]
 
-    def _texts(self, ids: Tensor, mask: Tensor, wanted: Tensor, keep: bool):
+    def _texts(self, ids: Tensor, mask: Tensor, wanted: Tensor, keep: bool) -> tuple[Texts | None, Tensor]:
         keep = keep and self.settings.k_test > 0
         return encode_texts(
             self.model, ids, mask, wanted, self.settings.text_batch, self.ranks, self.autocast, keep_tokens=keep
@@ -146,7 +147,7 @@ class _Scorer:
             with self.autocast():
                 yield encode_images(self.model, images.to(self.ranks.device), self.limit)
 
-    def _match(self, wanted: Tensor, texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
+    def _match(self, wanted: Tensor, texts: Texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
         """Pairs [P, 2] and scores [P] of this rank's images with one block of texts."""
         kept = sum(map(len, self.kept))
         first, pairs, scores = self.part.start, [], []

@@ -93,7 +93,9 @@ def _training_flops(path: str, variant: Variant) -> float:
         reshape(model, subject, method)
         ema = EmaModel(model, subject.without).model
     online = linear_conv_flops(model, step).total
-    total = (2 if method == "lora" else 3) * online + linear_conv_flops(ema, subject.ema).total
+    total = (2 if method == "lora" else 3) * online
+    if subject.ema is not None:
+        total += linear_conv_flops(ema, subject.ema).total
     if pretraining and not {"method=svd", "losses.fd=0"} & set(variant.pretrain or ()):
         total += linear_conv_flops(teacher, _features).total
     return total / batch

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_write
@@ -13,11 +14,14 @@ from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.variants import BEYOND
 from pela_vl.training.run_log import read_log
 
+if TYPE_CHECKING:  # matplotlib is an extra
+    from matplotlib.figure import Figure
+
 OURS, PAPER = "#1b5e8c", "#c2571a"
 _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches. Raises UserError without matplotlib."""
     # matplotlib checks MPLBACKEND while it is imported, and a notebook's is absent elsewhere; these figures need none
     backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
@@ -31,7 +35,7 @@ def new_figure(width: float, height: float):
     return Figure((width, height), dpi=130, layout="constrained")
 
 
-def save_figure(figure, path: Path) -> Path:
+def save_figure(figure: "Figure", path: Path) -> Path:
     with atomic_write(path) as stream:
         figure.savefig(stream, format="png")
     return path
@@ -47,7 +51,7 @@ def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
     return save_figure(figure, folder / f"{found.table.name}.png")
 
 
-def differences(figure, found: Found) -> None:
+def differences(figure: "Figure", found: Found) -> None:
     """A panel a column: each row's distance to the dense model in points, ours with its seeds' spread, the paper's hollow."""
     columns, lines = found.table.columns, found.lines
     wide = min(len(columns), 4)
@@ -76,7 +80,7 @@ def differences(figure, found: Found) -> None:
     )
 
 
-def compressions(figure, found: Found) -> None:
+def compressions(figure: "Figure", found: Found) -> None:
     """Each measure over kappa, the dense model's level dashed; a panel before and one after fine-tuning."""
     figure.set_size_inches(8.6, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
@@ -105,7 +109,7 @@ def compressions(figure, found: Found) -> None:
     panels[0].set_ylabel("recall, %", fontsize=8)
 
 
-def recovery(figure, curves: dict[str, dict[int, float]]) -> None:
+def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
     panel = figure.subplots()
     for (way, curve), colour in zip(curves.items(), (*_COLOURS, _COLOURS[0], _COLOURS[2]), strict=True):

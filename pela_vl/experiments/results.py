@@ -13,7 +13,7 @@ from pela_vl.base.files import atomic_write
 from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters
 from pela_vl.deploy.compression import deployed, sample_flops
-from pela_vl.experiments.runs import Grid, in_order
+from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Column, Table, TableRow
 
@@ -65,7 +65,8 @@ class Found:
 
 def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Found:
     """Read what is done; what is not leaves its cells without that seed."""
-    lines, runs = [], {}
+    lines: list[Line] = []
+    runs: dict[str, Run] = {}
     for row in table.rows:
         cells = []
         for column in table.columns:
@@ -81,7 +82,7 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
     return Found(table, tuple(lines), tuple(seeds), seconds, tuple(sorted(threads)))
 
 
-def _value(scale: Scale, column: Column, run, grid: Grid) -> float | None:
+def _value(scale: Scale, column: Column, run: Run, grid: Grid) -> float | None:
     if column.metric is None or not grid.done(run):
         return None
     file = scale.root / run.name / scale.tasks[column.task].records[column.split]
@@ -144,11 +145,15 @@ def orders(found: Found) -> list[str]:
     """
     lines = []
     for place, column in enumerate(found.table.columns):
-        known = [(line.row.label, line.cells[place]) for line in found.lines]
-        known = [(label, cell) for label, cell in known if cell.paper is not None and cell.mean is not None]
+        cells = [(line.row.label, line.cells[place]) for line in found.lines]
+        known = [
+            (label, cell, cell.mean, cell.paper)
+            for label, cell in cells
+            if cell.paper is not None and cell.mean is not None
+        ]
         agree, against, open_ = 0, [], 0
-        for (first, one), (second, two) in combinations(known, 2):
-            ours, theirs = one.mean - two.mean, one.paper - two.paper
+        for (first, one, one_mean, one_paper), (second, two, two_mean, two_paper) in combinations(known, 2):
+            ours, theirs = one_mean - two_mean, one_paper - two_paper
             noise = max(one.spread or 0.0, two.spread or 0.0)
             if abs(ours) <= noise or not theirs:
                 open_ += 1
@@ -161,7 +166,7 @@ def orders(found: Found) -> list[str]:
         total = agree + len(against) + open_
         text = f"{column.head}: {agree} of {total} pairs of rows as in the paper"
         text += f", {open_} not separated by the seeds" if open_ else ""
-        text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell in known) < 2 else ""
+        text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell, *_ in known) < 2 else ""
         lines.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
     return lines
 

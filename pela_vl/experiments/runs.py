@@ -159,7 +159,7 @@ class Grid:
                     _set_aside(folder)
                 _empty(folder, run.makes)
                 record = {}
-            state = {"fingerprint": self.prints[run.name], "done": False, "threads": threads}
+            state: dict[str, Any] = {"fingerprint": self.prints[run.name], "done": False, "threads": threads}
             state["seconds"] = record.get("seconds", 0.0)
             state["command"] = list(run.command)
             atomic_json(folder / _MARK, state)

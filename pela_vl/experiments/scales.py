@@ -1,6 +1,6 @@
 """At which size a grid is run: scenes on a CPU in an hour or two, or the paper's data sets on GPUs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,7 +99,9 @@ class Scale:
     def _numbered(self, changes: tuple[str, ...]) -> list[str]:
         return [change.format(**self.numbers) for change in changes]
 
-    def _train(self, name: str, task: Task, changes, seed: int, needs, *makes: str) -> Run:
+    def _train(
+        self, name: str, task: Task, changes: Sequence[str], seed: int, needs: Sequence[Run], *makes: str
+    ) -> Run:
         folder = self.root / name
         settings = [*task.changes, *changes, f"train.seed={seed}", f"output={folder}"]
         how = "--evaluate" if task.evaluate else "--resume"

@@ -87,8 +87,9 @@ def measure(row: str, batch: int, steps: int) -> StepCost:
     device = choose_device("auto")
     torch.manual_seed(0)
     model = timm.create_model(MODEL)
-    if ROWS[row] is not None:
-        compress(model, ROWS[row], exclude=("head", "patch_embed"), init="empty")
+    kappa = ROWS[row]
+    if kappa is not None:
+        compress(model, kappa, exclude=("head", "patch_embed"), init="empty")
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     model.to(device).train()

@@ -27,7 +27,8 @@ LORA = Variant(
 TINYBERT = Variant("tinybert", pretrain=("method=tinybert",))
 MASKALIGN = Variant("maskalign", pretrain=("method=maskalign",))
 TOME = Variant("tome", tune=("method=tome", "model.token_merging={merged}"))
-PELA = Variant("pela", 3, pretrain=("method=pela",))
+_PELA = ("method=pela",)
+PELA = Variant("pela", 3, pretrain=_PELA)
 TASK_ONLY = Variant("pretrained_without_fd_rwp", 3, pretrain=("method=svd",))
 FD_ONLY = Variant("fd", 3, pretrain=("method=pela", "losses.rwp=0"))
 RWP_ONLY = Variant("rwp", 3, pretrain=("method=pela", "losses.fd=0"))
@@ -40,7 +41,7 @@ def pela_at(kappa: float) -> Variant:
 
 
 def _from(name: str, init: str = "svd", ranks: str = "uniform", *changes: str) -> Variant:
-    return Variant(f"pela_{name}", 3, init, ranks, (*PELA.pretrain, *changes))
+    return Variant(f"pela_{name}", 3, init, ranks, (*_PELA, *changes))
 
 
 _LOWER = "optim.lr={lower_lr}"

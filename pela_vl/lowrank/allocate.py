@@ -74,9 +74,10 @@ def _options(
     else:
         most = max(1, rank_for(inputs, outputs, 1))
     most = min(len(after), most)
-    ranks: list[int | None] = list(range(multiple, most + 1, multiple)) or [most]
-    costs = [rank * (inputs + outputs - (rank if pivoted else 0)) for rank in ranks]
-    errors = [after[rank - 1] for rank in ranks]
+    whole = list(range(multiple, most + 1, multiple)) or [most]
+    costs = [rank * (inputs + outputs - (rank if pivoted else 0)) for rank in whole]
+    errors = [after[rank - 1] for rank in whole]
+    ranks: list[int | None] = [*whole]
     if stay_dense:
         cheaper = sum(cost < inputs * outputs for cost in costs)  # at the same cost dense weights are better
         ranks, costs, errors = ranks[:cheaper], costs[:cheaper], errors[:cheaper]
@@ -142,10 +143,11 @@ def _fill(options: Mapping[str, _Options], chosen: dict[str, int], left: int) ->
         for name, step in found.items():  # what was best stays so while it fits
             if step is not None and options[name].costs[-step[1]] - options[name].costs[chosen[name]] > left:
                 found[name] = best(name)
-        name = max(found, key=lambda name: found[name][0] if found[name] else -1.0)
-        if found[name] is None:
+        possible = {name: step for name, step in found.items() if step is not None}
+        if not possible:
             return
-        index = -found[name][1]
+        name = max(possible, key=lambda name: possible[name][0])
+        index = -possible[name][1]
         left -= options[name].costs[index] - options[name].costs[chosen[name]]
         chosen[name] = index
         found[name] = best(name)

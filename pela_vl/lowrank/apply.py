@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank.calibration import InputStatistics
 from pela_vl.lowrank.checks import carry_over, check_not_wrapped
-from pela_vl.lowrank.dense import in_out, weight_of
-from pela_vl.lowrank.factorize import factorize
+from pela_vl.lowrank.dense import Dense, in_out, weight_of
+from pela_vl.lowrank.factorize import Factors, factorize
 from pela_vl.lowrank.layer import LowRankLinear
 from pela_vl.lowrank.pivot import PivotedLinear, pivot_layer, pivoted_layers
 from pela_vl.lowrank.plan import PlanError, check_replaceable, shared_weights
 from pela_vl.lowrank.sensitivity import OutputMetric
-from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
-from pela_vl.lowrank.whiten import factorize_whitened
+from pela_vl.lowrank.two_metrics import TwoMetricFactors, factorize_two_metrics, metric_roots
+from pela_vl.lowrank.whiten import WhitenedFactors, factorize_whitened
 
 Job = TypeVar("Job")
 INITS = ("svd", "whitened", "gauss_newton", "empty")
@@ -87,8 +87,8 @@ def apply_plan(
             raise PlanError(f"{name}: rank {rank!r} is not a whole number in 1..{largest}")
         if init in NEED_STATISTICS:
             _check_statistics(name, linear, init, statistics or {}, metrics)
-    known = statistics if init in NEED_STATISTICS else {}
-    sensitive = metrics if init == "gauss_newton" else {}
+    known = statistics if statistics is not None and init in NEED_STATISTICS else {}
+    sensitive = metrics if metrics is not None and init == "gauss_newton" else {}
     jobs = [
         partial(_low_rank, name, linear, plan[name], init, known.get(name), sensitive.get(name), name in pivoted)
         for name, linear in linears.items()
@@ -184,7 +184,7 @@ def _check_statistics(
 
 def _low_rank(
     name: str,
-    linear: nn.Module,
+    linear: Dense,
     rank: int,
     init: str,
     statistics: InputStatistics | None,
@@ -201,19 +201,25 @@ def _low_rank(
             # On meta, then allocated: initialising would waste work and draw from the RNG.
             layer = kind(inputs, outputs, rank, bias is not None, "meta", weight.dtype).to_empty(device=weight.device)
             layer.requires_grad_(weight.requires_grad)
-            (layer if pivoted else layer.up).bias = bias
+            if isinstance(layer, PivotedLinear):
+                layer.bias = bias
+            else:
+                layer.up.bias = bias
             carry_over(linear, layer)
             return layer.train(linear.training), report
-        shift = None
+        shift: Tensor | None = None
+        factors: Factors | WhitenedFactors | TwoMetricFactors
         if init == "svd":
             factors = factorize(weight, rank)
             report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.cpu())
         elif init == "whitened":
+            assert statistics is not None  # checked by `_check_statistics`
             factors = factorize_whitened(weight, rank, statistics, bias is not None)
             report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.cpu())
             report = replace(report, output_error=factors.output_error)
             shift = factors.bias_shift
         else:
+            assert statistics is not None and metric is not None  # likewise
             factors = factorize_two_metrics(weight, rank, *metric_roots(statistics, metric, bias is not None))
             report = replace(report, rel_error=factors.rel_error, spectrum=factors.spectrum.float().cpu())
             report = replace(report, predicted_error=factors.predicted_error)
@@ -221,7 +227,7 @@ def _low_rank(
         raise PlanError(f"{name}: {error}") from None
     up, down = factors.up.to(weight), factors.down.to(weight)
     if (
-        init == "gauss_newton" and bias is not None
+        init == "gauss_newton" and bias is not None and statistics is not None
     ):  # of the rounded factors, so that the bias makes up for the rounding
         mean = statistics.mean
         shift = weight.detach().to(mean) @ mean - up.to(mean) @ (down.to(mean) @ mean)
@@ -231,7 +237,7 @@ def _low_rank(
     return low_rank_layer(linear, up, down, bias), report
 
 
-def low_rank_layer(linear: nn.Module, up: Tensor, down: Tensor, bias: nn.Parameter | None) -> LowRankLinear:
+def low_rank_layer(linear: Dense, up: Tensor, down: Tensor, bias: nn.Parameter | None) -> LowRankLinear:
     """The layer with these factors, up [O, R] and down [R, I], that stands in for `linear` and keeps what sits on it."""
     (inputs, outputs), rank = in_out(linear), len(down)
     # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.

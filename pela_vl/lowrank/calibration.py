@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pela_vl.lowrank.dense import in_out
+from pela_vl.lowrank.dense import Dense, in_out
 from pela_vl.lowrank.plan import PlanError
 
 _CHUNK = 4096  # rows whose fp64 copy is in memory at a time
@@ -71,11 +71,11 @@ def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[
     recorder, hooks = _Recorder(), []
     try:
         for name in names:
-            linear = model.get_submodule(name)
+            linear: Dense = model.get_submodule(name)
             device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"  # which has no fp64
             gathered[name] = InputStatistics(in_out(linear)[0], device)
-            hook = partial(recorder.record, name, gathered[name])
-            hooks.append(linear.register_forward_pre_hook(hook, with_kwargs=True))
+            record = partial(recorder.record, name, gathered[name])
+            hooks.append(linear.register_forward_pre_hook(record, with_kwargs=True))
         yield gathered
     finally:
         for hook in hooks:
@@ -168,7 +168,7 @@ class _Recorder:
     ) -> None:
         x = first_input(args, kwargs)
         versioned = not x.is_inference()  # only such tensors tell whether they were changed in place
-        if not (x is self.last and versioned and x._version == self.version):
+        if self.products is None or not (x is self.last and versioned and x._version == self.version):
             self.products = row_products(x.detach(), statistics.total.device)
             self.last, self.version = (x, x._version) if versioned else (None, -1)
             if not torch.isfinite(self.products[1]).all():

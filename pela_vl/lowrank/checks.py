@@ -7,7 +7,9 @@ from functools import lru_cache
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
+
+from pela_vl.lowrank.dense import Dense
 
 WRAPPERS = {
     "DistributedDataParallel",
@@ -55,10 +57,10 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 def uninitialised(module: nn.Module) -> bool:
     """Whether a lazy module does not know its shapes yet."""
-    return any(isinstance(parameter, UninitializedTensorMixin) for parameter in module.parameters(recurse=False))
+    return any(is_lazy(parameter) for parameter in module.parameters(recurse=False))
 
 
-def check_values(name: str, module: nn.Module) -> None:
+def check_values(name: str, module: Dense) -> None:
     """Raises PlanError for a weight in a type that products cannot be formed in, such as float8 or int8."""
     if module.weight.dtype not in _DTYPES:
         raise PlanError(
@@ -69,7 +71,8 @@ def check_values(name: str, module: nn.Module) -> None:
 
 def extras(module: nn.Module) -> dict[str, object]:
     """What sits on an instance beyond what its class puts there."""
-    return {key: value for key, value in vars(module).items() if key not in _usual(type(module))}
+    usual = _usual(type(module))  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
+    return {key: value for key, value in vars(module).items() if key not in usual}
 
 
 def check_instance(name: str, module: nn.Module) -> None:
@@ -93,7 +96,7 @@ def check_instance(name: str, module: nn.Module) -> None:
             raise PlanError(f"{name}.{key} has gradient hooks, which the new layer would lose: remove them first")
 
 
-def carry_over(source: nn.Module, target: nn.Module) -> None:
+def carry_over(source: Dense, target: nn.Module) -> None:
     """Give `target` whatever data sits on `source`, an instance that passed `check_instance`, and on its weight."""
     for key, value in extras(source).items():
         setattr(target, key, value)
@@ -121,7 +124,7 @@ def reader_of_weight(model: nn.Module, name: str) -> str | None:
         if depth == len(parts) - 1 and isinstance(owner, _READS_WEIGHTS):
             return f"torch's {type(owner).__name__}"
         path = parts[depth:]
-        if tuple(path) in _paths_read(type(owner)):
+        if tuple(path) in _paths_read(type(owner)):  # type: ignore[arg-type]  # likewise
             return type(owner).__name__
     return None
 

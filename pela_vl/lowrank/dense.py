@@ -3,7 +3,12 @@
 Shapes: O = output width, I = input width.
 """
 
+from typing import Any, TypeAlias
+
 from torch import Tensor, nn
+
+Dense: TypeAlias = Any
+"""nn.Linear, or transformers' Conv1D, which this room does not import and so cannot name."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -16,13 +21,13 @@ def is_dense(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
-def in_out(module: nn.Module) -> tuple[int, int]:
+def in_out(module: Dense) -> tuple[int, int]:
     """(I, O) of a dense layer."""
     if is_conv1d(module):
         return module.weight.shape[0], module.weight.shape[1]
     return module.in_features, module.out_features
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: Dense) -> Tensor:
     """The weight [O, I] of a dense layer."""
     return module.weight.T if is_conv1d(module) else module.weight

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pela_vl.lowrank.layer import LowRankLinear
+
 TOLERANCE = 1e-5
 """Largest relative error of the form's product in fp32; a layer above it keeps plain factors."""
 CONDITION = 1e4
@@ -23,6 +25,8 @@ class PivotedLinear(nn.Module):
     State-dict names: `down.weight` [R, I], `rest.weight` [O - R, R], `order` [O] (where each output stands in [z, rest(z)])
     and, with a bias, `bias` [O].
     """
+
+    order: Tensor
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class PivotedLinear(nn.Module):
 
 
 @torch.no_grad()
-def pivot_layer(layer: nn.Module) -> PivotedLinear | None:
+def pivot_layer(layer: LowRankLinear) -> PivotedLinear | None:
     """The pivoted form of a LowRankLinear, or None where it is no gain or not exact enough.
 
     Exact: relative error of the product (Frobenius) at most TOLERANCE as computed in fp32, no entry of A above CONDITION.

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pela_vl.lowrank.checks import (
     PlanError,
@@ -160,7 +161,7 @@ def shared_weights(model: nn.Module) -> dict[str, list[str]]:
 
 def _identity(parameter: nn.Parameter) -> tuple:
     """Equal for two parameters when they are one object or start at the same memory with the same shape."""
-    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(parameter):
         return (id(parameter),)
     if parameter.device.type == "meta" or parameter.numel() == 0 or type(parameter.data) is not torch.Tensor:
         return (id(parameter),)

@@ -43,7 +43,8 @@ class PrefixRuns:
                 del block.forward
 
     def _record(self, names: Sequence[str], item: Any) -> Any:
-        clock, calls, handles = [0], {}, []
+        clock, handles = [0], []
+        calls: dict[str, int] = {}
         kept: dict[tuple[str, int], tuple[int, Any]] = {}
         begins: dict[str, int] = {}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pela_vl.lowrank.allocate import allocate_ranks
 from pela_vl.lowrank.apply import INITS, NEED_STATISTICS, Progress, apply_plan, run_all
 from pela_vl.lowrank.calibration import Calibration, InputStatistics, calibrate
-from pela_vl.lowrank.dense import in_out, weight_of
+from pela_vl.lowrank.dense import Dense, in_out, weight_of
 from pela_vl.lowrank.effect import cut_errors
 from pela_vl.lowrank.factorize import singular_values
 from pela_vl.lowrank.plan import PlanError, plan_ranks
@@ -102,16 +102,16 @@ def make_recipe(
     if measured and not by_effect:
         raise PlanError("measured scales ranks 'allocated' with calibration samples alone")
     plan = plan_ranks(model, kappa, include, exclude, rank_multiple)
-    if init == "gauss_newton" or by_effect:
+    if calibration is not None and (init == "gauss_newton" or by_effect):
         statistics, metrics = measure_metrics(model, list(plan), calibration, features, progress)
     else:
-        statistics, metrics = calibrate(model, plan, calibration) if needed else {}, {}
+        statistics, metrics = {} if calibration is None else calibrate(model, plan, calibration), {}
     if ranks == "uniform":
         if pivoted:
             plan = {name: _pivoted_rank(rank, in_out(model.get_submodule(name))) for name, rank in plan.items()}
         return Recipe(plan, init, statistics, metrics)
     uniform, scales = plan, None
-    if measured:
+    if measured and calibration is not None:
         cuts = cut_errors(model, uniform, statistics, metrics, calibration, features, progress)
         spectra = {name: cut.spectrum for name, cut in cuts.items()}
         scales = {name: cut.scale for name, cut in cuts.items()}
@@ -121,7 +121,7 @@ def make_recipe(
     budget = sum(rank * sum(shapes[name]) for name, rank in uniform.items())
     plan = allocate_ranks(spectra, shapes, budget, rank_multiple, scales, by_effect, pivoted)
     dense = tuple(name for name in uniform if name not in plan)
-    if init == "whitened":
+    if init == "whitened" and calibration is not None:
         statistics = calibrate(model, plan, calibration)  # all tokens alike
     return Recipe(plan, init, statistics, metrics, dense)
 
@@ -140,7 +140,7 @@ def _spectra(
     statistics: Mapping[str, InputStatistics],
     metrics: Mapping[str, OutputMetric],
 ) -> dict[str, Tensor]:
-    linears = {name: model.get_submodule(name) for name in names}
+    linears: dict[str, Dense] = {name: model.get_submodule(name) for name in names}
     jobs = [
         partial(_spectrum, name, linear, statistics.get(name), metrics.get(name)) for name, linear in linears.items()
     ]
@@ -148,7 +148,7 @@ def _spectra(
     return dict(zip(linears, run_all(jobs, on_cpu), strict=True))
 
 
-def _spectrum(name: str, linear: nn.Module, statistics: InputStatistics | None, metric: OutputMetric | None) -> Tensor:
+def _spectrum(name: str, linear: Dense, statistics: InputStatistics | None, metric: OutputMetric | None) -> Tensor:
     """Singular values of a layer in its two metrics; without these, of its weight, the sum of their squares being 1."""
     if linear.weight.device.type == "meta":
         raise PlanError(f"{name}: the weight is on the meta device and has no values to allocate by")

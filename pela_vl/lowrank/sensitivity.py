@@ -12,7 +12,7 @@ Shapes: B = samples of a batch, N = rows, I, O = input and output width of a Lin
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pela_vl.lowrank.calibration import (
     first_input,
     run_item,
 )
-from pela_vl.lowrank.dense import in_out
+from pela_vl.lowrank.dense import Dense, in_out
 from pela_vl.lowrank.plan import PlanError
 
 PROBES = 2
@@ -111,12 +111,13 @@ def model_features(model: nn.Module, item: Any) -> Any:
 def feature_list(found: Any) -> list[Tensor]:
     """What a features function returned, as fp32 matrices [B, F]. Raises PlanError if it is no tensor or several."""
     parts = [found] if isinstance(found, Tensor) else list(found) if isinstance(found, Sequence) else [None]
-    if not parts or any(not isinstance(part, Tensor) or part.ndim < 1 for part in parts):
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim >= 1]
+    if not parts or len(tensors) < len(parts):
         raise PlanError(
             f"features must return a tensor [samples, ...] or several, not a {type(found).__name__}: "
             "give features=function(model, item), or let each item of calibration return them"
         )
-    return [part.float().reshape(len(part), -1) for part in parts]
+    return [part.float().reshape(len(part), -1) for part in tensors]
 
 
 def feature_scales(parts: Sequence[Tensor]) -> list[float]:
@@ -167,9 +168,12 @@ def measure_metrics(
                 raise PlanError("features depend on none of the layers (were they made without gradients?)")
             scales = scales or feature_scales(parts)
             for probe in range(PROBES):
-                value = sum(
-                    scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
-                    for scale, part in zip(scales, parts, strict=True)
+                value = reduce(
+                    torch.add,
+                    (
+                        scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
+                        for scale, part in zip(scales, parts, strict=True)
+                    ),
                 )
                 value.backward(retain_graph=probe + 1 < PROBES)
             watch.end_item(PROBES * len(parts[0]))
@@ -211,7 +215,7 @@ class _Watch:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.statistics: dict[str, InputStatistics] = {}
         self.metrics: dict[str, OutputMetric] = {}
-        self._linears = {name: model.get_submodule(name) for name in names}
+        self._linears: dict[str, Dense] = {name: model.get_submodule(name) for name in names}
         for name, linear in self._linears.items():
             (inputs, outputs), device = in_out(linear), linear.weight.device
             device = device if device.type != "mps" else torch.device("cpu")  # which has no fp64
@@ -251,7 +255,7 @@ class _Watch:
             groups.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride()), []).append(call)
         for calls in groups.values():
             names = tuple(call.name for call in calls)
-            weights = sum(self._weights(call) for call in calls) / len(calls)
+            weights = reduce(torch.add, (self._weights(call) for call in calls)) / len(calls)
             for name in names:
                 metric = self.metrics[name]
                 if len(metric.weights) == metric.items:

@@ -41,7 +41,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "pivoted": list(pivoted_layers(model)),
         "same": same,
     }
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
     partial = folder / (WEIGHTS + ".partial")
@@ -102,8 +102,9 @@ def _build(model: Any, folder: Path) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     config_class = getattr(model, "config_class", None)
-    if isinstance(model, type) and config_class is not None:
-        return model._from_config(config_class.from_pretrained(folder))
+    if config_class is not None and isinstance(model, type):
+        transformers_class: Any = model
+        return transformers_class._from_config(config_class.from_pretrained(folder))
     built = model()
     if not isinstance(built, nn.Module):
         raise PlanError(f"load: the function that makes the model returned a {type(built).__name__}")

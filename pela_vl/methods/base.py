@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.recovery.features import Features
-from pela_vl.recovery.teacher import FrozenTeacher
+from pela_vl.recovery.teacher import FrozenTeacher, Model
 from pela_vl.settings import Settings
 
 
@@ -45,11 +45,11 @@ class Method:
         return None
 
     @classmethod
-    def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+    def create(cls, model: Any, teacher: FrozenTeacher | None, settings: Settings) -> Self:
         """The method of a run, made when the model has its final shape.
 
         Args:
-            model: The model to train.
+            model: The model to train, an nn.Module; a method of one family names its class.
             teacher: The frozen dense model, where the method needs one.
             settings: The run's.
 
@@ -86,7 +86,7 @@ class Svd(Method):
         return cls()
 
 
-def require_teacher(name: str, teacher: FrozenTeacher | None) -> FrozenTeacher:
+def require_teacher(name: str, teacher: FrozenTeacher[Model] | None) -> FrozenTeacher[Model]:
     """The teacher. Raises UserError, naming the method, if there is none."""
     if teacher is None:
         raise UserError(

@@ -41,8 +41,9 @@ class Lora(Method):
         if not targets:
             raise UserError("method: lora finds no Linear outside the heads")
         options = settings.method.lora
+        alpha: Any = options.alpha  # peft declares it as a whole number and computes with any
         adapters = LoraConfig(
-            r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
+            r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
         )
         inject_adapter_in_model(adapters, model, _ADAPTER)
         for name, parameter in model.named_parameters():
@@ -56,11 +57,9 @@ class Lora(Method):
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state of the dense model that computes the same: W + scale * B A under W's own name. The model stays as it is."""
-    deltas = {
-        f"{name}.weight": layer.get_delta_weight(_ADAPTER)
-        for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
-    }
+    # peft's layers of every kind have get_delta_weight; their common class does not declare it
+    adapted: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    deltas: dict[str, Tensor] = {f"{name}.weight": layer.get_delta_weight(_ADAPTER) for name, layer in adapted.items()}
     state = {}
     for name, value in model.state_dict().items():
         if ".lora_" in name:

@@ -1,5 +1,7 @@
 """Fewer layers of the same kind: which ones stay, and taking the others out of a model."""
 
+from typing import overload
+
 from torch import nn
 
 
@@ -11,6 +13,10 @@ def layer_map(deep: int, shallow: int) -> list[int]:
     return [-(-(i + 1) * deep // shallow) - 1 for i in range(shallow)]
 
 
+@overload
+def keep_blocks(blocks: nn.Sequential, count: int) -> nn.Sequential: ...
+@overload
+def keep_blocks(blocks: nn.ModuleList, count: int) -> nn.ModuleList: ...
 def keep_blocks(blocks: nn.Sequential | nn.ModuleList, count: int) -> nn.Sequential | nn.ModuleList:
     """The `count` blocks of `layer_map`, as a container of the same kind."""
     kept = [blocks[i] for i in layer_map(len(blocks), count)]

@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class EmaModel(nn.Module):
+
+class EmaModel(nn.Module, Generic[Model]):
     """A copy of a model that is never trained and follows it, paired by parameter name.
 
     It is made after compression, so that it has the trained model's shape. It stays in eval mode.
@@ -18,9 +20,9 @@ class EmaModel(nn.Module):
         without: Names of parts that the copy does not need.
     """
 
-    def __init__(self, trained: nn.Module, without: tuple[str, ...] = ()):
+    def __init__(self, trained: Model, without: tuple[str, ...] = ()):
         super().__init__()
-        self.model = copy.deepcopy(trained)
+        self.model: Model = copy.deepcopy(trained)
         for name in without:
             setattr(self.model, name, None)
         self.model.requires_grad_(False)

@@ -4,7 +4,9 @@ Shapes: B images, N tokens before and M after a merge, D width, H heads, P token
 A merge is written as one index tensor [B, N]: where each token goes, 0 .. M - 1, the order of the survivors unchanged.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,8 @@ class Merged:
 
     def select(self, index: Tensor) -> "Merged":
         """The images `index`."""
-        return Merged(*(None if part is None else part[index] for part in (self.x, self.size, self.source)))
+        size, source = (None if part is None else part[index] for part in (self.size, self.source))
+        return Merged(self.x[index], size, source)
 
     def then(self, x: Tensor, size: Tensor | None, target: Tensor | None) -> "Merged":
         """After one more block, given what `merging_block` returns."""
@@ -74,7 +77,7 @@ def unmerge_tokens(x: Tensor, source: Tensor) -> Tensor:
     return x.gather(1, source[..., None].expand(-1, -1, x.shape[2]))
 
 
-def proportional_attention(attention: nn.Module, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+def proportional_attention(attention: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
     """timm's `Attention` where a token counts as often as tokens were merged into it: log(size) is added to its scores.
 
     x [B, N, D], size [B, N] or None (all ones) -> output [B, N, D], and the keys' mean over the heads [B, N, D / H].
@@ -98,7 +101,7 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def merging_block(
-    block: nn.Module, x: Tensor, size: Tensor | None, reduction: int, protected: int
+    block: Any, x: Tensor, size: Tensor | None, reduction: int, protected: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """timm's ViT `Block` with a merge of up to `reduction` tokens between its halves.
 
@@ -112,7 +115,7 @@ def merging_block(
 
 
 def after_attention(
-    block: nn.Module, x: Tensor, metric: Tensor, size: Tensor | None, reduction: int, protected: int
+    block: Any, x: Tensor, metric: Tensor, size: Tensor | None, reduction: int, protected: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The second half of `merging_block`: x [B, N, D] are tokens after attention, metric [B, N, D / H] is matched."""
     reduction, target = _possible(reduction, x.shape[1], protected), None
@@ -128,27 +131,32 @@ def _possible(reduction: int, count: int, protected: int) -> int:
     return max(min(reduction, (count - protected) // 2), 0)
 
 
-def reductions(schedule: int | list[int], depth: int) -> list[int]:
+def check_reductions(schedule: int | Sequence[int], depth: int) -> None:
+    """Whether `reductions` takes a schedule, for any depth without making a list of it. Raises ValueError if not."""
+    numbers = [schedule] if isinstance(schedule, int) else schedule
+    if (not isinstance(schedule, int) and len(numbers) != depth) or min(numbers) < 0:
+        raise ValueError(f"token_merging wants one number >= 0, or {depth} of them (one a block), not {schedule}")
+
+
+def reductions(schedule: int | Sequence[int], depth: int) -> list[int]:
     """How many tokens to merge in each of `depth` blocks: the same in all, or one number a block.
 
     Raises ValueError for a list of another length and a negative number.
     """
-    numbers = [schedule] * depth if isinstance(schedule, int) else list(schedule)
-    if len(numbers) != depth or min(numbers) < 0:
-        raise ValueError(f"token_merging wants one number >= 0, or {depth} of them (one a block), not {schedule}")
-    return numbers
+    check_reductions(schedule, depth)
+    return [schedule] * depth if isinstance(schedule, int) else list(schedule)
 
 
 class MergingBlocks(nn.Sequential):
     """Stands in for the `blocks` of any timm VisionTransformer, whose names it keeps."""
 
-    def __init__(self, blocks: nn.Sequential, schedule: int | list[int], protected: int):
+    def __init__(self, blocks: nn.Sequential, schedule: int | Sequence[int], protected: int):
         super().__init__(*blocks)
         self.reductions, self.protected = reductions(schedule, len(blocks)), protected
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, M, D]"""
-        size = None
+        size: Tensor | None = None
         for block, reduction in zip(self, self.reductions, strict=True):
             x, size, _ = merging_block(block, x, size, reduction, self.protected)
         return x

@@ -3,6 +3,7 @@
 Shapes: B images, S pixels a side, N = 1 + (S / patch)^2 tokens, M <= N tokens at the end, D width.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,13 +22,15 @@ class ImageEncoder(VisionTransformer):
     seen in training, drawn anew for every image (the class token always stays); in evaluation all are.
     """
 
+    pos_embed: nn.Parameter  # timm's is None in a ViT without learnt positions; this one always has them
     activation_checkpointing = False
     merging: tuple[int, ...] = ()
     keep_share = 1.0
     images_at_a_time = 0
     """In eval mode at most so many images go through the blocks together, 0 for all: see inference.py."""
 
-    def forward(self, images: Tensor, keep_hidden: bool = False) -> TokenStates:
+    # timm's forward returns class logits of images; this one is an encoder and returns its states
+    def forward(self, images: Tensor, keep_hidden: bool = False) -> TokenStates:  # type: ignore[override]
         """images [B, 3, S, S] -> tokens [B, M, D] after the final norm; hidden: embeddings and every block's output.
 
         Hidden states stand at the places of the patches seen: a merged token at every place that it is made of.
@@ -62,7 +65,7 @@ class ImageEncoder(VisionTransformer):
         """How many tokens block `number` is to merge."""
         return self.merging[number] if self.merging else 0
 
-    def set_token_merging(self, schedule: int | list[int]) -> None:
+    def set_token_merging(self, schedule: int | Sequence[int]) -> None:
         """Merge so many tokens in every block, or in each as a list says; 0 for none. Raises ValueError (`reductions`)."""
         numbers = reductions(schedule, len(self.blocks))
         self.merging = tuple(numbers) if any(numbers) else ()
@@ -83,7 +86,7 @@ def build_image_encoder(
     heads: int,
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
-    token_merging: int | list[int] = 0,
+    token_merging: int | Sequence[int] = 0,
 ) -> ImageEncoder:
     """ViT of ALBEF's kind: learnt positions with one for the class token, pre-norm blocks, LayerNorm eps 1e-6."""
     encoder = ImageEncoder(

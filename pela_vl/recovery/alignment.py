@@ -19,8 +19,9 @@ class DynamicAlignment(nn.Module):
 
     def __init__(self, student_layers: int, teacher_layers: int, dim: int):
         super().__init__()
-        self.adaptors = nn.ModuleList(nn.Linear(dim, dim) for _ in range(student_layers))
-        for adaptor in self.adaptors:
+        adaptors = [nn.Linear(dim, dim) for _ in range(student_layers)]
+        self.adaptors = nn.ModuleList(adaptors)
+        for adaptor in adaptors:
             nn.init.eye_(adaptor.weight)
             nn.init.zeros_(adaptor.bias)
         nearest = [-(-(t + 1) * student_layers // teacher_layers) - 1 for t in range(teacher_layers)]

@@ -56,7 +56,7 @@ def compress(
     recipe = make_recipe(
         model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress, pivoted
     )
-    if sequential:
+    if sequential and calibration is not None:
         compress_sequentially(
             model, recipe.plan, calibration, recipe.metrics, recipe.dense, features, strength, progress
         )

@@ -5,6 +5,7 @@ Shapes: B = samples of a batch.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,12 @@ def feature_loss(found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     if shapes[0] != shapes[1]:
         raise PlanError(f"recover: the student's features have shapes {shapes[0]}, the teacher's {shapes[1]}")
     pairs = zip(found, targets, strict=True)
-    return sum(
-        (own.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
-        for own, other in pairs
+    return reduce(
+        torch.add,
+        (
+            (own.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
+            for own, other in pairs
+        ),
     )
 
 

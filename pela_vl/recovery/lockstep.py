@@ -93,14 +93,14 @@ class Lockstep:
                 failed = next((run.failure for run in runs if run.failure is not None), None)
                 if failed is not None:
                     raise failed
-                parked = [run for run in runs if run.stop is not None]
+                parked = [(run, run.stop) for run in runs if run.stop is not None]
                 if not parked:
                     return
-                name = parked[0].stop.name
-                here = [run for run in parked if run.stop.name == name]
-                sides = [{run.item: run for run in here if run.side == side} for side in (DENSE, SMALL)]
-                yield name, [(sides[DENSE][i].stop, sides[SMALL][i].stop) for i in sides[DENSE] if i in sides[SMALL]]
-                for run in here:
+                name = parked[0][1].name
+                here = [(run, stop) for run, stop in parked if stop.name == name]
+                sides = [{run.item: stop for run, stop in here if run.side == side} for side in (DENSE, SMALL)]
+                yield name, [(sides[DENSE][i], sides[SMALL][i]) for i in sides[DENSE] if i in sides[SMALL]]
+                for run, _ in here:
                     run.stop = None
                     run.go.set()
         finally:

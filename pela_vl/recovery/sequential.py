@@ -12,6 +12,7 @@ Shapes: N = rows of all samples, I = input width, O = output width.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from pela_vl.lowrank import (
 )
 from pela_vl.lowrank.apply import Progress, install, low_rank_layer
 from pela_vl.lowrank.calibration import calibration_items, eval_mode, run_item
-from pela_vl.lowrank.dense import in_out, weight_of
+from pela_vl.lowrank.dense import Dense, in_out, weight_of
 from pela_vl.lowrank.plan import check_replaceable, shared_weights
 from pela_vl.lowrank.sensitivity import Features
 from pela_vl.lowrank.two_metrics import INPUT_SHRINKAGE, OUTPUT_SHRINKAGE
@@ -45,8 +46,9 @@ class _Regression:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str) -> None:
-        kinds = {"dtype": torch.float64, "device": device}
-        self.count, self.shift = 0.0, None
+        kinds: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        self.count = 0.0
+        self.shift: Tensor | None = None
         self.total, self.moment = torch.zeros(inputs, **kinds), torch.zeros(inputs, inputs, **kinds)
         self.total_t, self.cross = torch.zeros(outputs, **kinds), torch.zeros(outputs, inputs, **kinds)
 
@@ -72,6 +74,7 @@ class _Regression:
 
     @property
     def mean(self) -> Tensor:
+        assert self.shift is not None, "no rows were added"
         return self.total / self.count + self.shift
 
     def second(self, centred: bool) -> Tensor:
@@ -156,7 +159,7 @@ def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
 
 
 def _moments(
-    linear: nn.Module,
+    linear: Dense,
     pairs: Sequence[tuple[Stop, Stop]],
     writer: Writer | None,
     last: tuple[list[Tensor], _Regression] | None,
@@ -167,7 +170,7 @@ def _moments(
     found = _Regression(inputs, outputs, device)
     xs = [small.x for _, small in pairs]
     known = last is not None and len(last[0]) == len(xs) and all(a is b for a, b in zip(last[0], xs, strict=True))
-    if known:
+    if last is not None and known:
         found.inputs_of(last[1])
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, (dense, small) in enumerate(pairs):
@@ -183,12 +186,13 @@ def _moments(
             raise PlanError("sequential: calibration gives other inputs than those that the metrics were measured on")
         waiting.append((x, rest.reshape(-1, outputs).to(device), by))
         if sum(len(rows) for rows, _, _ in waiting) >= _CHUNK or number + 1 == len(pairs):
-            found.add(*(torch.cat(parts) for parts in zip(*waiting, strict=True)), not known)
+            rows, rests, counts = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+            found.add(rows, rests, counts, not known)
             waiting = []
     return found
 
 
-def _fit(linear: nn.Module, found: _Regression, rank: int | None, metric: Tensor | None, strength: float) -> nn.Module:
+def _fit(linear: Dense, found: _Regression, rank: int | None, metric: Tensor | None, strength: float) -> nn.Module:
     """What takes the layer's place: factors of W* of that rank, or, for None, W* itself."""
     has_bias = linear.bias is not None
     weight = weight_of(linear).detach()
@@ -206,25 +210,25 @@ def _fit(linear: nn.Module, found: _Regression, rank: int | None, metric: Tensor
         target = exact
     if rank is None:
         product = target.to(weight)
-        layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], has_bias, device="meta", dtype=weight.dtype)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], has_bias, device="meta", dtype=weight.dtype)
         layer.weight = nn.Parameter(product.contiguous(), requires_grad=linear.weight.requires_grad)
         product = product.double()
-        up = down = None
+        factors = None
     else:
         inputs = covariance_root(second, INPUT_SHRINKAGE)
         metric = identity.new_zeros(1, 1) if metric is None else metric
         outputs = covariance_root(
             metric.to(second) if len(metric) == len(weight) else torch.eye(len(weight)).to(second), OUTPUT_SHRINKAGE
         )
-        factors = factorize_two_metrics(target, rank, inputs, outputs)
-        up, down = factors.up.to(weight), factors.down.to(weight)
+        found_factors = factorize_two_metrics(target, rank, inputs, outputs)
+        factors = up, down = found_factors.up.to(weight), found_factors.down.to(weight)
         product = up.to(second) @ down.to(second)
     bias = None
     if has_bias:
         shift = found.total_t / found.count + (exact - product) @ found.mean
         bias = nn.Parameter((linear.bias.detach().to(shift) + shift).to(linear.bias), linear.bias.requires_grad)
-    if rank is not None:
-        return low_rank_layer(linear, up, down, bias)
-    if has_bias:
+    if factors is not None:
+        return low_rank_layer(linear, *factors, bias)
+    if bias is not None:
         layer.bias = bias
     return layer.train(linear.training)

@@ -121,7 +121,7 @@ class _Caught(Exception):
         self.windows = windows
 
 
-def _windows(block: nn.Module, x: Tensor) -> Tensor:
+def _windows(block: Any, x: Tensor) -> Tensor:
     """x [B, H, W, C] as the block's attention is given it: shifted, padded and cut by the block's own code."""
     thread = threading.get_ident()
 

@@ -1,12 +1,14 @@
 """The frozen original model as teacher."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pela_vl.recovery.features import Features
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Pass(Protocol):
@@ -16,7 +18,7 @@ class Pass(Protocol):
         """The hidden states that distillation pairs; of some streams alone where they are named."""
 
 
-class FrozenTeacher:
+class FrozenTeacher(Generic[Model]):
     """The dense model made before compression: no gradients, always in eval mode, outside what the engine owns.
 
     It is deliberately not a Module: nothing can train it, move it into a checkpoint or put it in train mode.
@@ -26,8 +28,8 @@ class FrozenTeacher:
         run: run(model, batch) makes the task's forward pass, the same for student and teacher.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Pass]):
-        self.model = model.requires_grad_(False).eval()
+    def __init__(self, model: Model, run: Callable[[Model, Any], Pass]):
+        self.model: Model = model.requires_grad_(False).eval()
         self._run = run
         self._last: tuple[Any, Pass] | None = None
 

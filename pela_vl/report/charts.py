@@ -1,6 +1,6 @@
 """The report's charts: each takes results and gives SVG or HTML."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from pela_vl.report.figures import percent, significant
@@ -78,7 +78,7 @@ def term_chart(name: str, steps: Sequence[int], values: Sequence[float], css: st
     return chart.svg()
 
 
-def losses_chart(curves: dict[str, tuple[str, Sequence[Point]]], title: str) -> str:
+def losses_chart(curves: Mapping[str, tuple[str, Sequence[Point]]], title: str) -> str:
     """Smoothed losses of several runs in one chart: label -> (CSS class, points); labels stand at the lines' ends."""
     lines = {
         label: (css, _smoothed(_binned([p.step for p in points], [p.loss for p in points])))

@@ -61,8 +61,10 @@ def _task(run: Demo, task: Task) -> list[str]:
     rows = [[task.name, *task.columns, "vs teacher"]]
     for place, (model, values) in enumerate(task.rows.items()):
         shown = ["-" if value is None else f"{value:.1f}" for value in values]
-        known = place and None not in (values[0], reference)
-        rows.append([model, *shown, difference(values[0] - reference, "-") if known else ""])
+        versus = ""
+        if place and values[0] is not None and reference is not None:
+            versus = difference(values[0] - reference, "-")
+        rows.append([model, *shown, versus])
     return _aligned(rows)
 
 

@@ -1,6 +1,6 @@
 """The report's tables and key figures as HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from pela_vl.report.figures import count, difference, percent, significant
@@ -49,6 +49,7 @@ def cost_table(run: Demo) -> str:
 def recall_table(run: Demo) -> str:
     """Zero-shot and fine-tuned recall, with the difference to the teacher under each figure."""
     bodies = []
+    stages: list[tuple[str, Sequence[Mapping[str, float] | None]]]
     stages = [("Zero-shot", [m.zero_shot for m in run.models]), ("Fine-tuned", [m.fine_tuned for m in run.models])]
     for stage, results in stages:
         if not any(results):

@@ -46,7 +46,8 @@ def spread(total: int, count: int) -> list[int]:
 def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, question: Answered, x: int, y: int) -> None:
     picture = question.picture
     scale = _SIDE / max(picture.size)
-    size = tuple(max(round(side * scale), 1) for side in picture.size)
+    width, height = picture.size
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
     # small pictures, as those of scenes, are enlarged without smearing
     sheet.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
     x, room = x + _SIDE + 10, _WIDTH - _SIDE - 2 * _MARGIN - 10

@@ -5,7 +5,7 @@ Shapes: B samples, L text tokens.
 
 from collections.abc import Callable, Collection
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -25,6 +25,8 @@ from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import Settings
 from pela_vl.workloads.base import RunModel, Task
 from pela_vl.workloads.calibration import TrainingCalibration
+
+AnyAlbef = TypeVar("AnyAlbef", bound=AlbefModel)
 
 CONTRASTIVE_TERMS = ("itc", "itm", "mlm")
 
@@ -75,7 +77,7 @@ class AlbefPass:
         return Features(found, masks, places)
 
 
-class AlbefTask(Task):
+class AlbefTask(Task[AnyAlbef]):
     """A task on an ALBEF.
 
     Class attributes:
@@ -104,7 +106,7 @@ class AlbefTask(Task):
                 raise UserError(f"losses.{name}: {self.title} has no such term; leave it out")
         return weights
 
-    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel:
+    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[AnyAlbef]:
         name = settings.model.tokenizer or (None if checkpoint else "bert-base-uncased")
         loaded = self.load_model(settings, checkpoint, load_tokenizer(name).vocab_size if name else None)
         entries, words = load_tokenizer(loaded.header.tokenizer).vocab_size, loaded.header.config.vocab_size
@@ -116,11 +118,11 @@ class AlbefTask(Task):
         self._start_encoders(settings, checkpoint, loaded)
         return loaded
 
-    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel:
+    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AnyAlbef]:
         """The model alone; vocab_size: of the tokeniser that the settings name, if any."""
         raise NotImplementedError
 
-    def _start_encoders(self, settings: Settings, checkpoint: str | None, loaded: LoadedModel) -> None:
+    def _start_encoders(self, settings: Settings, checkpoint: str | None, loaded: LoadedModel[AnyAlbef]) -> None:
         """Fill the encoders of a new model from BERT and from a ViT, where the settings name them."""
         init = settings.init
         if checkpoint is not None:
@@ -132,10 +134,10 @@ class AlbefTask(Task):
         if init.bert:
             loaded.notes += start_from_bert(loaded.model, init.bert)
 
-    def run(self, model: nn.Module, batch: Any, keep_hidden: bool = True) -> AlbefPass:
+    def run(self, model: AnyAlbef, batch: Any, keep_hidden: bool = True) -> AlbefPass:
         return AlbefPass(model, batch, keep_hidden)
 
-    def make_teacher(self, model: nn.Module) -> FrozenTeacher:
+    def make_teacher(self, model: AnyAlbef) -> FrozenTeacher[AnyAlbef]:
         """It sees every image token, whatever the student makes of them."""
         if isinstance(model, AlbefModel):
             model.visual_encoder.set_token_merging(0)
@@ -148,18 +150,18 @@ class AlbefTask(Task):
         )
 
     def calibration(
-        self, settings: Settings, loaded: LoadedModel, data: Dataset, show: bool
+        self, settings: Settings, loaded: LoadedModel[AnyAlbef], data: Dataset, show: bool
     ) -> Callable[[nn.Module], None]:
         collate = self.collate(settings, loaded.header)
         return TrainingCalibration(loaded, data, collate, settings.compress.samples, show)
 
 
-def ema_of(settings: Settings, model: nn.Module, without: tuple[str, ...] = ()) -> EmaModel | None:
+def ema_of(settings: Settings, model: AnyAlbef, without: tuple[str, ...] = ()) -> EmaModel[AnyAlbef] | None:
     """The EMA model that gives the soft targets; None where a teacher gives them."""
     return EmaModel(model, without) if settings.losses.soft_targets == "ema" else None
 
 
-def teacher_for_targets(settings: Settings, teacher: FrozenTeacher | None) -> FrozenTeacher | None:
+def teacher_for_targets(settings: Settings, teacher: FrozenTeacher[AnyAlbef] | None) -> FrozenTeacher[AnyAlbef] | None:
     """The teacher where the settings say that it gives the soft targets. Raises UserError if there is none."""
     if settings.losses.soft_targets != "teacher":
         return None

@@ -6,7 +6,7 @@ A new task is one file with a subclass of `Task` and one of `TrainingStep`; docs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from pela_vl.models.ema import EmaModel
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher, Pass
 from pela_vl.settings import Settings
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass
@@ -38,7 +40,7 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class TrainingStep(nn.Module):
+class TrainingStep(nn.Module, Generic[Model]):
     """One task's training step: the trained model, what is kept beside it, and what is computed of a batch.
 
     A back end wraps the whole module. Its state dict is the run's resume state; the parameters of `model` alone are
@@ -53,13 +55,20 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, ema: EmaModel | None = None, momentum: float = 0.995, keep_features: bool = False
+        self, model: Model, ema: EmaModel[Model] | None = None, momentum: float = 0.995, keep_features: bool = False
     ):
         super().__init__()
-        self.model = model
+        self.model: Model = model
         self.ema = ema
         self.momentum = momentum
         self.keep_features = keep_features
+
+    @property
+    def ema_model(self) -> Model:
+        """The EMA model's own module. Raises ValueError for a step without one."""
+        if self.ema is None:
+            raise ValueError("this training step has no EMA model")
+        return self.ema.model
 
     @torch.no_grad()
     def prepare(self, batch: Any, alpha: float, first: bool) -> Any:
@@ -124,7 +133,7 @@ class Evaluation:
     logged: dict[str, Any] = field(default_factory=dict)
 
 
-class Task:
+class Task(Generic[Model]):
     """One task. The defaults are those of a task with one kind of model and no evaluation.
 
     Data sets and collate functions follow the rule of data/: every draw is a function of (seed, epoch, index). Every
@@ -143,13 +152,13 @@ class Task:
     def check(self, settings: Settings) -> None:
         """Refuse settings that do not make sense for this task."""
 
-    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel:
+    def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[Model]:
         """The task's model from a checkpoint that it can start from, or a random one for None."""
         if checkpoint is None:
             raise UserError(f"init.checkpoint is not set: {self.title} starts from a checkpoint")
         return load_ours(checkpoint)
 
-    def run(self, model: nn.Module, batch: Any, keep_hidden: bool = True) -> Pass:
+    def run(self, model: Model, batch: Any, keep_hidden: bool = True) -> Pass:
         """The forward pass that student and teacher make alike; it says which hidden states distillation pairs.
 
         Args:
@@ -159,13 +168,13 @@ class Task:
         """
         raise NotImplementedError
 
-    def make_teacher(self, model: nn.Module) -> FrozenTeacher:
+    def make_teacher(self, model: Model) -> FrozenTeacher[Model]:
         """The frozen teacher that a dense model becomes."""
         return FrozenTeacher(model, self.run)
 
     def step(
-        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
-    ) -> TrainingStep:
+        self, settings: Settings, model: Model, keep_features: bool, teacher: FrozenTeacher[Model] | None
+    ) -> TrainingStep[Model]:
         """The training step.
 
         Args:
@@ -189,7 +198,7 @@ class Task:
         raise NotImplementedError
 
     def calibration(
-        self, settings: Settings, loaded: LoadedModel, data: Dataset, show: bool
+        self, settings: Settings, loaded: LoadedModel[Model], data: Dataset, show: bool
     ) -> Callable[[nn.Module], None]:
         """Runs the model on `compress.samples` training samples, for factors that are made for real inputs.
 

@@ -145,6 +145,8 @@ class AlbefCalibration(_Calibration):
         and "answer". Raises UserError naming file, entry and field for what is wrong with them.
         """
         kind, config = loaded.header.kind, loaded.header.config
+        if loaded.header.tokenizer is None:
+            raise UserError(f"{file!s}: a model of kind {kind} without a tokeniser cannot read texts")
         tokenizer = Tokenizer.load(loaded.header.tokenizer)
         field = TEXTS.get(kind, "caption")
         fields = {"image": (str,), field: (str, list)} | ({"answer": (str, list)} if kind == "vqa" else {})
@@ -222,7 +224,8 @@ def draw_training(data: Any, samples: int) -> list[int]:
         return draw(len(data), samples)
     count = min(len(sizes), MOST_SHARDS)
     chosen = sorted((k * len(sizes) // count for k in range(count)), key=lambda shard: sizes[shard])
-    left, drawn = samples, []
+    drawn: list[int] = []
+    left = samples
     for position, shard in enumerate(chosen):  # the smallest first: what they lack, the others give
         take = min(-(-left // (count - position)), sizes[shard])
         start = sum(sizes[:shard])

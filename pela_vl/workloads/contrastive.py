@@ -5,13 +5,17 @@ Source: ALBEF (Li et al., NeurIPS 2021), equations 1 to 7.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pela_vl.base.distributed import gather_rows
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.albef import load_model
+from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
-from pela_vl.data.collate import Batch
+from pela_vl.data.collate import Batch, Collate
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.bert import KeyValue, select_images
 from pela_vl.models.albef.losses import (
@@ -28,7 +32,8 @@ from pela_vl.models.albef.queue import FeatureQueue
 from pela_vl.models.ema import EmaModel
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
-from pela_vl.workloads.albef import AlbefPass
+from pela_vl.settings import Settings
+from pela_vl.workloads.albef import AlbefPass, AlbefTask, ema_of, load_tokenizer, teacher_for_targets
 from pela_vl.workloads.base import StepOutput, TrainingStep
 
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -65,7 +70,14 @@ def similarity(features: Tensor, candidates: Tensor, temp: Tensor) -> Tensor:
         return features.float() @ candidates.float() / temp.float()
 
 
-class ContrastiveStep(TrainingStep):
+def _labels(batch: Batch) -> Tensor:
+    """The masked tokens' labels [B, L]. Raises ValueError for a batch whose texts are not masked."""
+    if batch.labels is None:
+        raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
+    return batch.labels
+
+
+class ContrastiveStep(TrainingStep[Albef]):
     """An ALBEF, its weighted loss terms, the feature queues, and what gives the soft targets.
 
     Args:
@@ -85,8 +97,8 @@ class ContrastiveStep(TrainingStep):
         model: Albef,
         weights: dict[str, float],
         match_ids: bool,
-        ema: EmaModel | None = None,
-        teacher: FrozenTeacher | None = None,
+        ema: EmaModel[Albef] | None = None,
+        teacher: FrozenTeacher[Albef] | None = None,
         momentum: float = 0.995,
         queue_size: int = 65536,
         keep_features: bool = False,
@@ -110,12 +122,12 @@ class ContrastiveStep(TrainingStep):
         if self.teacher is not None:
             source, states = self.teacher.model, self.teacher.run(batch)
         else:
-            source, states = self.ema.model, AlbefPass(self.ema.model, batch, keep_hidden=False)
+            source, states = self.ema_model, AlbefPass(self.ema_model, batch, keep_hidden=False)
         image_feature = source.image_feature(states.image.tokens).float()
         text_feature = source.text_feature(states.text.tokens).float()
         mlm_logits = None
         if "mlm" in self.weights and alpha > 0:
-            mlm_logits = source.mlm_logits(states.masked.tokens[batch.labels >= 0])
+            mlm_logits = source.mlm_logits(states.masked.tokens[_labels(batch) >= 0])
         image_candidates = torch.cat([image_feature.T, self.queue.image], dim=1)
         text_candidates = torch.cat([text_feature.T, self.queue.text], dim=1)
         if self.match_ids:
@@ -148,9 +160,10 @@ class ContrastiveStep(TrainingStep):
             itm, accuracy = self._matching(batch, text.tokens, states.keys_values, similarity_i2t, similarity_t2i)
             output.terms["itm"], output.metrics["itm_accuracy"] = self.weights["itm"] * itm, accuracy
         if "mlm" in self.weights:
-            predicted = batch.labels >= 0
+            labels = _labels(batch)
+            predicted = labels >= 0
             logits = model.mlm_logits(states.masked.tokens[predicted])
-            mlm = masked_language_loss(logits, batch.labels[predicted], prepared.mlm_logits, prepared.alpha)
+            mlm = masked_language_loss(logits, labels[predicted], prepared.mlm_logits, prepared.alpha)
             output.terms["mlm"] = self.weights["mlm"] * mlm
         if self.keep_features:
             output.features = self._features(states)
@@ -224,3 +237,44 @@ class ContrastiveStep(TrainingStep):
         self.queue.push(
             gather_rows(prepared.image_feature), gather_rows(prepared.text_feature), gather_rows(batch.image_ids)
         )
+
+
+class ContrastiveTask(AlbefTask[Albef]):
+    """What pre-training, retrieval and grounding share: model, training step and batches.
+
+    Class attributes:
+        match_ids: See `ContrastiveStep`.
+    """
+
+    kind = "albef"
+    terms: ClassVar[tuple[str, ...]] = ("itc", "itm")
+    match_ids: ClassVar[bool] = True
+
+    def check(self, settings: Settings) -> None:
+        super().check(settings)
+        if not any(self.loss_weights(settings).values()):
+            raise UserError(f"losses: {' and '.join(self.terms)} are all 0, so there is nothing to train on")
+
+    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[Albef]:
+        mlm = self.loss_weights(settings).get("mlm", 0.0) > 0
+        return load_model(settings.model, checkpoint, mlm, vocab_size)
+
+    def step(
+        self, settings: Settings, model: Albef, keep_features: bool, teacher: FrozenTeacher[Albef] | None
+    ) -> ContrastiveStep:
+        losses, weights = settings.losses, self.loss_weights(settings)
+        without = ("itm_head", "temp") if weights.get("mlm") else ("itm_head", "temp", "mlm_head")
+        return ContrastiveStep(
+            model,
+            weights,
+            self.match_ids,
+            ema_of(settings, model, without),
+            teacher_for_targets(settings, teacher),
+            losses.momentum,
+            losses.queue_size,
+            keep_features,
+        )
+
+    def collate(self, settings: Settings, header: Header) -> Collate:
+        masking = settings.losses.mlm_probability if self.loss_weights(settings).get("mlm") else None
+        return Collate(load_tokenizer(header.tokenizer), settings.data.max_tokens, masking, settings.train.seed)

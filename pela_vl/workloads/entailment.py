@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pela_vl.base.distributed import gather_rows
 from pela_vl.base.files import atomic_json
@@ -54,14 +54,15 @@ class ClassTargets:
     logits: Tensor | None
 
 
-class EntailmentStep(TrainingStep):
+class EntailmentStep(TrainingStep[AlbefEntailment]):
     """(1 - alpha) * CE + alpha * CE to the EMA model's softmax, mean over the batch (term "ce")."""
 
     @torch.no_grad()
     def prepare(self, batch: EntailmentBatch, alpha: float, first: bool) -> ClassTargets:
         super().prepare(batch, alpha, first)
-        logits = self.ema.model(batch.images, batch.ids, batch.mask) if alpha > 0 else None
-        return ClassTargets(alpha, logits)
+        if alpha <= 0:
+            return ClassTargets(alpha, None)
+        return ClassTargets(alpha, self.ema_model(batch.images, batch.ids, batch.mask))
 
     def forward(self, batch: EntailmentBatch, prepared: ClassTargets) -> StepOutput:
         states = AlbefPass(self.model, batch, self.keep_features)
@@ -75,7 +76,7 @@ class EntailmentStep(TrainingStep):
         return output
 
 
-class Entailment(AlbefTask):
+class Entailment(AlbefTask[AlbefEntailment]):
     title = "visual entailment"
     kind = "entailment"
 
@@ -85,7 +86,11 @@ class Entailment(AlbefTask):
         return load_entailment(settings.model, checkpoint, vocab_size)
 
     def step(
-        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
+        self,
+        settings: Settings,
+        model: AlbefEntailment,
+        keep_features: bool,
+        teacher: FrozenTeacher[AlbefEntailment] | None,
     ) -> EntailmentStep:
         return EntailmentStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 

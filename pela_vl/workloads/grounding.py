@@ -19,7 +19,7 @@ from pela_vl.report.overlays import grounding_overlay
 from pela_vl.settings import Settings
 from pela_vl.workloads.albef import tokenizer_of
 from pela_vl.workloads.base import Evaluation, RunModel, require_training_files, val_and_test
-from pela_vl.workloads.retrieval import Retrieval
+from pela_vl.workloads.contrastive import ContrastiveTask
 
 
 @dataclass
@@ -28,8 +28,8 @@ class _Details:
     run: RunModel
 
 
-class Grounding(Retrieval):
-    """The model, the training step (ITC and ITM; texts of the same image are no negatives) and the batches are retrieval's."""
+class Grounding(ContrastiveTask):
+    """Trained as retrieval is: by ITC and ITM, where texts of the same image are no negatives."""
 
     title = "grounding"
 
@@ -41,8 +41,16 @@ class Grounding(Retrieval):
     def training_data(self, settings: Settings) -> CaptionPairs:
         data = settings.data
         files = require_training_files(settings)
-        options = {"field": "text", "stored_pixels": True}  # the frame of the boxes, as in the evaluation
-        return CaptionPairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb, **options)
+        return CaptionPairs(
+            files,
+            data.image_root,
+            None,
+            data.max_words,
+            settings.train.seed,
+            data.cache_mb,
+            field="text",
+            stored_pixels=True,  # the frame of the boxes, as in the evaluation
+        )
 
     def tests(self, settings: Settings) -> dict[str, str]:
         """val, and test, which holds testA and testB."""

@@ -2,72 +2,27 @@
 
 from typing import Any
 
-from torch import nn
-
-from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
-from pela_vl.checkpoints.albef import load_model
-from pela_vl.checkpoints.header import Header
-from pela_vl.checkpoints.loading import LoadedModel
-from pela_vl.data.collate import Collate
 from pela_vl.data.loader import split_range
 from pela_vl.data.sets.captions import CaptionPairs, RetrievalEval
 from pela_vl.data.sets.shard_pairs import ShardPairs, training_pairs
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.retrieval import RetrievalScores, score_retrieval
-from pela_vl.models.albef.albef import Albef
-from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import Settings
-from pela_vl.workloads.albef import AlbefTask, ema_of, load_tokenizer, teacher_for_targets, tokenizer_of
+from pela_vl.workloads.albef import tokenizer_of
 from pela_vl.workloads.base import Evaluation, RunModel, require_training_files, test_or_val
-from pela_vl.workloads.contrastive import ContrastiveStep
+from pela_vl.workloads.contrastive import ContrastiveTask
 
 
-class Retrieval(AlbefTask):
-    """Fine-tuning for retrieval.
-
-    Class attributes:
-        match_ids: See `ContrastiveStep`.
-    """
+class Retrieval(ContrastiveTask):
+    """Fine-tuning for retrieval."""
 
     title = "retrieval"
-    kind = "albef"
-    terms: tuple[str, ...] = ("itc", "itm")
-    match_ids = True
-
-    def check(self, settings: Settings) -> None:
-        super().check(settings)
-        if not any(self.loss_weights(settings).values()):
-            raise UserError(f"losses: {' and '.join(self.terms)} are all 0, so there is nothing to train on")
-
-    def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[Albef]:
-        mlm = self.loss_weights(settings).get("mlm", 0.0) > 0
-        return load_model(settings.model, checkpoint, mlm, vocab_size)
-
-    def step(
-        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
-    ) -> ContrastiveStep:
-        losses, weights = settings.losses, self.loss_weights(settings)
-        without = ("itm_head", "temp") if weights.get("mlm") else ("itm_head", "temp", "mlm_head")
-        return ContrastiveStep(
-            model,
-            weights,
-            self.match_ids,
-            ema_of(settings, model, without),
-            teacher_for_targets(settings, teacher),
-            losses.momentum,
-            losses.queue_size,
-            keep_features,
-        )
 
     def training_data(self, settings: Settings) -> CaptionPairs | ShardPairs:
         data = settings.data
         files = require_training_files(settings)
         return training_pairs(files, data.image_root, None, data.max_words, settings.train.seed, data.cache_mb)
-
-    def collate(self, settings: Settings, header: Header) -> Collate:
-        masking = settings.losses.mlm_probability if self.loss_weights(settings).get("mlm") else None
-        return Collate(load_tokenizer(header.tokenizer), settings.data.max_tokens, masking, settings.train.seed)
 
     def tests(self, settings: Settings) -> dict[str, str]:
         return test_or_val(settings)

@@ -3,19 +3,20 @@
 Shapes: B questions, L question tokens, A answers of all questions, T answer tokens, M predicted tokens, V words, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
 from pela_vl.checkpoints.albef import load_vqa
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
-from pela_vl.data.sets.vqa import PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
+from pela_vl.data.sets.vqa import AskedQuestion, PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
@@ -76,13 +77,13 @@ def answer_logits(model: AlbefVqa, batch: VqaBatch, states: Tensor | None = None
     return model.text_decoder.next_token_logits(batch.answer_ids, batch.answer_mask, keys_values, batch.mask[question])
 
 
-class VqaStep(TrainingStep):
+class VqaStep(TrainingStep[AlbefVqa]):
     """The weighted answers' loss (term "answer"), with soft labels of the EMA model."""
 
     @torch.no_grad()
     def prepare(self, batch: VqaBatch, alpha: float, first: bool) -> TokenTargets:
         super().prepare(batch, alpha, first)
-        return TokenTargets(alpha, answer_logits(self.ema.model, batch)[0] if alpha > 0 else None)
+        return TokenTargets(alpha, answer_logits(self.ema_model, batch)[0] if alpha > 0 else None)
 
     def forward(self, batch: VqaBatch, prepared: TokenTargets) -> StepOutput:
         states = AlbefPass(self.model, batch, self.keep_features)
@@ -98,7 +99,7 @@ class VqaStep(TrainingStep):
         return output
 
 
-class Vqa(AlbefTask):
+class Vqa(AlbefTask[AlbefVqa]):
     title = "visual question answering"
     kind = "vqa"
 
@@ -110,7 +111,9 @@ class Vqa(AlbefTask):
     def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AlbefVqa]:
         return load_vqa(settings.model, checkpoint, vocab_size)
 
-    def step(self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None) -> VqaStep:
+    def step(
+        self, settings: Settings, model: AlbefVqa, keep_features: bool, teacher: FrozenTeacher[AlbefVqa] | None
+    ) -> VqaStep:
         return VqaStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 
     def training_data(self, settings: Settings) -> VqaQuestions:
@@ -150,6 +153,7 @@ class Vqa(AlbefTask):
         part = -(-len(data.asked) // run.ranks.world)
         with Progress(part, "answer", 0, "question", run.ranks.is_main) as progress:
             ranked = answer_questions(answerer, data, run.ranks, settings.data.workers, on_progress=progress.to)
+        record: dict[str, Any]
         record = {"questions": len(data.asked), "images": len(data), "answers": len(answers)}
         record["examples"] = [
             _example(data, i, ranked, answers) for i in spread(len(ranked), settings.drawings.examples)
@@ -186,10 +190,15 @@ def sheet(data: VqaEval, ranked: list[Ranked], answers: list[str], count: int) -
             data.read(data.asked[i].image),
             data.asked[i].text,
             [(answers[index], chance) for index, chance in ranked[i]],
-            data.asked[i].truth.answers if data.asked[i].truth else (),
+            _known_answers(data.asked[i]),
         )
         for i in spread(len(ranked), count)
     ]
+
+
+def _known_answers(question: AskedQuestion) -> Sequence[str]:
+    """The annotators' answers, none where they are held back."""
+    return question.truth.answers if question.truth else ()
 
 
 def _example(data: VqaEval, i: int, ranked: list[Ranked], answers: list[str]) -> dict[str, Any]:
@@ -199,5 +208,5 @@ def _example(data: VqaEval, i: int, ranked: list[Ranked], answers: list[str]) ->
         "question": question.text,
         "image": question.image[1],
         "ranked": [{"answer": answers[index], "probability": chance} for index, chance in ranked[i]],
-        "truth": list(question.truth.answers) if question.truth else [],
+        "truth": list(_known_answers(question)),
     }

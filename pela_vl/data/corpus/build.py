@@ -63,7 +63,7 @@ class Request:
         for unit in self.sources:
             if unit.path.endswith((".tar", ".parquet")):
                 raise UserError(f"{unit.path}: JSON lists cannot name pictures inside an archive; set format=shards")
-            if self.image_root is None or os.path.commonpath([unit.images, self.image_root]) != self.image_root:
+            if self.image_root is None or os.path.commonpath([unit.image_folder, self.image_root]) != self.image_root:
                 raise UserError(
                     f"{unit.images}: is not below the image root {self.image_root}, where the lists' paths start"
                 )
@@ -170,7 +170,8 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
     files = AppendedFiles(work / _OUT, state)
     folders = _folders(request, state)
     if request.shards is None:
-        writer = ListWriter(files, request.image_root, request.names())
+        assert request.image_root is not None  # `Request` has checked it
+        writer: ListWriter | ShardWriter = ListWriter(files, request.image_root, request.names())
         how = Examination(request.filters, folders=folders)
     else:
         writer = ShardWriter(files, request.shards)

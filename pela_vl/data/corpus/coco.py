@@ -52,11 +52,11 @@ def _join(table: sqlite3.Connection, source: str, images: str) -> Iterator[Recor
         captions = [json.loads(caption) if caption is not None else None for (caption,) in rows]
         yield _record(source, f"images[{place - 1}]", json.loads(text), captions, images)
     # captions without a picture, an entry for each id; those without an id come alone
-    rows = table.execute(
+    alone = table.execute(
         "SELECT min(place), id, count(*) FROM captions WHERE id IS NULL OR id NOT IN "
         "(SELECT id FROM images WHERE id IS NOT NULL) GROUP BY coalesce(id, place), id IS NULL ORDER BY 1"
     )
-    for place, id_, count in rows:
+    for place, id_, count in alone:
         problem = "malformed_entry" if id_ is None else "unknown_image"
         name = f"annotations[{place - 1}]" if id_ is None else json.loads(id_)
         yield Record(source, name, [None] * count, problem=problem)

@@ -63,7 +63,7 @@ def _ray(workers: int, address: str | None) -> Iterator[OrderedMap]:
         import ray
     except ImportError:
         raise UserError("engine ray needs Ray: pip install 'pela_vl[ray]'") from None
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             ray.init(num_cpus=workers, include_dashboard=False, **quiet)

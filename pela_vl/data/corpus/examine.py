@@ -148,12 +148,13 @@ def _read(record: Record, how: Examination) -> tuple[Picture, str]:
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
+        assert record.url is not None  # `row` is given only where the picture has an address
         paths = [os.path.join(folder, name) for name in downloaded_names(number, record.url)]
     path = next((found for path in paths if (found := _existing(path)) is not None), None)
     if path is None:
-        for folder in how.folders:
-            if any(_is_below(path, folder.path) for path in paths):
-                folder.check()
+        for watched in how.folders:
+            if any(_is_below(path, watched.path) for path in paths):
+                watched.check()
         raise _Unfit("missing", paths[0] if paths else "")
     if record.url is not None and (other := _address_beside(path)) not in (None, record.url):
         raise _Unfit("other_download", f"{path} came from {other}")
@@ -227,7 +228,8 @@ def _shrunk(image: Image.Image, side: int, quality: int) -> bytes:
     """A JPEG whose shorter side is at most `side`; nothing is enlarged."""
     scale = side / min(image.size)
     if scale < 1:
-        size = tuple(max(side, round(length * scale)) for length in image.size)
+        width, height = image.size
+        size = max(side, round(width * scale)), max(side, round(height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)

@@ -41,7 +41,7 @@ class Gate:
         if finding.digest is not None:
             self.counts[HELD_OUT, "pictures", "by_content"] += 1
         else:
-            self.counts[HELD_OUT, "unread", finding.reason] += 1
+            self.counts[HELD_OUT, "unread", str(finding.reason)] += 1
         self.counts[HELD_OUT, "pictures", "listed"] += 1
         self.state.hold_out(keys)
 
@@ -62,6 +62,7 @@ class Gate:
         own = key("id", finding.source, type(finding.id).__name__, finding.id)
         if self.state.has_seen(own):
             return "duplicate_id"
+        assert finding.digest is not None  # what is fit was read
         if not self.state.is_new(key("content", finding.digest.hex())):
             return "duplicate_content"
         self.state.is_new(own)

@@ -64,7 +64,7 @@ def shard_records(source: str, shard: str) -> Iterator[Record]:
     stem = os.path.basename(shard).removesuffix(".tar").removesuffix(".parquet")
     records = _parquet_records(source, shard) if shard.endswith(".parquet") else _sample_records(source, shard)
     for record in records:
-        whole = os.path.basename(record.id).startswith(stem)
+        whole = os.path.basename(str(record.id)).startswith(stem)
         yield record if whole else replace(record, id=f"{stem}/{record.id}")
 
 
@@ -100,13 +100,12 @@ def _record(source: str, name: str, sample: _Sample, table: _Table) -> Record:
     caption = sidecar.get("caption") if caption is None else caption
     caption = sample.text if caption is None else caption
     url = sidecar.get("url") if url is None else url
-    loose = isinstance(sample.place, str)
     return Record(
         source,
         name,
         list(caption) if isinstance(caption, list) else [caption],
-        paths=[sample.place] if loose else [],
-        member=None if loose else sample.place,
+        paths=[sample.place] if isinstance(sample.place, str) else [],
+        member=None if isinstance(sample.place, str) else sample.place,
         identities=flickr_identity(url),
     )
 
@@ -125,20 +124,26 @@ def _folder_samples(shard: str) -> dict[str, _Sample]:
     return samples
 
 
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = archive.extractfile(member)
+    assert content is not None  # a regular file has one
+    return content.read()
+
+
 def _tar_samples(shard: str) -> dict[str, _Sample]:
     samples: dict[str, _Sample] = {}
     end = 0
     try:
         with tarfile.open(shard, "r:", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
-                archive.members = []  # else every header is kept
+                archive.members = []  # type: ignore[attr-defined]  # undeclared; else every header is kept
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 folder, name = os.path.split(member.name)
                 stem, _, suffix = name.partition(".")
                 if member.isreg() and stem:
                     place = (shard, member.offset_data, member.size)
                     _add(samples, os.path.join(folder, stem), suffix.lower(), place,
-                         lambda member=member: archive.extractfile(member).read())  # fmt: skip
+                         lambda member=member: _content(archive, member))  # fmt: skip
         # tarfile takes a header that is cut off for the end
         with open(shard, "rb") as file:
             file.seek(end)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pela_vl.base.errors import UserError
 
@@ -106,7 +107,8 @@ def _find(
     absent: list[str] = []
     found = []
     for part in parts:
-        part = replace(part, **{key: _place(settings, getattr(part, key)) for key in ("path", "images", "image_data")})
+        placed: dict[str, Any] = {key: _place(settings, getattr(part, key)) for key in ("path", "images", "image_data")}
+        part = replace(part, **placed)
         gone = [path for path in _paths(part) if not _is_there(path, item.kind)]
         if item.use != "never" and not gone:
             found.append(part)
@@ -121,8 +123,7 @@ def _find(
         raise UserError(
             f"{where}.{name}: {absent[0]}: no such file or folder; put it there, or set {where}.{name}.use=never"
         )
-    unique = [tuple(dict.fromkeys(paths)) for paths in (present, absent)]
-    return found, Entry(name, state, *unique, item.download)
+    return found, Entry(name, state, tuple(dict.fromkeys(present)), tuple(dict.fromkeys(absent)), item.download)
 
 
 def _is_there(path: str, kind: str) -> bool:

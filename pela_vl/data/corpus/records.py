@@ -43,7 +43,7 @@ class Record:
 
     def line(self) -> str:
         """One line of JSON, without what is at its default."""
-        absent = (None, [], "", False)
+        absent: tuple[Any, ...] = (None, [], "", False)
         every = ((name, getattr(self, name)) for name in self.__slots__)
         values = {name: value for name, value in every if name == "id" or value not in absent}
         return json.dumps(values, separators=(",", ":")) + "\n"

@@ -119,8 +119,8 @@ def _merged(records: Iterable[Record]) -> Iterator[Record]:
     """Join rows that follow one another with the same picture by path: several captions of one picture."""
     last: Record | None = None
     for record in records:
-        same = last is not None and last.problem is record.problem is None and last.url is record.url is None
-        if same and last.paths == record.paths:
+        plain = record.problem is None and record.url is None
+        if plain and last is not None and last.problem is last.url is None and last.paths == record.paths:
             last.captions.extend(record.captions)
             continue
         if last is not None:

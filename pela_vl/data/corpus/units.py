@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .records import Record
 from .state import unwritable
 from .table import table_records
 
-_HELD_OUT = {
+_HELD_OUT: dict[str, Callable[[str, str | None], Iterator[Record]]] = {
     "karpathy": karpathy_held_out,
     "refs": refs_held_out,
     "vqa": vqa_held_out,
@@ -46,6 +46,13 @@ class Unit:
     strip: str = ""
     sources: tuple[str, ...] = ()
 
+    @property
+    def image_folder(self) -> str:
+        """`images`. Raises ValueError for a unit without."""
+        if self.images is None:
+            raise ValueError(f"{self.path}: a unit of kind {self.kind} that names no folder of pictures")
+        return self.images
+
 
 def is_downloaded(folder: str) -> bool:
     """Whether a folder holds anything that img2dataset wrote."""
@@ -71,7 +78,8 @@ def source_units(source: str, kind: str, arguments: list[str], part: int = 1, st
         return [_unit("shard", source, shard, arguments[0], part=part) for shard in find_shards(arguments[0])]
     if not os.path.isdir(arguments[1]):
         raise UserError(f"{source}: {arguments[1]} is no folder of pictures")
-    return [replace(_unit(kind, source, *arguments, part=part), strip=strip)]
+    extra = arguments[2] if len(arguments) > 2 else None
+    return [replace(_unit(kind, source, arguments[0], arguments[1], extra, part), strip=strip)]
 
 
 _WANTED = {
@@ -89,20 +97,21 @@ def held_out_units(kind: str, arguments: list[str], sources: Sequence[str] = ())
         raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its pictures")
     if len(arguments) == 2 and not os.path.isdir(arguments[1]):
         raise UserError(f"held-out {kind}: {arguments[1]} is no folder of pictures")
-    return [replace(_unit(kind, "", *arguments), sources=tuple(sources))]
+    images = arguments[1] if len(arguments) > 1 else None
+    return [replace(_unit(kind, "", arguments[0], images), sources=tuple(sources))]
 
 
 def unit_records(unit: Unit, scratch: Path) -> Iterator[Record]:
     """All records of a unit in a fixed order. scratch: a file name that may be used meanwhile."""
     match unit.kind:
         case "coco":
-            return coco_records(unit.source, unit.path, unit.images, scratch)
+            return coco_records(unit.source, unit.path, unit.image_folder, scratch)
         case "vg":
-            return genome_records(unit.source, unit.path, unit.images, unit.extra, scratch)
+            return genome_records(unit.source, unit.path, unit.image_folder, unit.extra, scratch)
         case "table":
-            return _numbered(table_records(unit.source, unit.path, unit.images), unit.part)
+            return _numbered(table_records(unit.source, unit.path, unit.image_folder), unit.part)
         case "list":
-            return _numbered(list_records(unit.source, unit.path, unit.images, unit.strip), unit.part)
+            return _numbered(list_records(unit.source, unit.path, unit.image_folder, unit.strip), unit.part)
         case "shard":
             return _numbered(shard_records(unit.source, unit.path), unit.part)
     records = _HELD_OUT[unit.kind](unit.path, unit.images)
@@ -136,5 +145,5 @@ def _unit(
             raise UserError(f"{source or 'held-out ' + kind}: {name}: no such file or folder")
     # what happens to lie in a folder is not looked at here: a folder's own size says nothing
     size = os.path.getsize(path) if os.path.isfile(path) else 0
-    absolute = [os.path.abspath(name) if name else None for name in (path, images, extra)]
-    return Unit(kind, source, *absolute, part, size)
+    folder, more = (os.path.abspath(name) if name else None for name in (images, extra))
+    return Unit(kind, source, os.path.abspath(path), folder, more, part, size)

@@ -95,7 +95,7 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                     raise UserError(f"{source}: holds {member.name}; a tar of tars such as n01440764.tar is wanted")
                 folder = output / name.removesuffix(".tar")
                 if not folder.exists():
-                    _unpack_class(outer.extractfile(member), source, folder)
+                    _unpack_class(_content(outer, member), source, folder)
                 progress.update(note=name)
 
 
@@ -121,8 +121,7 @@ def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = Tr
         (part / synset).mkdir()
     seen = set()
     with Progress(len(synsets), f"{output.name}: images", unit="image", enabled=report) as progress:
-        for name, place in _val_images(source):
-            number = int(_VAL_NAME.fullmatch(name)[1])
+        for name, number, place in _val_images(source):
             if not 1 <= number <= len(synsets) or number in seen:
                 raise UserError(f"{source}: {name}: is there twice or has no label; {len(synsets)} labels were given")
             seen.add(number)
@@ -208,7 +207,7 @@ def _kit_files(path: Path) -> dict[str, bytes]:
             for member in kit:
                 name = Path(member.name).name
                 if member.isfile() and name in (_META, _TRUTH):
-                    found.setdefault(name, kit.extractfile(member).read())
+                    found.setdefault(name, _content(kit, member).read())
     if missing := [name for name in (_META, _TRUTH) if name not in found]:
         raise UserError(f"{path}: holds no {missing[0]}; give ILSVRC2012_devkit_t12.tar.gz or its folder")
     return found
@@ -248,6 +247,14 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         raise UserError(f"{path}: cannot be unpacked ({error.strerror or error}); mend that and run again") from None
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """The content of a regular file in a tar."""
+    content = tar.extractfile(member)
+    if content is None:
+        raise UserError(f"{tar.name!s}: {member.name} is no file; download it again")
+    return content
+
+
 def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
     """The images of one class's tar; the folder takes its name when all are there."""
     if folder.exists():
@@ -260,7 +267,7 @@ def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
                 name = Path(member.name).name  # no path of an archive leaves the folder
                 if member.isfile() and os.path.splitext(name)[1].lower() in SUFFIXES:
                     with open(part / name, "wb") as target:
-                        shutil.copyfileobj(tar.extractfile(member), target)
+                        shutil.copyfileobj(_content(tar, member), target)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{place}: {folder.name}: a damaged tar ({error}); download it again") from None
     os.rename(part, folder)
@@ -276,15 +283,15 @@ def _remove_parts(folder: Path) -> None:
         shutil.rmtree(part)
 
 
-def _val_images(source: Path) -> Iterator[tuple[str, Path | IO[bytes]]]:
-    """(name, where it is) of the validation images of a folder or a tar."""
+def _val_images(source: Path) -> Iterator[tuple[str, int, Path | IO[bytes]]]:
+    """(name, number, where it is) of the validation images of a folder or a tar."""
     if source.is_dir():
         for name in sorted(os.listdir(source)):
-            if _VAL_NAME.fullmatch(name):
-                yield name, source / name
+            if found := _VAL_NAME.fullmatch(name):
+                yield name, int(found[1]), source / name
         return
     with _opened(source) as tar:
         for member in tar:
             name = Path(member.name).name
-            if member.isfile() and _VAL_NAME.fullmatch(name):
-                yield name, tar.extractfile(member)
+            if member.isfile() and (found := _VAL_NAME.fullmatch(name)):
+                yield name, int(found[1]), _content(tar, member)

@@ -214,7 +214,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
         report.counts[split] = (len(own), sum(len(ref.expressions) for ref in own))
     held_out = [ref for ref in kept if ref.split != "train"]
     images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
-    boxes = {
+    boxes: dict[str, Any] = {
         "format": FORMAT,
         "candidates": corpus.candidates_from,
         "images": {

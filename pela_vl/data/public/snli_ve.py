@@ -103,7 +103,7 @@ def write_lists(
             if there[pair.image] is None and not skip_missing:
                 reason = why_absent(image_root, pair.image)
                 raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
-        kept[split] = [replace(pair, image=there[pair.image]) for pair in content.pairs if there[pair.image]]
+        kept[split] = [replace(pair, image=image) for pair in content.pairs if (image := there[pair.image])]
         if not kept[split]:
             raise UserError(f"{image_root}: has no picture of split {split}; give the folder that holds the pictures")
     reports = {}

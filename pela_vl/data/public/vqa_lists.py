@@ -57,11 +57,9 @@ def find_parts(folder: Path, roles: Sequence[str] | None = None) -> list[Part]:
         if role in found:
             raise UserError(f"{folder}: holds {found[role].questions.name} and {path.name}; keep one data set a folder")
         annotations = folder / f"v2_{name}_annotations.json"
-        if not annotations.exists():
-            if role in ("train", "val"):
-                raise UserError(f"{annotations}: no such file; {path.name} needs its annotations")
-            annotations = None
-        found[role] = Part(role, path, annotations)
+        if not annotations.exists() and role in ("train", "val"):
+            raise UserError(f"{annotations}: no such file; {path.name} needs its annotations")
+        found[role] = Part(role, path, annotations if annotations.exists() else None)
     absent = [role for role in roles or () if role not in found]
     if absent:
         raise UserError(

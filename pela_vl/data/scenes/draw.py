@@ -47,7 +47,7 @@ class ObjectMask:
 
     @property
     def box(self) -> Box:
-        rows, columns = self.inside.any(1).nonzero()[0], self.inside.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(self.inside.any(1)), np.flatnonzero(self.inside.any(0))
         x, y = int(columns[0]), int(rows[0])
         return self.left + x, self.top + y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
 

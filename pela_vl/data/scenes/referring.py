@@ -50,11 +50,9 @@ def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[lis
             )
         )
     for _ in range(_CLUTTER_BOXES):
-        width, height = dice.uniform(0.12, 0.45) * image_size, dice.uniform(0.12, 0.45) * image_size
+        wide, high = dice.uniform(0.12, 0.45) * image_size, dice.uniform(0.12, 0.45) * image_size
         found.append(
-            _inside(
-                dice.uniform(0, image_size - width), dice.uniform(0, image_size - height), width, height, image_size
-            )
+            _inside(dice.uniform(0, image_size - wide), dice.uniform(0, image_size - high), wide, high, image_size)
         )
     return dice.sample(found, len(found))
 

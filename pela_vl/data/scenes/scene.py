@@ -12,9 +12,9 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "h
 SIZES = ("small", "medium", "large")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = ("grass", "sand", "sky", "night", "brick", "wood", "water", "snow")
-SPLITS = ("train", "val", "test")
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Relation = Literal["left", "right", "above", "below"]
 Item = TypeVar("Item")
 

@@ -56,7 +56,7 @@ def load_annotations(
                 _check_value(f"{place}: field '{key}'", value, fields.get(key) or optional[key])
             entries.append(Entry(name, index, number, values))
     if not entries:
-        raise UserError(f"no entries in {', '.join(map(os.fspath, files)) or 'an empty list of files'}")
+        raise UserError(f"no entries in {', '.join(os.fspath(file) for file in files) or 'an empty list of files'}")
     return entries
 
 

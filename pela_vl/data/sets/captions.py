@@ -24,7 +24,7 @@ from pela_vl.data.sets.annotations import (
 )
 from pela_vl.data.sets.flat import TextLists, Texts
 from pela_vl.data.text import clean_caption, swap_sides
-from pela_vl.data.transforms import Transform
+from pela_vl.data.transforms import Transform, require_transform
 
 
 class CaptionPairs(Dataset):
@@ -38,7 +38,7 @@ class CaptionPairs(Dataset):
         self,
         files: Sequence[PathLike],
         image_root: PathLike,
-        transform: Transform,
+        transform: Transform | None,
         max_words: int = 30,
         seed: int = 0,
         cache_mb: float = 0,
@@ -71,7 +71,8 @@ class CaptionPairs(Dataset):
         """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
-        drawn = draw_pair(image, self.captions[index], self.transform, self.max_words, [self.seed, epoch, wanted])
+        transform = require_transform(self.transform)
+        drawn = draw_pair(image, self.captions[index], transform, self.max_words, [self.seed, epoch, wanted])
         return Sample(*drawn, int(self.image_ids[index]), (epoch, wanted), index, bad)
 
 

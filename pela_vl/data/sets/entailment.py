@@ -19,7 +19,7 @@ from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_te
 from pela_vl.data.sets.captions import EvalPictures, draw_pair
 from pela_vl.data.sets.flat import Texts
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.data.transforms import Transform
+from pela_vl.data.transforms import Transform, require_transform
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -88,7 +88,13 @@ class EntailmentPairs(Dataset):
         """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
-        drawn = draw_pair(image, [self.sentences[index]], self.transform, self.max_words, [self.seed, epoch, wanted])
+        drawn = draw_pair(
+            image,
+            [self.sentences[index]],
+            require_transform(self.transform),
+            self.max_words,
+            [self.seed, epoch, wanted],
+        )
         return EntailmentSample(*drawn, int(self.targets[index]), (epoch, wanted), index, bad)
 
 

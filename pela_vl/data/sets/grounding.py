@@ -98,7 +98,9 @@ class GroundingEval(Dataset):
             check_box(box, picture.width, picture.height, place)
             clean = clean_caption(text, max_words)
             sent_id, split = entry.values.get("sent_id"), str(ref.get("split"))
-            self.expressions.append(Expression(clean, text, ref_id, sent_id, number[path], split, box))
+            self.expressions.append(
+                Expression(clean, text, ref_id, sent_id, number[path], split, (box[0], box[1], box[2], box[3]))
+            )
         self.read = ImageReader(image_root, cache_mb, stored_pixels=True)
         self.transform = transform
 

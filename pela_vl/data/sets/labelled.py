@@ -18,7 +18,7 @@ from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
 from pela_vl.data.mixing import Mixing, mix_images, mixing_generator
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
-from pela_vl.data.transforms import Transform
+from pela_vl.data.transforms import Transform, require_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 TINY_LABELS = "val_annotations.txt"
@@ -160,7 +160,7 @@ class LabelledImages(Dataset):
         """The image for (epoch, number). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted % len(self))
-        tensor, _ = self.transform(image, np.random.default_rng([self.seed, epoch, wanted]))
+        tensor, _ = require_transform(self.transform)(image, np.random.default_rng([self.seed, epoch, wanted]))
         return LabelledSample(tensor, int(self.targets[index]), (epoch, wanted), index, bad)
 
 

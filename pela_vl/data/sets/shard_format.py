@@ -26,7 +26,7 @@ def sample_members(key: str, picture: bytes, record: Mapping[str, Any]) -> bytes
 def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[str, Any]:
     """Content of the index; shards: (name, samples, bytes) of each."""
     rows = [{"name": name, "samples": samples, "bytes": size} for name, samples, size in shards]
-    total = sum(row["samples"] for row in rows)
+    total = sum(samples for _, samples, _ in shards)
     return {"format": FORMAT, "image_size": image_size, "shards": rows, "samples": total}
 
 

@@ -17,7 +17,7 @@ from pela_vl.data.sets.captions import CaptionPairs, draw_pair
 from pela_vl.data.sets.shard_order import epoch_order
 from pela_vl.data.sets.shards import ShardReader, is_shard_folder, read_index
 from pela_vl.data.text import has_text
-from pela_vl.data.transforms import Transform
+from pela_vl.data.transforms import Transform, require_transform
 
 
 class ShardPairs(Dataset):
@@ -52,7 +52,9 @@ class ShardPairs(Dataset):
         epoch, wanted = key
         found, index, bad = read_or_next(self._read, range(len(self)), wanted, "write the shards again")
         image, captions, image_id = found
-        drawn = draw_pair(image, captions, self.transform, self.max_words, [self.seed, epoch, wanted])
+        drawn = draw_pair(
+            image, captions, require_transform(self.transform), self.max_words, [self.seed, epoch, wanted]
+        )
         return Sample(*drawn, image_id, (epoch, wanted), index, bad)
 
     def _read(self, number: int) -> tuple[Image.Image, list[str], int]:

@@ -103,7 +103,7 @@ class ShardReader:
         return {"shards": self.shards, "max_open": self.max_open}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        ShardReader.__init__(self, **state)
 
     def __del__(self) -> None:
         for handle, _, _ in self.__dict__.get("_open", {}).values():
@@ -190,7 +190,7 @@ class _Stream:
 
     def take(self, count: int, keep: bool) -> bytes | None:
         """The next bytes, fewer at the end of the file; with `keep` off they are read and dropped (None at the end)."""
-        parts = []
+        parts: list[bytes] = []
         missing = count
         while missing:
             if self.at == len(self.chunk):
@@ -209,7 +209,7 @@ def _members(path: str, take: Callable[[int, bool], bytes | None]) -> Iterator[t
     """(name, position, size) of the regular files of a tar file, whose headers' checksums are checked."""
     position = 0
     while True:
-        header = take(BLOCK, True)
+        header = take(BLOCK, True) or b""
         position += BLOCK
         if len(header) < BLOCK:
             raise _damaged(path, "is cut: the end mark of a tar file is missing")

@@ -25,7 +25,7 @@ from pela_vl.data.sets.flat import TextLists, Texts, flat_buffer
 from pela_vl.data.sets.vqa_official import image_path, read_questions
 from pela_vl.data.text import clean_question, swap_sides
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.data.transforms import Transform
+from pela_vl.data.transforms import Transform, require_transform
 from pela_vl.metrics.vqa_accuracy import Truth
 
 GENOME_WEIGHT = 0.5
@@ -50,7 +50,8 @@ class Places(Sequence[Place]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Place:
+    # places are read one by one; nobody takes a slice of them
+    def __getitem__(self, index: int) -> Place:  # type: ignore[override]
         return DATASETS[self.datasets[index]], self.paths[index]
 
 
@@ -156,7 +157,7 @@ class VqaQuestions(Dataset):
         """Return the question for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
-        tensor, flipped = self.transform(image, np.random.default_rng([self.seed, epoch, wanted]))
+        tensor, flipped = require_transform(self.transform)(image, np.random.default_rng([self.seed, epoch, wanted]))
         question = clean_question(self.questions[index], self.max_words)
         answers, weights = self.answers[index]
         if flipped:
@@ -280,6 +281,9 @@ def load_official(file: PathLike, pattern: str | None = None) -> list[AskedQuest
 
 
 def _load(files: Sequence[PathLike], read: PictureReader, with_answers: bool) -> list[Entry]:
+    fields: dict[str, tuple[type, ...]]
+    optional: dict[str, tuple[type, ...]]
+    answer: dict[str, tuple[type, ...]]
     fields = {"question": (str,), "image": (str,), "dataset": (str,)}
     optional = {"question_id": (int,), "answer_type": (str,), "question_type": (str,)}
     answer = {"answer": (str, list)}

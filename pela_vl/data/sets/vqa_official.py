@@ -74,8 +74,8 @@ def read_questions(path: Path) -> QuestionFile:
             raise UserError(f"{place}.question: is empty; every question needs a text")
         questions.append(Question(typed(place, entry, "question_id", int), typed(place, entry, "image_id", int), text))
     _refuse_repetition(path, "questions", [question.question_id for question in questions])
-    about = [typed(str(path), document, key, str) for key in ("data_type", "data_subtype")]
-    return QuestionFile(path, *about, questions)
+    data_type, data_subtype = (typed(str(path), document, key, str) for key in ("data_type", "data_subtype"))
+    return QuestionFile(path, data_type, data_subtype, questions)
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -211,7 +211,11 @@ def _refuse_repetition(path: Path, key: str, ids: list[int]) -> None:
     if len(set(ids)) == len(ids):
         return
     seen: set[int] = set()
-    twice = [number for number in ids if number in seen or seen.add(number)]
+    twice: list[int] = []
+    for number in ids:
+        if number in seen:
+            twice.append(number)
+        seen.add(number)
     raise UserError(f"{path}: {key}: {listed(twice)} stand more than once")
 
 

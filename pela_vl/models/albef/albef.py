@@ -3,6 +3,8 @@
 Shapes: B samples, N image tokens, L text tokens, E joint width. No forward here has a side effect.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class Albef(AlbefModel):
         """Unit-length joint features [B, E] from text-only tokens [B, L, D], read at [CLS]."""
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
-    def match(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], fusion_started: bool = False) -> Tensor:
+    def match(self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], fusion_started: bool = False) -> Tensor:
         """Image-text matching logits [B, 2] (index 1: they match) of encoded texts and images' keys/values.
 
         fusion_started: the texts come from `text_encoder.start_fusion`.
@@ -47,7 +49,7 @@ class Albef(AlbefModel):
         return self.itm_head(self.text_encoder.fuse_first(tokens, mask, image, fusion_started))
 
     def masked_states(
-        self, masked_ids: Tensor, mask: Tensor, image: list[KeyValue], keep_hidden: bool = False
+        self, masked_ids: Tensor, mask: Tensor, image: Sequence[KeyValue], keep_hidden: bool = False
     ) -> TokenStates:
         """All layers on masked text with the image; hidden: embeddings, text-only layers, fusion layers."""
         text = self.text_encoder.encode(masked_ids, mask, keep_hidden)
@@ -55,7 +57,9 @@ class Albef(AlbefModel):
         return TokenStates(fused.tokens, text.hidden + fused.hidden[1:])
 
     def mlm_logits(self, tokens: Tensor) -> Tensor:
-        """Vocabulary logits [M, V] of tokens [M, D]."""
+        """Vocabulary logits [M, V] of tokens [M, D]. Raises ValueError for a model without the head."""
+        if self.mlm_head is None:
+            raise ValueError("this model has no head for masked language modelling")
         return self.mlm_head(tokens, self.text_encoder.embeddings.word_embeddings.weight)
 
 

@@ -6,7 +6,8 @@ respect to the map makes it a leaf in between. The functions here give what the 
 Shapes: B pairs, H heads, L text tokens, N image tokens (class token first; where the ViT merges, those that are left), D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,14 @@ def attend_by_map(attention: Attention, probabilities: Tensor, values: Tensor, x
     return attention.output((probabilities @ values).transpose(1, 2).flatten(2), x)
 
 
-def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: list[KeyValue], layer: int) -> Trace:
+def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], layer: int) -> Trace:
     """Cross-attention [B, H, L, N] of text layer `layer`, and from there to the matching logits [B, 2].
 
     tokens [B, L, D] are encoded texts, mask [B, L]; layer counts from the first text-only layer, as checkpoints do. Raises
     ValueError for a layer that is no fusion layer.
     """
     encoder = model.text_encoder
-    first, layers = encoder.fusion_layer, encoder.encoder.layer
+    first, layers = encoder.fusion_layer, encoder.layers
     if not first <= layer < len(layers):
         raise ValueError(f"text layer {layer} is no fusion layer; those are {first} to {len(layers) - 1}")
     attend = mask[:, None, None, :].bool()
@@ -49,16 +50,17 @@ def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: list[KeyVa
     for before, context in zip(layers[first:layer], image, strict=False):
         x = before(x, attend, context)
     chosen, (keys, values) = layers[layer], image[layer - first]
+    cross = encoder.fusion_attentions[layer - first]
     x = chosen.attention(x, chosen.attention.projections.keys_values(x), attend)
 
     def continue_from(probabilities: Tensor) -> Tensor:
-        y = attend_by_map(chosen.crossattention, probabilities, values, x)
+        y = attend_by_map(cross, probabilities, values, x)
         y = chosen.output(chosen.intermediate(y), y)
         for after, context in zip(layers[layer + 1 :], image[layer - first + 1 :], strict=True):
             y = after(y, attend, context)
         return model.itm_head(y[:, 0])
 
-    return attention_map(chosen.crossattention, x, keys), continue_from
+    return attention_map(cross, x, keys), continue_from
 
 
 def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Merged:
@@ -79,7 +81,8 @@ def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace
 
     state: what `tokens_before_block` gives. The other tokens' rows need no map: they are attended the ordinary way.
     """
-    chosen, x = encoder.blocks[block], state.x
+    chosen: Any = encoder.blocks[block]  # timm's Block
+    x = state.x
     attention = chosen.attn
     qkv = attention.qkv(chosen.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, keys, values = qkv.unbind(0)

@@ -4,6 +4,9 @@ Shapes: B texts, L tokens, D width, H heads, N image tokens, C image width. Para
 ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that key tables stay short.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,19 +43,25 @@ class Embeddings(nn.Module):
         )
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, D] -> [B, H, L, D / H]"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class HeadProjections(nn.Module):
     """The query, key and value products of one attention."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(context_dim, dim)
-        self.value = nn.Linear(context_dim, dim)
+        # a Linear each, or the low-rank layer that took its place
+        self.query: nn.Module = nn.Linear(dim, dim)
+        self.key: nn.Module = nn.Linear(context_dim, dim)
+        self.value: nn.Module = nn.Linear(context_dim, dim)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, D / H]"""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split_heads(x, self.heads)
 
     def keys_values(self, context: Tensor) -> KeyValue:
         """context [B, N, C] -> keys and values, each [B, H, N, D / H]"""
@@ -88,7 +97,9 @@ class Attention(nn.Module):
 
     @property
     def projections(self) -> HeadProjections:
-        return self._modules["self"]
+        """The submodule "self", as the checkpoints call it; for inference, a module that does the same."""
+        projections: Any = self._modules["self"]
+        return projections
 
     def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
         """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
@@ -174,6 +185,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Holds the layers under the name that the checkpoints have."""
+
     def __init__(self, layers: list[Layer]):
         super().__init__()
         self.layer = nn.ModuleList(layers)
@@ -210,6 +223,18 @@ class TextEncoder(nn.Module):
         )
         self.apply(_init_bert)
 
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """All layers, in order. torch declares the items of a ModuleList as mere modules; this says what they are."""
+        layers: Any = self.encoder.layer
+        return layers
+
+    @property
+    def fusion_attentions(self) -> list[Attention]:
+        """The cross-attention of every fusion layer, in order."""
+        attentions = [layer.crossattention for layer in self.layers[self.fusion_layer :]]
+        return [attention for attention in attentions if attention is not None]
+
     def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
         """The text-only layers: ids, mask [B, L] -> tokens [B, L, D]; hidden: embeddings and every layer's output."""
         return self._run(self.embeddings(ids), _attend(mask), 0, self.fusion_layer, None, None, keep_hidden)
@@ -218,7 +243,7 @@ class TextEncoder(nn.Module):
         self,
         tokens: Tensor,
         mask: Tensor,
-        image: list[KeyValue],
+        image: Sequence[KeyValue],
         image_mask: Tensor | None = None,
         keep_hidden: bool = False,
         causal: bool = False,
@@ -234,20 +259,22 @@ class TextEncoder(nn.Module):
     def start_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first fusion layer's self-attention on encoded text tokens [B, L, D]: no image has entered yet, so this is
         computed once a text, whatever number of images it meets. For `fuse_first(..., fusion_started=True)`."""
-        return self.encoder.layer[self.fusion_layer].self_attention(tokens, _attend(mask))
+        return self.layers[self.fusion_layer].self_attention(tokens, _attend(mask))
 
-    def fuse_first(self, tokens: Tensor, mask: Tensor, image: list[KeyValue], fusion_started: bool = False) -> Tensor:
+    def fuse_first(
+        self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], fusion_started: bool = False
+    ) -> Tensor:
         """`fuse` at the first token alone, [B, D]: the last layer is then computed for no other token.
 
         fusion_started: `tokens` come from `start_fusion`. As in `fuse`, the keys and values may have batch 1.
         """
         attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
         for i in range(first, last + 1):
-            layer, context = self.encoder.layer[i], image[i - first]
+            layer, context = self.layers[i], image[i - first]
             if fusion_started and i == first:
                 tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, context)
                 continue
-            run = layer.first_token if i == last else layer
+            run: Callable[..., Tensor] = layer.first_token if i == last else layer
             if self.activation_checkpointing and self.training:
                 tokens = checkpoint(run, tokens, attend, context, use_reentrant=False)
             else:
@@ -256,8 +283,7 @@ class TextEncoder(nn.Module):
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""
-        layers = self.encoder.layer[self.fusion_layer :]
-        return [layer.crossattention.projections.keys_values(image_tokens) for layer in layers]
+        return [attention.projections.keys_values(image_tokens) for attention in self.fusion_attentions]
 
     def _run(
         self,
@@ -265,7 +291,7 @@ class TextEncoder(nn.Module):
         attend: Tensor,
         first: int,
         last: int,
-        image: list[KeyValue] | None,
+        image: Sequence[KeyValue] | None,
         image_mask: Tensor | None,
         keep_hidden: bool,
     ) -> TokenStates:
@@ -274,9 +300,9 @@ class TextEncoder(nn.Module):
         for i in range(first, last):
             context = image[i - first] if image is not None else None
             if self.activation_checkpointing and self.training:
-                x = checkpoint(self.encoder.layer[i], x, attend, context, attend_image, use_reentrant=False)
+                x = checkpoint(self.layers[i], x, attend, context, attend_image, use_reentrant=False)
             else:
-                x = self.encoder.layer[i](x, attend, context, attend_image)
+                x = self.layers[i](x, attend, context, attend_image)
             if keep_hidden:
                 hidden.append(x)
         return TokenStates(x, tuple(hidden) if keep_hidden else ())
@@ -288,7 +314,7 @@ def _attend(mask: Tensor, causal: bool = False) -> Tensor:
     return attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril() if causal else attend
 
 
-def select_images(image: list[KeyValue], index: Tensor) -> list[KeyValue]:
+def select_images(image: Sequence[KeyValue], index: Tensor) -> list[KeyValue]:
     """The keys/values of images `index` [M] out of a batch, in that order."""
     return [(keys[index], values[index]) for keys, values in image]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from pela_vl.models.token_merging import reductions
+from pela_vl.models.token_merging import check_reductions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class AlbefConfig:
                 raise ValueError(f"{width} {getattr(self, width)} cannot be divided by {heads} {getattr(self, heads)}")
         if not 0 <= self.fusion_layer < self.text_depth:
             raise ValueError(f"fusion_layer {self.fusion_layer} is no layer of text_depth {self.text_depth}")
-        reductions(self.token_merging, self.vision_depth)
+        check_reductions(self.token_merging, self.vision_depth)
 
     def _check(self, name: str) -> None:
         value = getattr(self, name)

@@ -1,6 +1,7 @@
 """The two encoders that every model of the ALBEF family has, and what the models of the family have in common."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class AlbefModel(nn.Module):
         encoder.blocks = keep_blocks(encoder.blocks, vision)
         keep_text_layers(self.text_encoder, text, fusion)
 
-    def stream_layers(self, stream: str) -> nn.Module:
+    def stream_layers(self, stream: str) -> nn.Sequential | nn.ModuleList:
         """The layers whose outputs are the hidden states of a stream, in order."""
         return self.visual_encoder.blocks if stream == "image" else self.text_encoder.encoder.layer
 
@@ -59,7 +60,8 @@ class AlbefModel(nn.Module):
         Returns:
             Scores [B, H, N, N].
         """
-        part, x = self.stream_layers(stream)[layer], x.float()
+        part: Any = self.stream_layers(stream)[layer]  # timm's Block, or a Layer of the text encoder
+        x = x.float()
         if stream == "image":
             attention = part.attn
             qkv = attention.qkv(part.norm1(x)).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -94,7 +96,7 @@ def build_encoders(
         config.vision_depth,
         config.vision_heads,
         drop_path=drop_path,
-        token_merging=list(merging) if isinstance(merging, tuple) else merging,
+        token_merging=merging,
     )
     bert = TextEncoder(
         config.vocab_size,

@@ -3,6 +3,8 @@
 Shapes: B pairs, N image tokens, L text tokens, D text width. No forward here has a side effect.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from pela_vl.models.albef.bert import KeyValue, TextEncoder
@@ -28,11 +30,11 @@ class AlbefEntailment(AlbefModel):
         """images [B, 3, S, S]; ids, mask [B, L] -> class logits [B, 3]."""
         return self.classify(ids, mask, self.text_encoder.image_keys_values(self.visual_encoder(images).tokens))
 
-    def classify(self, ids: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+    def classify(self, ids: Tensor, mask: Tensor, image: Sequence[KeyValue]) -> Tensor:
         """Class logits [B, 3] of sentences ids, mask [B, L] with their images' keys and values (batch B or 1)."""
         return self.classify_encoded(self.text_encoder.encode(ids, mask).tokens, mask, image)
 
-    def classify_encoded(self, tokens: Tensor, mask: Tensor, image: list[KeyValue]) -> Tensor:
+    def classify_encoded(self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue]) -> Tensor:
         """Class logits [B, 3] of encoded sentences [B, L, D]."""
         return self.cls_head(self.text_encoder.fuse_first(tokens, mask, image))
 

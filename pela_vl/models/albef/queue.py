@@ -15,6 +15,11 @@ class FeatureQueue(nn.Module):
         size: Features kept; 0 for none.
     """
 
+    image: Tensor
+    text: Tensor
+    ids: Tensor
+    pointer: Tensor
+
     def __init__(self, dim: int, size: int):
         super().__init__()
         self.register_buffer("image", F.normalize(torch.randn(dim, size), dim=0))

@@ -4,6 +4,8 @@ Shapes: B questions, L question tokens, A answers, T answer tokens, M token posi
 a side effect.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from pela_vl.models.albef.bert import KeyValue, TextEncoder, select_images
@@ -38,7 +40,7 @@ class AnswerDecoder(TextEncoder):
         """Keys and values of question states [B, L, D] for every layer: computed once a question, used by any answer."""
         return self.image_keys_values(states)
 
-    def decode(self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], question_mask: Tensor) -> Tensor:
         """States [A, T, D] of answers; that at position t predicts token t + 1.
 
         ids, mask [A, T]; question: one pair a layer, of batch A or 1 (one question for every answer); question_mask
@@ -47,7 +49,7 @@ class AnswerDecoder(TextEncoder):
         return self.fuse(self.embeddings(ids), mask, question, question_mask, causal=True).tokens
 
     def decode_tree(
-        self, ids: Tensor, depth: Tensor, attend: Tensor, question: list[KeyValue], question_mask: Tensor
+        self, ids: Tensor, depth: Tensor, attend: Tensor, question: Sequence[KeyValue], question_mask: Tensor
     ) -> Tensor:
         """States [B, P, D] of the nodes of a prefix tree, one tree a question.
 
@@ -57,7 +59,7 @@ class AnswerDecoder(TextEncoder):
         """
         x = self.embeddings(ids, positions=depth)
         given = question_mask[:, None, None, :].bool()
-        for layer, context in zip(self.encoder.layer, question, strict=True):
+        for layer, context in zip(self.layers, question, strict=True):
             x = layer(x, attend[:, None], context, given)
         return x
 
@@ -66,7 +68,7 @@ class AnswerDecoder(TextEncoder):
         return self.mlm_head(states, self.embeddings.word_embeddings.weight)
 
     def next_token_logits(
-        self, ids: Tensor, mask: Tensor, question: list[KeyValue], question_mask: Tensor
+        self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], question_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits [M, V] and labels [M] of every answer token but the first, padding left out, in row-major order."""
         states = self.decode(ids, mask, question, question_mask)[:, :-1]

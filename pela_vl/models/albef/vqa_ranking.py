@@ -9,6 +9,7 @@ computed once, and the candidates' prefixes form a tree whose every node is deco
 ancestors alone. The scores are the same sums.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +100,7 @@ def rank_answers(
 
 
 def _later_words(
-    decoder: AnswerDecoder, question: list[KeyValue], mask: Tensor, tree: AnswerTree, candidates: Tensor, rows: int
+    decoder: AnswerDecoder, question: Sequence[KeyValue], mask: Tensor, tree: AnswerTree, candidates: Tensor, rows: int
 ) -> Tensor:
     """Log-probability [B, k] of candidates [B, k], an answer's first word left out, its [SEP] included."""
     count = len(tree.token)
