@@ -83,4 +83,5 @@ def peft_copies(model: nn.Module) -> int:
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
     """What is trained whole: the HEADS, or what a model names where it keeps more than its heads dense."""
-    return getattr(model, "trained_heads", None) or getattr(model, "HEADS", ("head",))
+    heads: tuple[str, ...] = getattr(model, "trained_heads", ()) or getattr(model, "HEADS", ("head",))
+    return heads

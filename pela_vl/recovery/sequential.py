@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pela_vl.lowrank import (
     Calibration,
     LayerReport,
+    LowRankLinear,
     OutputMetric,
     PlanError,
     covariance_root,
@@ -150,7 +151,16 @@ def compress_sequentially(
 
 
 def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
-    """Of a low-rank layer that was fitted in a dense one's place, with the error of the weight, which it was not made to be near."""
+    """The report of a low-rank layer that was fitted in a dense one's place.
+
+    Its error is that of the weight. The layer was fitted to outputs, so this error may be larger than that of a plain SVD.
+
+    Args:
+        name: The layer's name in the model.
+        linear: The dense layer.
+        layer: The LowRankLinear in its place.
+    """
+    assert isinstance(layer, LowRankLinear)
     inputs, outputs = in_out(linear)
     weight = weight_of(linear).detach().float()
     left = weight - layer.up.weight.detach().float() @ layer.down.weight.detach().float()
