@@ -7,7 +7,8 @@ and put back afterwards, so that a view is a function of its sample's seed, and 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class AugmentTransform:
     hflip: float = 0.5
     rand_augment: str = RAND_AUGMENT
     erasing: float = 0.25
+    _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         made = create_transform(
@@ -61,7 +63,7 @@ class AugmentTransform:
             is_training=True,
             scale=(self.min_scale, 1.0),
             hflip=self.hflip,
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm's own default for none
             auto_augment=self.rand_augment or None,
             interpolation="bicubic",
             re_prob=self.erasing,
@@ -83,6 +85,7 @@ class CentreTransform:
 
     image_size: int
     resize: int
+    _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.resize:

@@ -63,7 +63,7 @@ class MaskAlign(Method):
         return self.teacher.features(batch, (self.stream,)).with_input(self.stream)[1:] if self.weight else None
 
     def terms(self, features: Features, prepared: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
-        if prepared is None:
+        if prepared is None or self.trained is None:
             return {}
         aligned = self.trained(features.with_input(self.stream)[1:])
         return {"align": self.weight * alignment_loss(aligned, prepared, features.places.get(self.stream))}

@@ -42,10 +42,11 @@ def map_layers(student: AlbefModel, teacher: AlbefModel) -> LayerMaps:
         maps = [layer_map(deep, shallow) for deep, shallow in zip(teacher.depths, student.depths, strict=True)]
     except ValueError as error:
         raise UserError(f"init.teacher has fewer layers than the student: {error}") from None
-    return LayerMaps(*maps, teacher.text_encoder.fusion_layer)
+    image, text, fusion = maps
+    return LayerMaps(image, text, fusion, teacher.text_encoder.fusion_layer)
 
 
-def followed_states(student: nn.Module, teacher: nn.Module) -> dict[str, list[int]]:
+def followed_states(student: Any, teacher: Any) -> dict[str, list[int]]:
     """For each stream and each of the student's hidden states, what the first layer reads first, its index among the
     teacher's. Raises UserError if the student has more layers of a kind than the teacher."""
     if not isinstance(student, VisionModel):
@@ -124,7 +125,7 @@ def _cut_classifier(model: VisionModel, counts: list[int], by_default: bool) -> 
     return model.config
 
 
-def _cut_stages(model: nn.Module, counts: list[int]) -> None:
+def _cut_stages(model: Any, counts: list[int]) -> None:
     stages: list[Any] = list(model.layers) if hasattr(model, "layers") else [model]
     if len(counts) != len(stages):
         raise UserError(

@@ -31,8 +31,9 @@ class TinyBert(Method):
     needs_teacher = True
     needs_features = True
 
-    def __init__(self, model: nn.Module, teacher: FrozenTeacher, losses: LossSettings):
-        self.model, self.teacher, self.losses = model, teacher, losses
+    def __init__(self, model: Any, teacher: FrozenTeacher, losses: LossSettings):
+        self.model: Any = model
+        self.teacher, self.losses = teacher, losses
         self.places = followed_states(model, teacher.model)
 
     @classmethod

@@ -109,6 +109,8 @@ def compress_loaded(
     Raises:
         UserError: If the model is low rank already or a pattern does not fit.
     """
+    if settings.kappa is None:
+        raise UserError("compress.kappa: give how many times smaller, such as 1.5")
     if loaded.header.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
@@ -129,7 +131,7 @@ def compress_loaded(
             # floating-point sums differ between machines, so allocated layer ranks could too
             plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
             recipe = replace(recipe, plan=plan, dense=dense)
-        if settings.sequential:
+        if settings.sequential and calibration is not None:
             recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
             reports = compress_sequentially(
                 loaded.model,
@@ -228,7 +230,7 @@ def make_backend(
     """
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
-    optimizer = make_optimizer(groups, betas=tuple(optim.betas))
+    optimizer = make_optimizer(groups, betas=(optim.betas[0], optim.betas[1]))
     if ranks.launched:
         deepspeed = settings.deepspeed
         return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, ranks)

@@ -136,7 +136,7 @@ class DeepSpeedBackend:
         self.accumulation, self.clip, self.stage = accumulation, clip, stage
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.base = optimizer
+        self.base: Any = optimizer
         overlap = ranks.device.type == "cuda" if settings.overlap is None else settings.overlap
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": batch_size,
@@ -161,7 +161,7 @@ class DeepSpeedBackend:
         config = _laid_over(config, settings.extra)
         # DeepSpeed 0.19 sends rank 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
         # temperature): such numbers are sent here, and marked in its own way as not to be sent
-        numbers = [p for p in module.parameters() if p.ndim == 0]
+        numbers: list[Any] = [p for p in module.parameters() if p.ndim == 0]
         for parameter in numbers:
             broadcast_from_main(parameter.data)
             parameter.ds_optim_param = True
@@ -250,7 +250,7 @@ class DeepSpeedBackend:
 
     def _fragment(self, parameter: nn.Parameter) -> tuple[int, int, int] | None:
         """The part of a parameter that this process holds: its start in the parameter, its start in the flat vector, its length."""
-        mapping = parameter._hp_mapping
+        mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:
             return None
         part, flat = mapping.lp_fragment_address, mapping.hp_fragment_address

@@ -107,6 +107,7 @@ def try_resume(loop: Loop) -> bool:
     blind = [number for number, sees in enumerate(gather_objects(found is not None)) if not sees]
     if blind:
         raise UserError(f"process {blind[0]} does not see {folder}, which process 0 sees; put it on a shared disk")
+    assert found is not None  # no process is blind
     optimiser, position = found
     loop.position = position.cut_anew(loop.global_batch, loop.accumulation, loop.batches_per_epoch)
     loop.trainee.backend.load_optimiser_state(optimiser)
@@ -279,6 +280,7 @@ def _due(step: int, every: int) -> bool:
 
 def _evaluate(loop: Loop, log: Log) -> None:
     """Evaluate, log, and keep the weights if they are the best so far by "mean"."""
+    assert loop.evaluate is not None
     position, step = loop.position, loop.trainee.step
     training = step.training
     step.eval()

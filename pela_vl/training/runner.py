@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from pela_vl.base import config
 from pela_vl.base.distributed import Ranks, from_main, start, stop, watch_processes
@@ -171,7 +170,7 @@ def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[
     if not resume and from_main((folder / RESUME_FOLDER).exists):
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
     task.check(settings)
-    data = task.training_data(settings)
+    data: Any = task.training_data(settings)
     trainee = assemble(task, settings, ranks, data)
     run = trainee.run
     notes = run.header.notes
@@ -206,7 +205,7 @@ def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[
 
 
 def _loop(
-    task: Task, settings: Settings, trainee: Trainee, data: Dataset, evaluator: Callable[[], dict[str, Any]] | None
+    task: Task, settings: Settings, trainee: Trainee, data: Any, evaluator: Callable[[], dict[str, Any]] | None
 ) -> Loop:
     """The loop of a run.
 

@@ -80,7 +80,7 @@ class VisionPass:
         return Features({name: found[name] for name in wanted}, places=places, inputs=inputs)
 
 
-class ClassificationStep(TrainingStep):
+class ClassificationStep(TrainingStep[VisionModel]):
     """Cross-entropy to soft labels (term "ce"), and to the teacher's predictions where wanted (term "logits").
 
     Args:
@@ -136,7 +136,7 @@ class Predictions:
     confusion: np.ndarray
 
 
-class Classification(Task):
+class Classification(Task[VisionModel]):
     """The classes are those of the training data, once these were read; before that, and in a mere evaluation, those of the
     checkpoint."""
 
@@ -163,11 +163,11 @@ class Classification(Task):
     def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[VisionModel]:
         return load_classifier(settings.model, checkpoint, self.classes)
 
-    def run(self, model: nn.Module, batch: Any, keep_hidden: bool = True) -> VisionPass:
+    def run(self, model: VisionModel, batch: Any, keep_hidden: bool = True) -> VisionPass:
         return VisionPass(model, batch, keep_hidden)
 
     def step(
-        self, settings: Settings, model: nn.Module, keep_features: bool, teacher: FrozenTeacher | None
+        self, settings: Settings, model: VisionModel, keep_features: bool, teacher: FrozenTeacher | None
     ) -> ClassificationStep:
         losses, momentum = settings.losses, settings.train.ema
         if losses.logits and teacher is None:
@@ -194,7 +194,7 @@ class Classification(Task):
         return LabelledCollate(self._mixing(settings, header.config.classes), settings.train.seed)
 
     def calibration(
-        self, settings: Settings, loaded: LoadedModel, data: LabelledImages, show: bool
+        self, settings: Settings, loaded: LoadedModel[VisionModel], data: Any, show: bool
     ) -> Callable[[nn.Module], None]:
         transform = test_transform(settings, loaded.header.config.image_size)
         return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)

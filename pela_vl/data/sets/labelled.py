@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,6 +153,7 @@ class LabelledImages(Dataset):
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
         self.read = ImageReader(labelled.root, cache_mb)
         self.transform, self.seed = transform, seed
+        self.order: Any = None  # of an epoch, where views are repeated
 
     def __len__(self) -> int:
         return len(self.images)

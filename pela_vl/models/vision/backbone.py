@@ -57,7 +57,7 @@ class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig, backbone: VisionTransformer | SwinTransformer) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbone
+        self.backbone: Any = backbone  # timm's modules declare no types
         self.merging: tuple[int, ...] = ()
         if config.token_merging:
             self.set_token_merging(config.token_merging)
@@ -74,14 +74,14 @@ class VisionModel(nn.Module):
         return ("backbone.head", "backbone.patch_embed", *down)
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Any]:
         """All blocks in the order that they run in."""
         if self.is_swin:
             return [block for stage in self.backbone.layers for block in stage.blocks]
         return list(self.backbone.blocks)
 
     @property
-    def stages(self) -> list[nn.Module]:
+    def stages(self) -> list[Any]:
         """What holds the blocks: Swin's stages, or the ViT itself."""
         return list(self.backbone.layers) if self.is_swin else [self.backbone]
 
@@ -256,7 +256,10 @@ def build_vision(config: VisionConfig) -> VisionModel:
         backbone = timm.create_model(config.backbone, **options)
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{config.backbone}: cannot be built with {options} ({error})") from None
-    if type(backbone) not in (VisionTransformer, SwinTransformer):
+    if not isinstance(backbone, VisionTransformer | SwinTransformer) or type(backbone) not in (
+        VisionTransformer,
+        SwinTransformer,
+    ):
         raise UserError(
             f"{config.backbone}: is a {type(backbone).__name__}, a plain ViT or a Swin Transformer is wanted"
         )

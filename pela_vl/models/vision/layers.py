@@ -4,13 +4,13 @@ The model's methods of the same names call these. Shapes: B images, N tokens (pl
 windows of a Swin layer, n tokens of a window.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 from timm.models.swin_transformer import window_partition
-from torch import Tensor, nn
+from torch import Tensor
 
 from pela_vl.base.errors import UserError
 from pela_vl.models.depth import keep_blocks, layer_map
@@ -44,7 +44,7 @@ def layer_scales(model: "VisionModel", layer_decay: float) -> dict[str, float]:
     }
 
 
-def keep_stage_blocks(stages: list[nn.Module], counts: list[int]) -> None:
+def keep_stage_blocks(stages: list[Any], counts: list[int]) -> None:
     """Keep so many blocks of every stage, evenly spread, in place.
 
     Whether a Swin block shifts its windows goes by its place in the stage, as in a model built with so few blocks.
@@ -71,7 +71,7 @@ def followed_layers(deep: list[int], shallow: list[int]) -> list[int]:
     return found
 
 
-def vit_scores(block: nn.Module, x: Tensor) -> Tensor:
+def vit_scores(block: Any, x: Tensor) -> Tensor:
     """Scores [B, H, N, N] of a ViT block's attention before softmax, from its input [B, N, D]."""
     attention = block.attn
     qkv = attention.qkv(block.norm1(x)).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -79,8 +79,11 @@ def vit_scores(block: nn.Module, x: Tensor) -> Tensor:
     return query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
 
 
-def swin_scores(block: nn.Module, x: Tensor) -> Tensor:
-    """Scores [B * W, H, n, n] of a Swin block's windows, relative positions included, before mask and softmax; x [B, h, w, D]."""
+def swin_scores(block: Any, x: Tensor) -> Tensor:
+    """Scores [B * W, H, n, n] of a Swin block's windows, relative positions included, before mask and softmax.
+
+    x: [B, h, w, D].
+    """
     x, window, attention = block.norm1(x), block.window_size, block.attn
     if any(block.shift_size):
         x = torch.roll(x, shifts=tuple(-s for s in block.shift_size), dims=(1, 2))
