@@ -5,12 +5,11 @@ from collections.abc import Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_write
 from pela_vl.checkpoints.header import Header, check_against_tensors, parse_header
+from pela_vl.checkpoints.tensor_files import write_tensors
 
 EMA = "momentum."
 """Prefix of the EMA model's weights in a file."""
@@ -35,11 +34,10 @@ def save_model(
     """
     weights = model.state_dict() if isinstance(model, nn.Module) else model
     state = {
-        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         for name, tensor in {**weights, **(extra or {})}.items()
     }
-    with atomic_write(path) as stream:
-        stream.write(save(state, metadata={_METADATA: header.to_json()}))
+    write_tensors(path, state, {_METADATA: header.to_json()})
 
 
 def read_header(path: str | os.PathLike[str]) -> Header | None:

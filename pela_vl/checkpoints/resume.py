@@ -5,12 +5,12 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_folder, recover_folder
 from pela_vl.checkpoints.ours import load_strict, read_weights
+from pela_vl.checkpoints.tensor_files import write_tensors
 
 OptimiserState = dict[str, dict[str, Tensor]]
 """Entries of the optimiser by parameter name."""
@@ -88,11 +88,10 @@ def save_resume(folder: str | os.PathLike[str], step: nn.Module, optimiser: Opti
         optimiser: The optimiser's state.
         position: Where the run stands.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in step.state_dict().items()}
-    moments = {f"{name}/{key}": value.contiguous() for name, entry in optimiser.items() for key, value in entry.items()}
+    moments = {f"{name}/{key}": value for name, entry in optimiser.items() for key, value in entry.items()}
     with atomic_folder(folder, replace=True) as target:
-        save_file(weights, target / "step.safetensors")
-        save_file(moments, target / "optimiser.safetensors")
+        write_tensors(target / "step.safetensors", step.state_dict())
+        write_tensors(target / "optimiser.safetensors", moments)
         (target / "state.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from tiny_albef import CONFIG, randomise, tiny_albef
 
 from pela_vl import lowrank
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints import ours as checkpoint
+from pela_vl.checkpoints import tensor_files
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.ours import load_strict, read_header, read_weights, save_model
 from pela_vl.checkpoints.resume import Position, load_resume, save_resume
@@ -41,7 +41,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     save_model(path, tiny_albef(), Header("albef", CONFIG))
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(tensor_files, "save_file", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         save_model(path, tiny_albef(1), Header("albef", CONFIG))
     assert path.read_bytes() == before
