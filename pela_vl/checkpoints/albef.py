@@ -16,6 +16,7 @@ from pela_vl.checkpoints.ours import load_strict, read_header, read_weights
 from pela_vl.checkpoints.positions import interpolate_pos_embed
 from pela_vl.checkpoints.starts import encoders_only, with_decoder
 from pela_vl.data.normalization import CLIP
+from pela_vl.data.tokenizer import shipped_vocabularies
 from pela_vl.models.albef.albef import Albef, build_albef
 from pela_vl.models.albef.config import ALBEF_SIZES, OPEN_VOCABULARY, AlbefConfig, sizes_of
 from pela_vl.models.albef.entailment import AlbefEntailment, build_entailment
@@ -207,6 +208,11 @@ def _fill(settings: ModelSettings, source: _Source, **options: Any) -> LoadedMod
     header.config = _changed(header.config, changes)
     if settings.tokenizer is not None:
         header.tokenizer = settings.tokenizer
+    elif header.tokenizer not in (None, *shipped_vocabularies()):  # a file does not choose what is read of this machine
+        raise UserError(
+            f"checkpoint {source.path} was trained with the vocabulary {header.tokenizer!r}, which does not come with this "
+            "package; set model.tokenizer to that vocabulary's folder"
+        )
     model = _build(header, settings, **options)
     for state in (source.weights, source.ema):
         if _POSITIONS in state:

@@ -19,6 +19,11 @@ _SHIPPED = Path(__file__).parent / "vocab"
 _CONTINUATION = "##"
 
 
+def shipped_vocabularies() -> list[str]:
+    """Names of the vocabularies that come with the package."""
+    return sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
+
+
 class Tokenizer:
     """Texts to ids by a WordPiece vocabulary, given as the list of its entries in the order of their ids.
 
@@ -49,7 +54,7 @@ class Tokenizer:
     @classmethod
     def load(cls, name_or_folder: str | os.PathLike[str]) -> "Tokenizer":
         """Load a vocabulary shipped with the package by its name ("bert-base-uncased"), or a folder's vocab.txt."""
-        shipped = sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
+        shipped = shipped_vocabularies()
         folder = _SHIPPED / name_or_folder if str(name_or_folder) in shipped else Path(name_or_folder)
         path = folder / "vocab.txt"
         try:
