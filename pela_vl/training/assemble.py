@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,12 +40,14 @@ class Trainee:
         step: The task's training step around the model.
         method: What is added to the task's losses.
         backend: Forward, backward and update.
+        notes: One line for each thing in the checkpoint that was not taken over.
     """
 
     run: RunModel
     step: TrainingStep
     method: methods.Method
     backend: Backend
+    notes: list[str] = field(default_factory=list)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What a checkpoint of the model holds."""
@@ -124,8 +126,15 @@ def compress_loaded(
             for parameter in layer.parameters():
                 broadcast_from_main(parameter.data)
     loaded.header.ranks = rank_plan(loaded.model)
-    loaded.ema = {}  # dense EMA weights do not pair with factors
+    _leave_ema(loaded, "compress.kappa")  # dense EMA weights do not pair with factors
     return reports, recipe
+
+
+def _leave_ema(loaded: LoadedModel, why: str) -> None:
+    """The EMA weights of a model as it was do not pair with what it is now."""
+    if loaded.ema:
+        loaded.notes.append(f"EMA weights: left behind ({why} changes the layers); the EMA model starts as a copy")
+    loaded.ema = {}
 
 
 def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None = None) -> Trainee:
@@ -149,7 +158,7 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
     if changed is not None:
         loaded.header.config = changed
         loaded.header.ranks = rank_plan(loaded.model)
-        loaded.ema = {}  # the EMA weights of the model as it was do not pair with what it is now
+        _leave_ema(loaded, f"method {settings.method.name}")
     if settings.compress.kappa is not None:
         compress_loaded(loaded, settings.compress, calibration=_calibration(task, settings, loaded, ranks, data))
     model = loaded.model.to(ranks.device).train()
@@ -157,8 +166,8 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
     if teacher is not None:
         teacher.model.to(ranks.device)
     step = task.step(settings, model, method.needs_features, teacher).to(ranks.device)
-    if step.ema is not None:
-        step.ema.start_from(loaded.ema)
+    if step.ema is not None and not step.ema.start_from(loaded.ema) and loaded.ema:
+        loaded.notes.append("EMA weights: left behind (they do not fit the model); the EMA model starts as a copy")
     step.start_from(loaded)
     run_method = method.create(model, teacher, settings)
     trained = list(model.named_parameters())
@@ -167,7 +176,8 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
         trained += run_method.trained.named_parameters(prefix="method")
     broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
-    return Trainee(run, step, run_method, make_backend(settings, step, trained, run.autocast, ranks))
+    backend = make_backend(settings, step, trained, run.autocast, ranks)
+    return Trainee(run, step, run_method, backend, loaded.notes)
 
 
 def make_backend(

@@ -193,6 +193,9 @@ def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[
     with RunLog(folder, ranks.is_main, resume_step, loop.total_steps, label=folder.name) as log:
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
+        else:
+            for note in trainee.notes:
+                log.say(f"init.checkpoint: {note}")
         fit(loop, log)
     return loop.position, trainee.backend
 

@@ -199,10 +199,17 @@ class ContrastiveStep(TrainingStep):
 
     @torch.no_grad()
     def start_from(self, loaded: LoadedModel) -> None:
-        """Start the queues with a published file's features where they have the same size, as published."""
+        """Start the queues with a published file's features where they have the same size, as published.
+
+        Queues of another size are left behind, with a note; the run's own start at random.
+        """
         queues, ids = loaded.queues, self.queue.ids
         image, text = queues.get("image_queue"), queues.get("text_queue")
-        if image is None or text is None or not image.shape == text.shape == self.queue.image.shape:
+        if image is None or text is None:
+            return
+        if not image.shape == text.shape == self.queue.image.shape:
+            held, wanted = image.shape[-1], self.queue.image.shape[-1]
+            loaded.notes.append(f"feature queues: left behind ({held} entries; losses.queue_size is {wanted})")
             return
         self.queue.image.copy_(image)
         self.queue.text.copy_(text)
