@@ -97,16 +97,16 @@ def try_resume(loop: Loop) -> bool:
     Process 0 decides whether there is one: a file system may show it to some processes later than to others.
 
     Raises:
-        UserError: If an optimiser step of the run had another number of samples, see `Position.cut_anew`.
+        UserError: In every process, if one does not see the state or an optimiser step of the run had another number of
+            samples, see `Position.cut_anew`.
     """
     folder = loop.folder / RESUME_FOLDER
     if not from_main(lambda: recover_folder(folder)):
         return False
     found = load_resume(folder, loop.trainee.step)
-    if found is None:
-        raise UserError(
-            f"process {loop.ranks.rank} does not see {folder}, which process 0 sees; put it on a shared disk"
-        )
+    blind = [number for number, sees in enumerate(gather_objects(found is not None)) if not sees]
+    if blind:
+        raise UserError(f"process {blind[0]} does not see {folder}, which process 0 sees; put it on a shared disk")
     optimiser, position = found
     loop.position = position.cut_anew(loop.global_batch, loop.accumulation, loop.batches_per_epoch)
     loop.trainee.backend.load_optimiser_state(optimiser)
