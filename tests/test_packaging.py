@@ -20,6 +20,10 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
 def pins(lines: list[str]) -> dict[str, str]:
     found = {}
     for line in lines:
@@ -35,11 +39,19 @@ CONSTRAINTS = pins((ROOT / "constraints.txt").read_text(encoding="utf-8").splitl
 DIRECT = [*PROJECT["project"]["dependencies"], *sum(PROJECT["project"]["optional-dependencies"].values(), [])]
 
 
-def test_every_direct_dependency_is_pinned_above_its_bound() -> None:
+def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
     for requirement in DIRECT:
-        name, bound = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement).groups()
-        pinned = CONSTRAINTS[plain(name)]
-        assert [int(x) for x in bound.split(".")] <= [int(x) for x in pinned.split(".")], requirement
+        name, bound, limit = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
+        pinned = numbers(CONSTRAINTS[plain(name)])
+        assert numbers(bound) <= pinned and (limit is None or pinned < numbers(limit)), requirement
+
+
+def test_deepspeed_is_kept_to_the_minor_version_whose_private_names_are_read() -> None:
+    from pela_vl.training import backends
+
+    bounds = next(requirement for requirement in DIRECT if requirement.startswith("deepspeed"))
+    assert bounds == "deepspeed>=0.19,<0.20"
+    assert f"'{bounds}'" in Path(backends.__file__).read_text(encoding="utf-8")  # what a refused version is told
 
 
 def test_conda_environment_equals_the_constraints() -> None:

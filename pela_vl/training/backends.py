@@ -24,7 +24,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Backend(Protocol):
     """forward(batch, prepared) -> StepOutput; backward(loss); step(lr) -> gradient norm, or None between updates.
 
-    An update whose gradient norm is not finite is not applied: weights and moments stay as they are.
+    An update whose gradient norm is not finite is not applied: weights and moments stay as they are. A trained parameter
+    without a gradient (of a term that is off) is left alone by the local back end and by ZeRO 0, as by torch's optimisers;
+    ZeRO 1 and 2 take its gradient as zero, so weight decay shrinks it.
     """
 
     def forward(self, *args: Any) -> Any: ...

@@ -10,6 +10,7 @@ from deepspeed_worker import run_job
 from tiny_runs import ONE, ROOT, finish, make_loop, start_ranks
 
 from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.ours import read_weights
 from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.training.engine import fit
@@ -113,6 +114,63 @@ def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
         assert result["losses"] == pytest.approx(local["losses"], rel=1e-3)
         assert result["temp"] == pytest.approx(local["temp"], rel=1e-3)
         assert result["norms"] == pytest.approx(local["norms"], rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_every_stage_and_nothing_is_lost(tmp_path, forked_ranks, world):
+    """Infinite in the third step of the last process alone: all stop, and name the samples of all."""
+    common = {"steps": 4, "checkpoint_every": 1, "poison": {"step": 2, "process": world - 1}}
+    jobs = [{"name": f"zero{stage}", "stage": stage, **common} for stage in (0, 1, 2)]
+    plain = [{"name": f"two{stage}", "stage": stage, "steps": 2} for stage in (0, 1, 2)]
+    results = run_ranks(tmp_path, world, jobs + plain, forked_ranks)
+    for stage in (0, 1, 2):
+        stopped, two, folder = results[f"zero{stage}"], results[f"two{stage}"], tmp_path / f"zero{stage}"
+        said = stopped["error"]
+        assert said.startswith("the gradient of step 2 is not finite (norm inf)") and "\n" not in said
+        assert f"Samples {[100, 101, 102, 110, 111, 112][: 3 * world]}: " in said
+        assert stopped["losses"] == two["losses"] and len(two["losses"]) == 2
+        # the weights in memory are those of before, but for the temperature, which pre-training clamps
+        trained = [name for name in two["weights"] if name.startswith("model.") and name != "model.temp"]
+        assert trained and all(stopped["weights"][name] == two["weights"][name] for name in trained)
+        assert stopped["moments"] == two["moments"] and max(stopped["steps"]) == 2
+        for name in ("last.safetensors", "resume/step.safetensors", "resume/optimiser.safetensors"):
+            held = read_weights(folder / name)
+            assert held and all(torch.isfinite(value).all() for value in held.values()), name
+            assert (folder / name).read_bytes() == (tmp_path / f"two{stage}" / name).read_bytes(), name
+        assert json.loads((folder / "resume/state.json").read_text())["step"] == 2
+
+
+@pytest.mark.slow
+def test_deepspeed_works_with_the_buckets_and_further_keys_of_the_settings(tmp_path, forked_ranks):
+    extra = {"zero_optimization": {"round_robin_gradients": True}, "steps_per_print": 77}
+    chosen = {"reduce_bucket": 4096, "allgather_bucket": 8192, "overlap": True, "extra": extra}
+    results = run_ranks(
+        tmp_path,
+        1,
+        [
+            {"name": "chosen", "stage": 1, "steps": 1, "deepspeed": chosen},
+            {"name": "plain", "stage": 1, "steps": 1, "deepspeed": {}},
+        ],
+        forked_ranks,
+    )
+    assert results["chosen"]["config"] == {
+        "reduce_bucket": [4096, 4096],
+        "allgather_bucket": [8192, 8192],
+        "overlap": [True, True],
+        "round_robin": True,
+        "stage": 1,
+        "steps_per_print": 77,
+    }
+    assert results["plain"]["config"] == {
+        "reduce_bucket": [25_000_000, 25_000_000],
+        "allgather_bucket": [25_000_000, 25_000_000],
+        "overlap": [False, False],
+        "round_robin": False,
+        "stage": 1,
+        "steps_per_print": 10**9,
+    }
+    assert results["chosen"]["losses"] == results["plain"]["losses"]
 
 
 def test_stage_3_is_refused():
