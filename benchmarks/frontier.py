@@ -12,7 +12,6 @@ relative error of all final tokens; cpu: seconds of the process, statistics incl
 import argparse
 import copy
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from benchmarks.encoders import Subject, dinov2, minilm
 from pela_vl.base.errors import run_main
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.progress import Progress
+from pela_vl.base.system import peak_memory
 
 GAUSS_NEWTON = {"init": "gauss_newton", "features": True}
 ALLOCATED = {**GAUSS_NEWTON, "ranks": "allocated"}
@@ -87,7 +87,7 @@ def measure(subject: Subject, kappa: float, way: str) -> dict[str, Any]:
     found, expected = (subject.collect(model, subject.features) for model in (small, subject.model))
     row["err"], row["cos"] = _error(found, expected), float(F.cosine_similarity(found, expected).mean())
     row["states"] = _error(*(subject.collect(model, subject.states) for model in (small, subject.model)))
-    return row | {"cpu": cpu, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return row | {"cpu": cpu, "MiB": peak_memory() / 2**20}
 
 
 def _name(subject: Subject) -> str:
