@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import posterize
 from torchvision import transforms
 
 MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -39,6 +40,11 @@ def draw_seeds(rng: np.random.Generator) -> tuple[int, int, int]:
     """Seeds for `seeded`."""
     first, second, third = (int(seed) for seed in rng.integers(2**32, size=3))
     return first, second, third
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's, which asks for 0 bits at the highest magnitude. Pillow made a black image of that, and now refuses it."""
+    return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ class AugmentTransform:
             mean=MEAN,
             std=STD,
         )
+        for part in made.transforms:
+            for operation in getattr(part, "ops", ()):
+                if operation.aug_fn is posterize:
+                    operation.aug_fn = _posterize
         object.__setattr__(self, "_transform", made)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment as timm_augment
 from timm.data import create_transform
 
 from pela_vl.data.vision_transforms import AugmentTransform, CentreTransform, draw_seeds
@@ -72,3 +73,19 @@ def test_the_centre_is_timms(resize, size):
 def test_a_crop_larger_than_the_resized_image_is_refused():
     with pytest.raises(ValueError, match="from 1 to resize"):
         CentreTransform(224, 200)
+
+
+@pytest.mark.parametrize("name", timm_augment._RAND_INCREASING_TRANSFORMS)
+@pytest.mark.parametrize("magnitude", [0, 3, 9, 10])
+def test_no_operation_fails_at_any_magnitude_that_may_be_drawn(name, magnitude):
+    transform = AugmentTransform(32, rand_augment="rand-m9-mstd0.5-inc1")
+    policy = next(part for part in transform._transform.transforms if hasattr(part, "ops"))
+    operation = next(op for op in policy.ops if op.name == name)
+    operation.prob, operation.magnitude, operation.magnitude_std = 1.0, magnitude, 0
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    found = np.asarray(operation(image))
+    assert found.shape == (32, 32, 3)
+    if (name, magnitude) == ("PosterizeIncreasing", 10):
+        assert not found.any()  # 0 bits are kept
+    if (name, magnitude) == ("PosterizeIncreasing", 9):
+        assert set(np.unique(found)) <= {0, 128}  # 1 bit
