@@ -45,15 +45,20 @@ class CompressSettings:
     """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
     model, as published (a list replaces them). rank_multiple: ranks are rounded down to multiples of it, 1 for the
     paper's; 16 or 64 suit vector and matrix units. ranks: "allocated" spreads kappa's budget by what a rank buys in a layer.
-    init: "svd" keeps the weights as near as a rank allows, "whitened" the outputs on `samples` of the training data, and
-    allocated ranks go by these then (docs/beyond_svd.md)."""
+    init: "svd" keeps the weights as near as a rank allows, "whitened" the outputs on `samples` of the training data,
+    "gauss_newton" what the task reads of the model; allocated ranks go by the samples then. measured: allocated ranks go by
+    errors that are measured too. sequential: with "gauss_newton", each layer is fitted to what the compressed ones before it
+    give, by `strength` (0..1). See docs/beyond_svd.md."""
 
     kappa: float | None = None
     exclude: list[str] | None = None
     rank_multiple: int = 1
     ranks: Literal["uniform", "allocated"] = "uniform"
-    init: Literal["svd", "whitened"] = "svd"
+    init: Literal["svd", "whitened", "gauss_newton"] = "svd"
     samples: int = 256
+    measured: bool = False
+    sequential: bool = False
+    strength: float = 0.5
 
 
 @dataclass

@@ -3,8 +3,8 @@
 python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3.safetensors
 python tasks/compress.py --random albef_base --output random_k3.safetensors   (no weights at hand: just to try)
 
-python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3w.safetensors --init whitened --ranks allocated \
-    --calibration flickr30k_train.json --image-root data/flickr   (factors made for real inputs; see docs/beyond_svd.md)
+python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3.safetensors --init gauss_newton --ranks allocated \
+    --sequential --calibration flickr30k_train.json --image-root data/flickr   (for real inputs; see docs/beyond_svd.md)
 
 The output takes the place of the input as init.checkpoint of the other scripts (pre-training also wants init.teacher).
 """
@@ -21,6 +21,8 @@ from pela_vl.base.errors import UserError, run_main
 if TYPE_CHECKING:
     from pela_vl.checkpoints.loading import LoadedModel
 
+ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength")
+
 
 def main() -> None:
     args = _arguments()
@@ -28,12 +30,13 @@ def main() -> None:
     import torch
 
     from pela_vl.base.files import atomic_json
-    from pela_vl.base.progress import Progress
+    from pela_vl.base.stages import StageBars
     from pela_vl.checkpoints.albef import describe_parts
     from pela_vl.checkpoints.loading import dense_heads
     from pela_vl.checkpoints.ours import save_model
     from pela_vl.deploy.compression import compress_with_ema, usage_since
     from pela_vl.settings import CompressSettings
+    from pela_vl.training.assemble import check_compression
     from pela_vl.workloads.calibration import AlbefCalibration
 
     if args.threads:
@@ -45,37 +48,28 @@ def main() -> None:
         print(f"  {note}")
     if loaded.header.ranks:
         raise UserError(f"{args.checkpoint} is low rank already; compress the dense checkpoint that it came from")
-    settings = CompressSettings(kappa=args.kappa, rank_multiple=args.rank_multiple, ranks=args.ranks, init=args.init)
-    settings.exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
-    bar: list[Progress] = []
-
-    def show(done: int, total: int, name: str) -> None:
-        if not bar:  # its clock starts when the first layer is done
-            bar.append(Progress(total, "factorise", initial=done, unit="layer"))
-        bar[0].to(done, name)
-
+    exclude = list(dict.fromkeys([*dense_heads(loaded.model), *args.exclude]))
+    asked = {name: getattr(args, name) for name in ASKED}
+    settings = CompressSettings(exclude=exclude, samples=args.samples, **asked)
+    check_compression(settings)
     calibration = None
-    if args.init == "whitened":
+    if args.calibration:
         calibration = AlbefCalibration(loaded, args.calibration, args.image_root, args.samples)
-    result = compress_with_ema(loaded, settings, show, calibration)
-    bar[0].close()
+    with StageBars() as bars:
+        result = compress_with_ema(loaded, settings, bars.show, calibration)
     loaded.header.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
-        "kappa": args.kappa,
-        "rank_multiple": args.rank_multiple,
         "exclude": settings.exclude,
-        "init": args.init,
-        "ranks": args.ranks,
-    }
+        "notes": list(result.notes),
+    } | asked
     save_model(args.output, loaded.model, loaded.header, extra=result.ema)
     used = usage_since(start)
     print(f"{result.table()}\n\n{result.totals(loaded.header)}")
     print(f"took {used.seconds:.1f} s ({used.cpu_seconds:.1f} CPU s), peak memory {used.peak_mib:,.0f} MiB")
     print(f"written: {args.output} ({os.path.getsize(args.output) / 2**20:.0f} MiB)")
     if args.json:
-        asked = {"source": args.checkpoint or f"random {args.random}", "recognised": what}
-        asked |= {"kappa": args.kappa, "init": args.init, "ranks": args.ranks}
-        atomic_json(args.json, asked | result.record() | {"usage": asdict(used)})
+        source = {"source": args.checkpoint or f"random {args.random}", "recognised": what}
+        atomic_json(args.json, source | asked | result.record() | {"usage": asdict(used)})
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,9 +85,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rank-multiple", type=int, default=1, help="round ranks down to multiples of it (default 1)")
     parser.add_argument(
         "--init",
-        choices=("svd", "whitened"),
+        choices=("svd", "whitened", "gauss_newton"),
         default="svd",
-        help="factors nearest to the weights (default), or with outputs nearest to the dense ones on --calibration",
+        help="factors nearest to the weights (default), or, on --calibration, with the outputs or the features that the "
+        "task reads nearest to the dense ones",
     )
     parser.add_argument(
         "--ranks",
@@ -101,9 +96,12 @@ def _arguments() -> argparse.Namespace:
         default="uniform",
         help="the same kappa in every layer (default), or one budget spread over the layers by what a rank buys",
     )
+    parser.add_argument("--measured", action="store_true", help="allocate by measured errors of the layers too")
     parser.add_argument(
-        "--calibration", metavar="LIST.json", help="pictures and texts of the model's task, for whitened"
+        "--sequential", action="store_true", help="fit each layer to what the compressed ones before it give"
     )
+    parser.add_argument("--strength", type=float, default=0.5, help="of that, 0 to 1 (default %(default)s)")
+    parser.add_argument("--calibration", metavar="LIST.json", help="pictures and texts of the model's task, for these")
     parser.add_argument("--image-root", default=".", help="what the list's paths are relative to (default %(default)s)")
     parser.add_argument("--samples", type=int, default=256, help="entries of the list to use (default %(default)s)")
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
@@ -118,8 +116,8 @@ def _arguments() -> argparse.Namespace:
         raise UserError(f"--output {args.output}: is a folder; name a file")
     if args.checkpoint and Path(args.checkpoint).resolve() == Path(args.output).resolve():
         raise UserError(f"--output {args.output}: is the dense checkpoint itself, which is still needed as the teacher")
-    if (args.init == "whitened") != (args.calibration is not None):
-        raise UserError("--calibration LIST.json and --init whitened go together: give both or neither")
+    if (args.init != "svd") != (args.calibration is not None):
+        raise UserError("--calibration LIST.json and --init whitened or gauss_newton go together: give both or neither")
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: give a positive number of entries")
     if args.image_size is not None and args.image_size < 1:

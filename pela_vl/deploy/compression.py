@@ -1,5 +1,6 @@
 """Turning a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from pela_vl.lowrank.align import align_factors
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.entailment import AlbefEntailment
 from pela_vl.models.albef.vqa import AlbefVqa
+from pela_vl.recovery.sequential import fit_report
 from pela_vl.settings import CompressSettings
 from pela_vl.training.assemble import compress_loaded
 
@@ -34,6 +36,10 @@ SAMPLES = {
     "vocabulary logits",
 }
 """What `sample_flops` counts, by kind of checkpoint ("match" for all that are not named)."""
+EMA_FITTED = (
+    "the EMA model has the model's own factors, biases and fitted dense layers; its other weights are as they were"
+)
+"""What is said of a compression with the sequential step."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Compression:
         ema: The EMA model's low-rank weights, under the names that a checkpoint stores them by.
         parameters: Of the model before and after.
         flops: Of the model for one sample, before and after.
+        dense: Layers that were in the budget and keep all their weights.
+        notes: What else is to be known of the weights.
     """
 
     layers: list[LayerReport]
@@ -53,10 +61,12 @@ class Compression:
     ema: dict[str, Tensor]
     parameters: tuple[int, int]
     flops: tuple[Flops, Flops]
+    dense: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the EMA model's),
-        output_error on calibration samples if there were any."""
+        output_error (whitened factors) on calibration samples or predicted_error (two metrics) of the features, if known."""
         rows = []
         for number, layer in enumerate(self.layers):
             row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
@@ -65,6 +75,8 @@ class Compression:
             row["rel_error"] = layer.rel_error
             if layer.output_error is not None:
                 row["output_error"] = layer.output_error
+            if layer.predicted_error is not None:
+                row["predicted_error"] = layer.predicted_error
             if self.ema_layers:
                 row["ema_rel_error"] = self.ema_layers[number].rel_error
             rows.append(row)
@@ -74,13 +86,16 @@ class Compression:
         """The rows as lines of text, under a title."""
         rows = self.rows()
         wide = max(len(row["layer"]) for row in rows)
-        more = {"ema_rel_error": "    EMA error", "output_error": "  out. error"}
+        more = {"ema_rel_error": "    EMA error", "output_error": "  out. error", "predicted_error": "  pred. error"}
         more = {key: title for key, title in more.items() if key in rows[0]}
         lines = [f"\n{'layer':<{wide}}    in   out  rank     weights       after  rel. error{''.join(more.values())}"]
         for row in rows:
             line = f"{row['layer']:<{wide}} {row['in']:>5} {row['out']:>5} {row['rank']:>5} {row['before']:>11,}"
             line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
             lines.append(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
+        if self.dense:
+            lines.append(f"{len(self.dense)} layers of the budget keep all their weights: {', '.join(self.dense)}")
+        lines += self.notes
         return "\n".join(lines)
 
     def totals(self, header: Header) -> str:
@@ -104,7 +119,8 @@ class Compression:
         """The rows, parameters and operations, plain."""
         before, after = self.parameters
         flops = {"before": asdict(self.flops[0]), "after": asdict(self.flops[1])}
-        return {"layers": self.rows(), "parameters": {"before": before, "after": after}, "flops": flops}
+        kept = {"dense": list(self.dense), "notes": list(self.notes)}
+        return {"layers": self.rows(), "parameters": {"before": before, "after": after}, "flops": flops} | kept
 
 
 def compress_with_ema(
@@ -116,35 +132,36 @@ def compress_with_ema(
     """Replace the Linears of a loaded dense model by factors, in place, and factorise its EMA weights likewise.
 
     The EMA model gets the model's plan and its own decomposition, turned into the basis of the model's factors: training
-    averages the two factor by factor. With calibration samples it is whitened by the inputs of the model.
+    averages the two factor by factor. With calibration samples it is whitened by the inputs of the model, and in two metrics
+    by these. After the sequential step it takes the model's layers as they are: that step follows what a model's own layers
+    lose, and has not run on the EMA weights.
 
     Args:
         loaded: The dense model.
         settings: How.
-        on_progress: on_progress(done, total, layer) counts the layers of both.
-        calibration: Samples, for whitened factors.
+        on_progress: on_progress(done, total, what), as `compress_loaded` calls it, and then for the EMA model's layers.
+        calibration: Samples, for factors that are made by them.
 
     Raises:
         UserError: If the model is low rank already, a pattern does not fit, or the EMA weights lack a layer.
     """
-    report = on_progress or (lambda done, total, name: None)
-    ema, passes = loaded.ema, 2 if loaded.ema else 1
-    dense = replace(loaded.header)
+    ema, dense = loaded.ema, replace(loaded.header)
     parameters = count_parameters(loaded.model)
-    layers, recipe = compress_loaded(
-        loaded, settings, lambda done, total, name: report(done, passes * total, name), calibration
-    )
+    layers, recipe = compress_loaded(loaded, settings, on_progress, calibration)
     ema_layers: list[LayerReport] = []
     stored: dict[str, Tensor] = {}
     if ema:
         mlm = getattr(loaded.model, "mlm_head", None) is not None
-        ema_layers, stored = _compress_ema(meta_model(dense, mlm), loaded.model, ema, recipe, report)
+        make = _ema_of_fitted_layers if settings.sequential else _compress_ema
+        ema_layers, stored = make(meta_model(dense, mlm), loaded.model, ema, recipe, on_progress)
     return Compression(
         layers,
         ema_layers,
         stored,
         (parameters, count_parameters(loaded.model)),
         (sample_flops(dense), sample_flops(loaded.header)),
+        recipe.dense,
+        (EMA_FITTED,) if ema and settings.sequential else (),
     )
 
 
@@ -153,7 +170,7 @@ def _compress_ema(
     trained: nn.Module,
     weights: dict[str, Tensor],
     recipe: Recipe,
-    on_progress: Callable[[int, int, str], Any],
+    on_progress: Callable[[int, int, str], Any] | None,
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
     """Factorise EMA weights.
 
@@ -161,33 +178,57 @@ def _compress_ema(
         model: A dense model of their kind on the meta device.
         trained: The model that they are the average of, with its factors.
         weights: The EMA weights.
-        recipe: The plan and statistics of the model that they are the average of.
+        recipe: The plan, statistics and metrics of the model that they are the average of.
         on_progress: As in `compress_with_ema`.
 
     Returns:
         Reports, and the weights that a checkpoint stores.
     """
+    _load_ema(model, weights, recipe)
+    try:
+        reports = apply_plan(model, recipe.plan, recipe.init, on_progress, recipe.statistics, recipe.metrics)
+    except PlanError as error:
+        raise UserError(f"compress: EMA model: {error}") from None
+    align_factors(model, trained)
+    return reports, _stored(model)
+
+
+def _ema_of_fitted_layers(
+    model: nn.Module,
+    trained: nn.Module,
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+    on_progress: Callable[[int, int, str], Any] | None,
+) -> tuple[list[LayerReport], dict[str, Tensor]]:
+    """As `_compress_ema`, for a model whose layers were fitted one after the other: those very layers, and the EMA weights
+    of all others."""
+    _load_ema(model, weights, recipe)
+    reports = []
+    for number, name in enumerate((*recipe.plan, *recipe.dense)):
+        before, layer = model.get_submodule(name), copy.deepcopy(trained.get_submodule(name)).cpu()
+        if name in recipe.plan:
+            reports.append(fit_report(name, before, layer))
+        model.set_submodule(name, layer.float())
+        if on_progress is not None:
+            on_progress(number + 1, len(recipe.plan) + len(recipe.dense), name)
+    return reports, _stored(model)
+
+
+def _load_ema(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe) -> None:
+    """Put EMA weights into a dense model on the meta device. Raises UserError if they do not pair."""
     wanted = model.state_dict()
     strange = [key for key, value in weights.items() if key not in wanted or wanted[key].shape != value.shape]
-    absent = [name for name in recipe.plan if name + ".weight" not in weights]
+    absent = [name for name in (*recipe.plan, *recipe.dense) if name + ".weight" not in weights]
     if strange or absent:
         raise UserError(f"the EMA weights do not pair with the model at {(strange + absent)[0]}")
     # The tensors become the EMA model's own: a copy of a full-size model is not needed. What has none stays on meta.
     weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
-    try:
-        reports = apply_plan(
-            model,
-            recipe.plan,
-            recipe.init,
-            lambda done, total, name: on_progress(total + done, 2 * total, name),
-            recipe.statistics,
-        )
-    except PlanError as error:
-        raise UserError(f"compress: EMA model: {error}") from None
-    align_factors(model, trained)
-    stored = {EMA + key: value for key, value in model.state_dict().items() if value.device.type != "meta"}
-    return reports, stored
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under a checkpoint's names; what has none is left out."""
+    return {EMA + key: value for key, value in model.state_dict().items() if value.device.type != "meta"}
 
 
 def sample_flops(header: Header) -> Flops:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank import (
     Calibration,
+    LayerReport,
     OutputMetric,
     PlanError,
     covariance_root,
@@ -96,12 +97,12 @@ def compress_sequentially(
     features: Features | None = None,
     strength: float = STRENGTH,
     progress: Progress | None = None,
-) -> None:
+) -> list[LayerReport]:
     """Replace the Linears of `plan` in place, each fitted to what the ones before it made of its inputs.
 
     Takes about one dense and one compressed pass over the samples and a factorisation a layer. Memory: what two forwards of
     all batches hold while they run. The model is changed only when all layers are ready. A layer that a batch calls several
-    times is fitted to its first call.
+    times is fitted to its first call. Returns a report of each layer of the plan, in plan order.
 
     Args:
         plan: name -> rank.
@@ -139,8 +140,19 @@ def compress_sequentially(
     absent = [name for name in names if name not in ready]
     if absent:
         raise PlanError(f"{absent[0]}: no calibration sample went through this layer: give samples, or exclude it")
+    reports = [fit_report(name, linears[name], ready[name]) for name in plan]
     for name in names:
         install(model, name, ready[name])
+    return reports
+
+
+def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
+    """Of a low-rank layer that was fitted in a dense one's place, with the error of the weight, which it was not made to be near."""
+    inputs, outputs = in_out(linear)
+    weight = weight_of(linear).detach().float()
+    left = weight - layer.up.weight.detach().float() @ layer.down.weight.detach().float()
+    norm = float(weight.norm())
+    return LayerReport(name, inputs, outputs, layer.rank, float(left.norm()) / norm if norm else 0.0)
 
 
 def _moments(

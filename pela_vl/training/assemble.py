@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from pela_vl import methods
 from pela_vl.base.distributed import Ranks, broadcast_from_main, broadcast_state, gather_objects
 from pela_vl.base.errors import UserError
+from pela_vl.base.stages import StageBars
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
 from pela_vl.lowrank import (
     Calibration,
@@ -24,6 +25,8 @@ from pela_vl.lowrank import (
     make_recipe,
     rank_plan,
 )
+from pela_vl.lowrank.apply import NEED_STATISTICS
+from pela_vl.recovery.sequential import compress_sequentially
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import CompressSettings, Settings
 from pela_vl.training.backends import Backend, DeepSpeedBackend, LocalBackend
@@ -85,13 +88,14 @@ def compress_loaded(
 ) -> tuple[list[LayerReport], Recipe]:
     """Replace the Linears of a loaded dense model by factors, in place.
 
-    Where there are several processes, each runs the calibration, and all then take the main process's plan and factors.
+    Where there are several processes, each runs the calibration, and all then take the main process's plan, factors and, with
+    the sequential step, biases and dense layers.
 
     Args:
         loaded: The dense model; its header takes the ranks, and its EMA weights are dropped.
         settings: How. `exclude` None keeps the heads of the model's kind dense, as published.
-        on_progress: on_progress(done, total, layer) is called after every layer.
-        calibration: Samples that the factors, and allocated ranks, are made for; for init "whitened" alone.
+        on_progress: on_progress(done, total, what), counting anew for every stage: samples, measured errors, layers.
+        calibration: Samples that the factors, and allocated ranks, are made for; for "whitened" and "gauss_newton" alone.
 
     Returns:
         The layers' reports, and what was applied.
@@ -112,16 +116,34 @@ def compress_loaded(
             settings.ranks,
             calibration,
             settings.rank_multiple,
+            measured=settings.measured,
+            progress=on_progress,
         )
         if calibration is not None:
             # floating-point sums differ between machines, so allocated layer ranks could too
-            recipe = replace(recipe, plan=gather_objects(recipe.plan)[0])
-        reports = apply_plan(loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics)
+            plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
+            recipe = replace(recipe, plan=plan, dense=dense)
+        if settings.sequential:
+            recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
+            reports = compress_sequentially(
+                loaded.model,
+                recipe.plan,
+                calibration,
+                recipe.metrics,
+                recipe.dense,
+                strength=settings.strength,
+                progress=on_progress,
+            )
+        else:
+            reports = apply_plan(
+                loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics, recipe.metrics
+            )
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
     if calibration is not None:
-        for layer in low_rank_layers(loaded.model).values():
-            for parameter in layer.parameters():
+        changed = [*low_rank_layers(loaded.model)] + [*recipe.dense] * settings.sequential
+        for name in changed:
+            for parameter in loaded.model.get_submodule(name).parameters():
                 broadcast_from_main(parameter.data)
     loaded.header.ranks = rank_plan(loaded.model)
     loaded.ema = {}  # dense EMA weights do not pair with factors
@@ -151,7 +173,9 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
         loaded.header.ranks = rank_plan(loaded.model)
         loaded.ema = {}  # the EMA weights of the model as it was do not pair with what it is now
     if settings.compress.kappa is not None:
-        compress_loaded(loaded, settings.compress, calibration=_calibration(task, settings, loaded, ranks, data))
+        calibration = _calibration(task, settings, loaded, ranks, data)
+        with StageBars(enabled=ranks.is_main and calibration is not None) as bars:
+            compress_loaded(loaded, settings.compress, bars.show, calibration)
     model = loaded.model.to(ranks.device).train()
     set_activation_checkpointing(model, settings.train.activation_checkpointing)
     if teacher is not None:
@@ -196,9 +220,21 @@ def make_backend(
 
 
 def check_compression(settings: CompressSettings) -> None:
-    """Raises UserError for whitening of nothing, or by nothing."""
-    if settings.init == "whitened" and settings.kappa is None:
-        raise UserError("compress.init: whitened makes factors of a dense model; set compress.kappa, or leave init out")
+    """Raises UserError for factors of nothing, or by nothing, and for steps that the chosen factors do not have."""
+    sampled = settings.init in NEED_STATISTICS
+    if sampled and settings.kappa is None:
+        raise UserError(
+            f"compress.init: {settings.init} makes factors of a dense model; set compress.kappa, or leave init out"
+        )
+    if settings.sequential and settings.init != "gauss_newton":
+        raise UserError(f"compress.sequential: needs compress.init: gauss_newton, not {settings.init}")
+    if settings.measured and (settings.ranks != "allocated" or not sampled):
+        raise UserError(
+            "compress.measured: scales allocated ranks by samples; set compress.ranks: allocated and compress.init: "
+            "gauss_newton or whitened"
+        )
+    if not 0 <= settings.strength <= 1:
+        raise UserError(f"compress.strength: give a number from 0 to 1, not {settings.strength}")
     if settings.samples < 1:
         raise UserError(f"compress.samples: give a positive number of training samples, not {settings.samples}")
 
@@ -230,7 +266,7 @@ def _calibration(
     task: Task, settings: Settings, loaded: LoadedModel, ranks: Ranks, data: Dataset | None
 ) -> Calibration | None:
     """What runs the model on training samples; None for factors that need none."""
-    if settings.compress.init != "whitened":
+    if settings.compress.init not in NEED_STATISTICS:
         return None
     loaded.model.to(ranks.device)  # the samples run there
     data = task.training_data(settings) if data is None else data

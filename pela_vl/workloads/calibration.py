@@ -3,6 +3,7 @@
 Shapes: S pixels a side, L text tokens, T answer tokens.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -47,6 +48,7 @@ class _Calibration:
             show: Show progress.
         """
         self.ids, self.answers, self.image, self.show = ids, answers, image, show
+        self._reading = threading.Lock()  # batches run side by side, and a data set is read by one of them at a time
         self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
 
     def __call__(self, model: nn.Module) -> None:
@@ -70,7 +72,8 @@ class _Calibration:
     def _features(self, chosen: list[int], model: Any) -> list[Tensor]:
         """Tensors [B, ...] of the samples `chosen`. Raises UserError for a picture that cannot be read."""
         device = next(model.parameters()).device
-        images = torch.stack([self.image(i) for i in chosen]).to(device)
+        with self._reading:
+            images = torch.stack([self.image(i) for i in chosen]).to(device)
         ids = torch.stack([self.ids[i] for i in chosen]).to(device)
         mask = torch.ones_like(ids)
         if self.run == self._classify:

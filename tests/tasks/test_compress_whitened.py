@@ -137,6 +137,8 @@ def test_samples_are_padded_nowhere(data, listed):
     ("arguments", "says"),
     [
         (["--init", "whitened"], "go together"),
+        (["--init", "gauss_newton"], "go together"),
+        (["--sequential"], "compress.sequential: needs compress.init: gauss_newton, not svd"),
         (["--calibration", "albef.json"], "go together"),
         (["--init", "whitened", "--calibration", "albef.json", "--samples", 0], "--samples 0"),
         (["--init", "whitened", "--calibration", "none.json"], "none.json: cannot read"),

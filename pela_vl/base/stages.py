@@ -1,0 +1,35 @@
+"""Progress of work in stages that each count from the beginning, such as samples and then layers."""
+
+from pela_vl.base.progress import Progress
+
+
+class StageBars:
+    """Pass `show` as on_progress(done, total, what); a new bar begins where `done` falls back or `total` changes.
+
+    A context manager: the last bar is closed at its end.
+    """
+
+    def __init__(self, label: str = "factorise", enabled: bool = True) -> None:
+        """label: of every bar. enabled: False shows nothing."""
+        self._label, self._enabled = label, enabled
+        self._bar: Progress | None = None
+
+    def show(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` units of a stage are done; `what`: the stage or its present unit."""
+        bar = self._bar
+        if bar is None or done <= bar.done or total != bar.total:
+            self.close()
+            # its clock starts when the first unit is done
+            self._bar = bar = Progress(total, self._label, initial=done, unit="step", enabled=self._enabled)
+        bar.to(done, what)
+
+    def close(self) -> None:
+        """Show the last bar's final state."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "StageBars":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
