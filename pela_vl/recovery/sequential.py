@@ -147,7 +147,7 @@ def compress_sequentially(
 
 
 def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
-    """Of a low-rank layer that was fitted in a dense one's place, with the error of the weight, which it was not made to be near."""
+    """Of a low-rank layer that was fitted in the place of a dense one; the weight's error, though it was not made for that."""
     inputs, outputs = in_out(linear)
     weight = weight_of(linear).detach().float()
     left = weight - layer.up.weight.detach().float() @ layer.down.weight.detach().float()
