@@ -2,7 +2,7 @@
 
 python tasks/reproduce.py table4                          scenes on a CPU; also table5, table6, table7, figure4, table8
 python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
-python tasks/reproduce.py beyond_svd                      whitened and allocated factors before and after pre-training
+python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
 A grid may be interrupted and run again: what is done is skipped, and tables share the runs that they have in common. Results

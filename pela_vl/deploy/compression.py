@@ -1,6 +1,7 @@
 """Turning a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
 
 import copy
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -94,7 +95,8 @@ class Compression:
             line += f" {row['after']:>11,}      {row['rel_error']:.4f}"
             lines.append(line + "".join(f"{row[key]:>{len(title)}.4f}" for key, title in more.items()))
         if self.dense:
-            lines.append(f"{len(self.dense)} layers of the budget keep all their weights: {', '.join(self.dense)}")
+            text = f"{len(self.dense)} layers of the budget keep all their weights: {', '.join(self.dense)}"
+            lines += textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)
         lines += self.notes
         return "\n".join(lines)
 

@@ -112,7 +112,9 @@ def compressions(figure: "Figure", found: Found) -> None:
 def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
     panel = figure.subplots()
-    for (way, curve), colour in zip(curves.items(), (*_COLOURS, _COLOURS[0], _COLOURS[2]), strict=True):
+    colours: dict[str, str] = {}  # by factors, whatever the rate
+    for way, curve in curves.items():
+        colour = colours.setdefault(way.removesuffix(", lower rate"), f"C{len(colours)}")
         if curve:
             style = "--" if "lower" in way else "-"
             panel.plot(list(curve), list(curve.values()), style, color=colour, marker="o", ms=3.5, lw=1.4, label=way)

@@ -36,7 +36,7 @@ class Scale:
     """root: folder of everything. launcher: what training scripts are started with; empty for plain Python.
 
     pretrain: configuration of the intermediate pre-training and its changes. calibration: list and picture folder of what
-    whitened factors are made for. numbers: what variants name in braces. threads: how a training script is given them.
+    factors are made for that need samples. numbers: what variants name in braces. threads: how a training script is given them.
     """
 
     name: str
@@ -55,9 +55,10 @@ class Scale:
         arguments = ["--checkpoint", str(self.teacher), "--output", str(output), "--kappa", f"{variant.kappa:g}"]
         arguments += ["--ranks", variant.ranks]
         needs: tuple[Run, ...] = ()
-        if variant.init == "whitened":
+        if variant.init != "svd":
             file, pictures = self.calibration
-            arguments += ["--init", "whitened", "--calibration", file, "--image-root", pictures]
+            arguments += ["--init", variant.init, "--calibration", file, "--image-root", pictures]
+            arguments += [f"--{word}" for word in ("sequential", "measured") if getattr(variant, word)]
             needs = self.pretrain.needs
         return Run(f"compressed/{_factors(variant)}", ("tasks/compress.py", *arguments), (output,), needs)
 
@@ -114,6 +115,7 @@ def _factors(variant: Variant) -> str:
     if variant.kappa is None:
         return "dense"
     ways = [word for word, usual in ((variant.init, "svd"), (variant.ranks, "uniform")) if word != usual]
+    ways += [word for word in ("sequential", "measured") if getattr(variant, word)]
     return "_".join([f"kappa_{variant.kappa:g}", *ways])
 
 

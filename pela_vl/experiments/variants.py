@@ -1,11 +1,12 @@
 """The models that are compared: how each comes from the dense one, whatever the scale."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Variant:
-    """name: for folders. kappa: of the cut, None for none; init, ranks: of its factors.
+    """name: for folders. kappa: of the cut, None for none; init, ranks, sequential, measured: of its factors.
 
     pretrain: changes of the intermediate pre-training's configuration, None if there is none. tune: those of fine-tuning.
     A name in braces is a number of the scale's.
@@ -17,6 +18,8 @@ class Variant:
     ranks: str = "uniform"
     pretrain: tuple[str, ...] | None = None
     tune: tuple[str, ...] = ()
+    sequential: bool = False
+    measured: bool = False
 
 
 DENSE = Variant("dense")
@@ -40,17 +43,21 @@ def pela_at(kappa: float) -> Variant:
     return PELA if kappa == PELA.kappa else Variant(f"pela_kappa_{kappa:g}", kappa, pretrain=PELA.pretrain)
 
 
-def _from(name: str, init: str = "svd", ranks: str = "uniform", *changes: str) -> Variant:
-    return Variant(f"pela_{name}", 3, init, ranks, (*_PELA, *changes))
+def _from(name: str, init: str, ranks: str = "uniform", *changes: str, **more: Any) -> Variant:
+    return Variant(f"pela_{name}", 3, init, ranks, (*_PELA, *changes), **more)
 
 
 _LOWER = "optim.lr={lower_lr}"
+_BEST = {"sequential": True, "measured": True}
 BEYOND = {
     "plain": PELA,
-    "allocated": _from("allocated", ranks="allocated"),
     "whitened": _from("whitened", "whitened"),
-    "whitened, allocated": _from("whitened_allocated", "whitened", "allocated"),
-    "plain, lower rate": _from("lower_rate", "svd", "uniform", _LOWER),
+    "gauss_newton": _from("gauss_newton", "gauss_newton"),
+    "+ allocated": _from("gauss_newton_allocated", "gauss_newton", "allocated"),
+    "+ sequential": _from("gauss_newton_sequential", "gauss_newton", "allocated", sequential=True),
+    "+ measured": _from("gauss_newton_measured", "gauss_newton", "allocated", **_BEST),
     "whitened, lower rate": _from("whitened_lower_rate", "whitened", "uniform", _LOWER),
+    "+ measured, lower rate": _from("gauss_newton_lower_rate", "gauss_newton", "allocated", _LOWER, **_BEST),
 }
-"""PELA from other factors at equal parameters: how they are made, how the ranks are spread, at which rate it trains."""
+"""PELA from other factors at equal parameters: how they are made, how the ranks are spread, at which rate it trains. A row
+with a plus has what the one before it has too."""

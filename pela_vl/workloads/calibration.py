@@ -87,7 +87,7 @@ class _Calibration:
         batch, bert = len(ids), model.text_encoder
         image, text = model.visual_encoder(images).tokens, bert.encode(ids, mask).tokens
         order = torch.arange(batch, device=ids.device)
-        pairs = select_images(bert.image_keys_values(image), torch.cat([order, order.roll(1)]))
+        pairs = _KeysValues(bert, image, torch.cat([order, order.roll(1)]))
         fused = bert.fuse(text.repeat(2, 1, 1), mask.repeat(2, 1), pairs).tokens
         matching = model.itm_head(fused[:, 0]).unflatten(0, (2, batch)).transpose(0, 1)
         found = [model.image_feature(image), model.text_feature(text), matching]
@@ -133,6 +133,20 @@ class _Calibration:
             answer = self.answers[sample][None].to(ids.device)
             question = decoder.question_keys_values(states[row : row + 1])
             decoder.next_token_logits(answer, torch.ones_like(answer), question, mask[row : row + 1])
+
+
+class _KeysValues:
+    """Keys and values by fusion layer of the images `index` [M], computed when the layer asks for them.
+
+    The step from layer to layer holds all batches at once: those of six layers together would be most of its memory.
+    """
+
+    def __init__(self, bert: Any, image: Tensor, index: Tensor) -> None:
+        self._layers, self._image, self._index = bert.encoder.layer[bert.fusion_layer :], image, index
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._layers[number].crossattention.projections.keys_values(self._image)
+        return keys[self._index], values[self._index]
 
 
 class AlbefCalibration(_Calibration):
