@@ -151,7 +151,8 @@ def test_the_ema_model_is_saved_and_evaluated(images, dense, tmp_path):
     assert {"top1", "top5", "mean", "ema_top1", "ema_top5", "ema_mean"} == set(metrics["val"])
     weights = read_weights(tmp_path / "run/last.safetensors")
     name = "backbone.blocks.0.attn.qkv.weight"
-    assert not torch.equal(weights[name], weights[EMA + name])
+    started_from = read_weights(dense["vit"])[name]
+    assert not torch.equal(weights[name], weights[EMA + name]) and not torch.equal(weights[EMA + name], started_from)
     # of the EMA's evaluation: the same file with the EMA weights as the model's
     task = Classification()
     run = runner.load_for_evaluation(task, settings, str(tmp_path / "run/last.safetensors"), RANKS)

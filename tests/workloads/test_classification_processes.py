@@ -1,10 +1,16 @@
-"""Evaluation in two processes: each does a part of the images, and both get the counts of all."""
+"""Image classification in two processes: each evaluates a part of the images, and both get the counts of all."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from labelled_files import vision_settings, write_images
+from tiny_runs import ROOT, environment, free_port
 
+from pela_vl.base import config
 from pela_vl.training import runner
 from pela_vl.workloads.classification import Classification
 
@@ -39,3 +45,33 @@ def test_two_processes_count_what_one_counts(tmp_path, forked_ranks):
         assert json.loads(line.removeprefix("metrics ")) == alone
     predictions = [json.loads((tmp_path / run / "predictions_val.json").read_text()) for run in ("run", "two")]
     assert predictions[0] == predictions[1] and len(predictions[0]) == 17
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pela_under_the_deepspeed_launcher_is_evaluated_as_one_process_does(tmp_path):
+    write_images(tmp_path / "train", 4, 0)
+    write_images(tmp_path / "val", 3, 1)
+    dense = vision_settings(tmp_path, tmp_path / "dense", train__steps=1)
+    dense.model.init_std = 0.1
+    runner.train(Classification(), dense, resume=False)
+    settings = vision_settings(tmp_path, tmp_path / "run", train__batch_size=2, train__ema=0.9, losses__logits=0.5)
+    settings.model.size, settings.model.overrides = None, {}
+    settings.init.checkpoint, settings.method.name = str(tmp_path / "dense/last.safetensors"), "pela"
+    settings.compress.kappa, settings.losses.fd, settings.losses.rwp = 1.5, 0.1, 0.1
+    config.dump_yaml(settings, tmp_path / "run.yaml")
+    launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
+    assert launcher, "the deepspeed launcher is not installed beside this Python"
+    command = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "tasks/classify.py"]
+    env = environment()
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(
+        [*command, "--config", str(tmp_path / "run.yaml")], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    record = json.loads((tmp_path / "run/evaluation.json").read_text())
+    alone = vision_settings(tmp_path, tmp_path / "alone")
+    alone.model.size, alone.model.overrides, alone.init.checkpoint = None, {}, record["checkpoint"]
+    assert runner.evaluate(Classification(), alone)["val"] == record["metrics"]
+    terms = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])["terms"]
+    assert set(terms) == {"ce", "fd", "rwp", "logits"}

@@ -1,0 +1,89 @@
+"""An image classifier for a run: from a released file, from a checkpoint of ours, and anew."""
+
+import pytest
+import torch
+from vision_files import SWIN, VIT, released, timm_twin
+
+from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.ours import save_model
+from pela_vl.checkpoints.vision import ConvertedVision
+from pela_vl.checkpoints.vision_loading import _released_name, load_classifier
+from pela_vl.settings import ModelSettings
+
+SIZES = {
+    "vit": {"width": 32, "depths": [2], "heads": [2]},
+    "swin": {"width": 8, "depths": [2, 2, 2], "heads": [1, 2, 4], "window": 4},
+}
+
+
+def released_file(kind, folder):
+    config = VIT if kind == "vit" else SWIN
+    file = folder / "released.pth"
+    torch.save({"model": released(timm_twin(config), config.backbone)}, file)
+    settings = ModelSettings(size=config.backbone, image_size=config.image_size, overrides=dict(SIZES[kind]))
+    return config, str(file), settings
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_released_file_ours_of_it_and_another_image_size(kind, tmp_path):
+    config, file, settings = released_file(kind, tmp_path)
+    loaded = load_classifier(settings, file, None)
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    expected = timm_twin(config)(images)
+    torch.testing.assert_close(loaded.model.eval()(images).logits, expected)
+    ours = tmp_path / "ours.safetensors"
+    loaded.header.notes["classes"] = [*"abcdefg"]
+    save_model(ours, loaded.model, loaded.header)
+    again = load_classifier(ModelSettings(drop_path=0.2, drop_path_rule="constant"), str(ours), [*"abcdefg"])
+    torch.testing.assert_close(again.model.eval()(images).logits, expected)
+    assert not again.notes and again.header.config.drop_path == 0.2
+    assert all(block.drop_path1.drop_prob == 0.2 for block in again.model.blocks)
+    larger = load_classifier(ModelSettings(image_size=2 * config.image_size), str(ours), None)
+    assert larger.header.config.image_size == 2 * config.image_size and larger.header.config.classes == 7
+    assert larger.model(torch.randn(1, 3, *[2 * config.image_size] * 2)).logits.shape == (1, 7)
+
+
+def test_as_many_classes_of_other_names_get_a_new_classifier(tmp_path):
+    _, file, settings = released_file("vit", tmp_path)
+    loaded = load_classifier(settings, file, [*"abcdefg"])
+    assert not loaded.notes  # a released file names none: its seven are taken for these
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.header)
+    other = load_classifier(ModelSettings(), str(tmp_path / "ours.safetensors"), [*"tuvwxyz"])
+    assert any("head: starts anew" in note for note in other.notes) and other.header.notes["classes"] == [*"tuvwxyz"]
+    name = "backbone.head.weight"
+    assert not torch.equal(other.model.state_dict()[name], loaded.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "scaled", "name"),
+    [
+        ("vit", 768, False, "deit_base_patch16_224"),
+        ("vit", 1024, True, "deit3_large_patch16_224"),
+        ("swin", 128, False, "swin_base_patch4_window7_224"),
+        ("vit", 384, False, None),
+    ],
+)
+def test_the_three_released_files_need_no_size(kind, width, scaled, name):
+    weights = {"backbone.patch_embed.proj.weight": torch.empty(width, 1)}
+    weights |= {"backbone.blocks.0.ls1.gamma": torch.empty(1)} if scaled else {}
+    if name is not None:
+        assert _released_name(ConvertedVision(kind, weights), "x.pth") == name
+        return
+    with pytest.raises(UserError, match="x.pth: a vit of width 384; set model.size"):
+        _released_name(ConvertedVision(kind, weights), "x.pth")
+
+
+def test_what_does_not_go_together_is_said(tmp_path):
+    _, file, settings = released_file("vit", tmp_path)
+    ours = str(tmp_path / "ours.safetensors")
+    loaded = load_classifier(settings, file, None)
+    save_model(ours, loaded.model, loaded.header)
+    for given, checkpoint, message in (
+        (ModelSettings(), None, "wants model.size"),
+        (ModelSettings(size="deit_tiny_patch16_224"), ours, "fixes them"),
+        (ModelSettings(size=VIT.backbone, overrides={"layers": 2}), file, "'layers' is none of"),
+        (ModelSettings(size=VIT.backbone, overrides={"depths": 2}), file, "model.overrides.depths"),
+        (ModelSettings(size="resnet50"), file, "resnet50"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_classifier(given, checkpoint, None)
