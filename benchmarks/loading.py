@@ -1,10 +1,10 @@
 """Does the training loader keep its cores busy? Samples a second against raw JPEG decoding, and loose files against shards.
 
-    python benchmarks/loading.py                          pictures of 640 x 480 made for the purpose
-    python benchmarks/loading.py --photographs FOLDER     pictures of your own instead, each used as it is
+    python benchmarks/loading.py                          images of 640 x 480 made for the purpose
+    python benchmarks/loading.py --photographs FOLDER     images of your own instead, each used as it is
     python benchmarks/loading.py --quick                  fewer of both
 
-All ways use the same pictures and as many processes as there are cores, in turns.
+All ways use the same images and as many processes as there are cores, in turns.
 """
 
 import argparse
@@ -179,7 +179,7 @@ def _make_samples(part: tuple[str, Sequence[int]]) -> None:
 
 
 def _shrink(content: bytes) -> bytes:
-    """As build_pretrain_corpus.py stores pictures: the shorter side at the training size, never enlarged."""
+    """As build_pretrain_corpus.py stores images: the shorter side at the training size, never enlarged."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     scale = min(1.0, IMAGE_SIZE / min(image.size))
     small = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
@@ -233,8 +233,8 @@ def _write_shards(folder: Path, images: Path, files: Sequence[str], change: Call
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and repetitions")
-    parser.add_argument("--photographs", type=Path, help="folder of JPEG files to use, instead of pictures made for it")
+    parser.add_argument("--quick", action="store_true", help="fewer images and repetitions")
+    parser.add_argument("--photographs", type=Path, help="folder of JPEG files to use, instead of images made for it")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmark_loading.json"), help="default: %(default)s")
     args = parser.parse_args()
     rows = measure(args.quick, args.photographs)

@@ -40,7 +40,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 def batch_of(size: int, length: int, pixels: int) -> Batch:
-    """Random pictures and texts of several lengths, every third word of which is masked."""
+    """Random images and texts of several lengths, every third word of which is masked."""
     torch.manual_seed(1)
     ids = torch.randint(1000, 30000, (size, length))
     mask = (torch.arange(length)[None] < torch.randint(length // 2, length + 1, (size, 1))).long()

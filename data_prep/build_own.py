@@ -1,8 +1,8 @@
-"""Make the retrieval lists from your own pictures and a CSV table of captions.
+"""Make the retrieval lists from your own images and a CSV table of captions.
 
 Example: python data_prep/build_own.py --csv captions.csv --image-root photos --output data/own
-The table's first line is image,caption; a picture with several captions has several rows. The split into training, validation
-and test pictures depends on the pictures alone.
+The table's first line is image,caption; an image with several captions has several rows. The split into training, validation
+and test images depends on the images alone.
 """
 
 import argparse
@@ -19,28 +19,28 @@ def main() -> None:
     parser.add_argument("--image-root", type=Path, required=True, help="folder that the table's paths start from")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--name", default="own", help="first part of the lists' names (default %(default)s)")
-    parser.add_argument("--val", type=float, default=0.1, help="share of pictures to validate on (default %(default)s)")
-    parser.add_argument("--test", type=float, default=0.1, help="share of pictures to test on (default %(default)s)")
+    parser.add_argument("--val", type=float, default=0.1, help="share of images to validate on (default %(default)s)")
+    parser.add_argument("--test", type=float, default=0.1, help="share of images to test on (default %(default)s)")
     parser.add_argument("--delimiter", default=",", help="what separates the columns (default a comma)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out and count rows and pictures of no use")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count rows and images of no use")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")
     if len(args.delimiter) != 1:
         raise UserError(f"--delimiter {args.delimiter!r}: give one character")
     if not (args.val > 0 and args.test > 0 and args.val + args.test < 1):
-        raise UserError(f"--val {args.val:g} --test {args.test:g}: want shares above 0 that leave pictures to train on")
+        raise UserError(f"--val {args.val:g} --test {args.test:g}: want shares above 0 that leave images to train on")
     table = read_table(args.csv, args.image_root, args.delimiter, args.skip_bad)
     digests = check_pictures(table, args.image_root, args.skip_bad)
     images, copies = split_pictures(table, digests, args.val, args.test)
     report = write_lists(images, args.image_root, args.output, args.name)
     for split in SPLITS:
-        print(f"{split:<5} {report.images[split]:>6} pictures {report.captions[split]:>6} captions")
+        print(f"{split:<5} {report.images[split]:>6} images {report.captions[split]:>6} captions")
     used = sum(report.captions.values())
     if used != table.rows:
         print(f"{table.rows} rows in the table, {used} of them used")
     if copies:
-        print(f"{copies} pictures are copies of others; copies stay in one split")
+        print(f"{copies} images are copies of others; copies stay in one split")
     for place, reason in table.bad[:20]:
         print(f"left out: {place}: {reason}")
     if len(table.bad) > 20:

@@ -1,7 +1,7 @@
 """Make retrieval lists from a small folder of photographs with captions, for trying the real path by hand.
 
 The folder holds annotations.json, a list of {"image": path below the folder, "image_id": number, "caption": [texts]};
-other fields are left out. Every picture goes to one list. No picture is copied: data.image_root is the folder itself.
+other fields are left out. Every image goes to one list. No image is copied: data.image_root is the folder itself.
 
 Example: python data_prep/build_photographs.py --source ../shared/data/coco_ccby_small --output data/photographs
 """
@@ -35,7 +35,7 @@ def main() -> None:
             f"--test {args.test} --val {args.val}: want 1 or more and 0 or more, below {len(entries)} in all"
         )
     chosen = [i * len(entries) // held_out for i in range(held_out)]
-    # validation pictures are spread among the held-out ones in turn
+    # validation images are spread among the held-out ones in turn
     val = {chosen[i * held_out // args.val] for i in range(args.val)}
     splits = {"train": set(range(len(entries))) - set(chosen), "val": val, "test": set(chosen) - val}
     for split, members in splits.items():
@@ -43,7 +43,7 @@ def main() -> None:
             path = args.output / f"photographs_{split}.json"
             atomic_json(path, [entry.values for i, entry in enumerate(entries) if i in members])
             captions = sum(len(entries[i].values["caption"]) for i in members)
-            print(f"{split:<5} {len(members):>4} pictures {captions:>5} captions  {path}")
+            print(f"{split:<5} {len(members):>4} images {captions:>5} captions  {path}")
 
 
 if __name__ == "__main__":

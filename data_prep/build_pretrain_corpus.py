@@ -36,7 +36,7 @@ def main() -> None:
         raise UserError(f"{settings.raw}: holds no source of a corpus")
     print(entries_table(settings, entries), end="", flush=True)
     if not request.held_out:
-        print("no held-out set was found: pictures of test sets may be in the corpus", flush=True)
+        print("no held-out set was found: images of test sets may be in the corpus", flush=True)
     workers = usable_cores() if settings.workers is None else settings.workers
     report, worked = build_corpus(
         request,
@@ -49,7 +49,7 @@ def main() -> None:
     print(table(report), end="")
     pictures, captions = report["total"]["pictures"], report["total"]["captions"]
     state = "complete" if worked else "was complete already"
-    print(f"{settings.output}: {state}, {pictures['kept']} pictures with {captions['kept']} captions")
+    print(f"{settings.output}: {state}, {pictures['kept']} images with {captions['kept']} captions")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ def main() -> None:
     parser.add_argument("--refs", type=Path, required=True, help="refs(unc).p of REFER; read without running its code")
     parser.add_argument("--instances", type=Path, required=True, help="instances.json that lies beside it")
     parser.add_argument("--detections", type=Path, help="MAttNet's detections, as it or as ALBEF published them")
-    parser.add_argument(
-        "--image-root", type=Path, required=True, help="folder that the lists' picture paths start from"
-    )
-    parser.add_argument("--image-folder", default="", help="folder below it that holds the pictures, as train2014")
+    parser.add_argument("--image-root", type=Path, required=True, help="folder that the lists' image paths start from")
+    parser.add_argument("--image-folder", default="", help="folder below it that holds the images, as train2014")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--name", default="refcoco+", help="first part of the lists' names (refcoco+)")
     parser.add_argument("--skip-missing", action="store_true", help="leave out and count objects of absent pictures")
@@ -36,7 +34,7 @@ def main() -> None:
             same = "" if published[split] == (objects, expressions) else "  (differs)"
             line += "   published: {} objects {} expressions".format(*published[split]) + same
         if report.missing[split]:
-            line += f"   left out, picture absent: {report.missing[split]}"
+            line += f"   left out, image absent: {report.missing[split]}"
         print(line)
     if args.detections:
         print(f"candidate boxes: detections of {args.detections}")
@@ -51,9 +49,7 @@ def main() -> None:
     if corpus.unnamed:
         print(f"objects with no other expression, left out: {corpus.unnamed}")
     if report.without_candidates:
-        print(
-            f"held-out pictures without a candidate box: {report.without_candidates}; their expressions count as wrong"
-        )
+        print(f"held-out images without a candidate box: {report.without_candidates}; their expressions count as wrong")
     for path in report.files:
         print(path)
 

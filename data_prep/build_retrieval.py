@@ -16,16 +16,14 @@ def main() -> None:
     parser.add_argument(
         "--karpathy", type=Path, required=True, help="dataset_flickr30k.json, dataset_coco.json or alike"
     )
-    parser.add_argument(
-        "--image-root", type=Path, required=True, help="folder that the file's picture paths start from"
-    )
+    parser.add_argument("--image-root", type=Path, required=True, help="folder that the file's image paths start from")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument(
         "--name",
         required=True,
         help="first part of the lists' names, as flickr, coco or scenes; flickr and coco are counted against the published numbers",
     )
-    parser.add_argument("--skip-missing", action="store_true", help="leave out and count pictures that are absent")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out and count images that are absent")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")

@@ -23,11 +23,11 @@ def main() -> None:
     parser.add_argument(
         "--picture",
         default="{id}.jpg",
-        help="where a picture lies below the image root: {id} is its Flickr id, {split} train, val or test (default %(default)s)",
+        help="where an image lies below the image root: {id} is its Flickr id, {split} train, val or test (default %(default)s)",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--name", default="snli_ve", help="first part of the lists' names (default %(default)s)")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out and count pairs whose picture is absent")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out and count pairs whose image is absent")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")

@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--genome-root", type=Path, help="folder with VG_100K and VG_100K_2, or with all pictures")
     parser.add_argument("--genome-listed", action="store_true", help="keep only answers that are in the answer list")
     parser.add_argument(
-        "--genome-without-val", type=Path, metavar="IMAGE_DATA", help="Visual Genome's image_data.json: leave out the pictures "
+        "--genome-without-val", type=Path, metavar="IMAGE_DATA", help="Visual Genome's image_data.json: leave out the images "
         "that val asks about, so that val stays unseen"
     )  # fmt: skip
     parser.add_argument(
-        "--image-pattern", help="where a picture lies below the root, for data of your own: {subset}/{image_id}.jpg"
+        "--image-pattern", help="where an image lies below the root, for data of your own: {subset}/{image_id}.jpg"
     )
     parser.add_argument(
         "--skip-missing", action="store_true", help="leave out and count training questions without picture"

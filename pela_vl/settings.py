@@ -71,9 +71,9 @@ class DataSettings:
     """train: annotation files, or (for image-text pairs) folders of shards; val, test: one file each, or None. image_root:
     what their image paths are relative to; nothing to shards.
 
-    max_words: of a caption; max_tokens: after tokenising, [CLS] included. min_scale: smallest share of a picture that a
-    training crop covers (1: no crop). hflip: probability; augment: RandAugment. cache_mb: decoded pictures kept in memory.
-    max_bad_share: of unreadable training pictures that is put up with.
+    max_words: of a caption; max_tokens: after tokenising, [CLS] included. min_scale: smallest share of an image that a
+    training crop covers (1: no crop). hflip: probability; augment: RandAugment. cache_mb: decoded images kept in memory.
+    max_bad_share: of unreadable training images that is put up with.
     """
 
     train: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Where a model looks for each word: a Grad-CAM figure as PNG, and how well picture and text match.
+"""Where a model looks for each word: a Grad-CAM figure as PNG, and how well image and text match.
 
 python tasks/visualize.py --image x.jpg --text "a red kite over the sea" --checkpoint ALBEF_4M.pth --output out.png
 """
@@ -37,7 +37,7 @@ def main() -> None:
     seen = look(model, Tokenizer.load(loaded.header.tokenizer), args.image, args.text, args.layer)
     with atomic_write(args.output) as file:
         figure(seen).save(file, format="PNG")
-    print(f"match {seen.match:.4f}  (ITM: probability that picture and text belong together)")
+    print(f"match {seen.match:.4f}  (ITM: probability that image and text belong together)")
     print(f"similarity {seen.similarity:.4f}  (ITC: cosine, -1 to 1)")
     print(args.output)
 

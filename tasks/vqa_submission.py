@@ -27,7 +27,7 @@ def main() -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config"
     )
     parser.add_argument("--output", type=Path, help="the result file to write")
-    parser.add_argument("--image-pattern", help="where a picture lies below data.image_root: {subset}/{image_id}.jpg")
+    parser.add_argument("--image-pattern", help="where an image lies below data.image_root: {subset}/{image_id}.jpg")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.check:

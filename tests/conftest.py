@@ -86,12 +86,12 @@ def every_list(scenes, listed, vqa_listed, entailment_listed) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forked_ranks() -> Iterator[Callable[..., list[str]]]:
-    """forked_ranks(code, world, *arguments): run `code` as every rank of a group; what each printed. Fails with that where
-    one does not end well. Quicker than `tiny_runs.start_ranks`: nothing is imported anew (see rank_server.py)."""
+def forked_processes() -> Iterator[Callable[..., list[str]]]:
+    """forked_processes(code, world, *arguments): run `code` as every rank of a group; what each printed. Fails with that where
+    one does not end well. Quicker than `tiny_runs.start_processes`: nothing is imported anew (see process_server.py)."""
     from tiny_runs import ROOT, environment, free_port
 
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "rank_server.py")]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "process_server.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     server = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
 
@@ -105,5 +105,5 @@ def forked_ranks() -> Iterator[Callable[..., list[str]]]:
         return [output for _, output in ended]
 
     yield run
-    os.killpg(server.pid, signal.SIGKILL)  # ranks that hang too
+    os.killpg(server.pid, signal.SIGKILL)  # processes that hang too
     server.wait()

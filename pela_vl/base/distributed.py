@@ -43,17 +43,17 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTE
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """Where this process stands. `launched`: a launcher (deepspeed, torchrun) started it, so DeepSpeed is used."""
 
-    rank: int
-    world: int
+    process: int
+    size: int
     device: torch.device
     launched: bool
 
     @property
     def is_main(self) -> bool:
-        return self.rank == 0
+        return self.process == 0
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -68,7 +68,7 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) -> Ranks:
+def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) -> World:
     """Read the launcher's environment, choose the device and, under a launcher, start the process group.
 
     timeout_seconds: how long a collective waits for the other processes. Raises `UserError` if the environment is only
@@ -76,7 +76,7 @@ def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) 
     """
     present = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
     if "RANK" not in os.environ:
-        return Ranks(0, 1, choose_device(device), launched=False)
+        return World(0, 1, choose_device(device), launched=False)
     if len(present) < len(_LAUNCHER_VARIABLES):
         missing = ", ".join(name for name in _LAUNCHER_VARIABLES if name not in os.environ)
         raise UserError(f"RANK is set but {missing} is not: start through `deepspeed`, or unset RANK for one process")
@@ -84,27 +84,27 @@ def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) 
     chosen = choose_device(device, local_rank)
     if chosen.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), chosen, launched=True)
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), chosen, launched=True)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    return ranks
+    return world
 
 
-def watch_processes(ranks: Ranks, seconds: float = LOST_PROCESS_SECONDS) -> None:
+def watch_processes(world: World, seconds: float = LOST_PROCESS_SECONDS) -> None:
     """Watch over the other processes until `stop`: end this one when a process has given no sign of life for `seconds`.
 
     A collective would otherwise wait for a dead or stopped process until its own time-out. Every process calls this at the
     same point, when all are ready to train. 0 seconds, or one process alone: nothing is watched.
     """
-    if ranks.world == 1 or seconds <= 0 or _Watch.current is not None:
+    if world.size == 1 or seconds <= 0 or _Watch.current is not None:
         return
     # a connection of its own: the group's is busy while a collective waits
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=seconds))
-    watch = _Watch(ranks.rank, ranks.world, store, seconds)
+    watch = _Watch(world.process, world.size, store, seconds)
     watch.beat()
     barrier()
     _Watch.current = watch
@@ -126,20 +126,20 @@ def stop(destroy_engine: Callable[[], None] | None = None) -> None:
 
 
 @contextmanager
-def lost_ranks_named() -> Iterator[None]:
+def lost_processes_named() -> Iterator[None]:
     """Turn the transport's error about a vanished process into a UserError that says so."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if world() == 1 or not any(sign in text for sign in _LOST_SIGNS):
+        if world_size() == 1 or not any(sign in text for sign in _LOST_SIGNS):
             raise
         raise UserError(
             f"process {dist.get_rank()}: another process of the run is gone or has not answered. {_RESUME_HINT}"
         ) from error
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -148,45 +148,48 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [b, ...] of every rank, in rank order, on every rank; ranks may have different b. No gradient."""
-    if world() == 1:
+    """Rows [b, ...] of every process, in the order of the processes, on every process.
+
+    The processes may have different b. No gradient.
+    """
+    if world_size() == 1:
         return rows
-    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
     longest = int(max(size.item() for size in sizes))
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in range(world())]
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(gathered, padded.contiguous())
     return torch.cat([part[: int(size.item())] for part, size in zip(gathered, sizes, strict=True)])
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Any picklable value of every rank, in rank order, on every rank."""
-    if world() == 1:
+    """Any picklable value of every process, in the order of the processes, on every process."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise mean of a vector over the ranks."""
-    if world() == 1:
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Element-wise mean of a vector over the processes."""
+    if world_size() == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
-    return values / world()
+    return values / world_size()
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum of a tensor over the ranks."""
-    if world() > 1:
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Element-wise sum of a tensor over the processes."""
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
@@ -197,7 +200,7 @@ def from_main(decide: Callable[[], T]) -> T:
     Raises:
         UserError: In every process, what `decide` raises in process 0.
     """
-    if world() == 1:
+    if world_size() == 1:
         return decide()
     value, error = None, None
     if is_main():
@@ -213,15 +216,15 @@ def from_main(decide: Callable[[], T]) -> T:
 
 def broadcast_state(module: torch.nn.Module) -> None:
     """Give every process the main process's parameters and buffers, in place."""
-    if world() > 1:
+    if world_size() > 1:
         for value in module.state_dict().values():
             if value.numel():
                 dist.broadcast(value, 0)
 
 
 def broadcast_from_main(values: Tensor) -> None:
-    """Give every rank the main rank's values, in place."""
-    if world() > 1:
+    """Give every process the main process's values, in place."""
+    if world_size() > 1:
         dist.broadcast(values, 0)
 
 

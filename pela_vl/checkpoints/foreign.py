@@ -69,7 +69,7 @@ def convert_checkpoint(source: str | os.PathLike[str] | Mapping[str, object]) ->
 
     No tensor is copied or changed. Raises UserError when the kind is unknown, a key is neither mapped nor ignored by
     its kind's table (all are listed), a tied tensor differs from its partner, factors do not fit together, or the
-    momentum twin does not pair with the online model.
+    EMA model does not pair with the online model.
     """
     if isinstance(source, Mapping):
         where = "the given state"
@@ -90,7 +90,7 @@ def convert_checkpoint(source: str | os.PathLike[str] | Mapping[str, object]) ->
     notes += ignored
     notes += [f"{pattern}: to be initialised (a {kind} checkpoint has none)" for pattern in absent]
     if not momentum and kind not in ("bert", "deit"):
-        notes.append("momentum twin: absent, to be copied from the online model")
+        notes.append("EMA model: absent, to be copied from the online model")
     return Converted(kind, online, momentum, queues, ranks, image_size, patch_size, absent, notes)
 
 
@@ -169,10 +169,10 @@ def _check_momentum(online: Weights, momentum: Weights) -> None:
     twinned |= {name for name in online if name.startswith("mlm_head.")}
     alone = sorted(twinned ^ set(momentum))
     if alone:
-        raise UserError(f"online model and momentum twin do not pair; on one side only: {listed(alone)}")
+        raise UserError(f"online model and EMA model do not pair; on one side only: {listed(alone)}")
     different = [name for name in momentum if momentum[name].shape != online[name].shape]
     if different:
-        raise UserError(f"online model and momentum twin differ in shape: {listed(different)}")
+        raise UserError(f"online model and EMA model differ in shape: {listed(different)}")
 
 
 def _image_size(online: Weights) -> tuple[int | None, int | None]:

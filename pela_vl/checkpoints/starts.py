@@ -1,6 +1,6 @@
 """What a fine-tuned task takes from a pre-training or retrieval model, under the task's names. Dicts in, dicts out.
 
-The functions take weights (or ranks: anything keyed by our names), of an online model or of its momentum twin alike.
+The functions take weights (or ranks: anything keyed by our names), of an online model or of its EMA model alike.
 """
 
 import re

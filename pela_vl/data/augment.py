@@ -14,7 +14,7 @@ MAGNITUDE = 7
 PROBABILITY = 0.5
 _LEVEL = MAGNITUDE / 10
 _FILL = (128, 128, 128)
-_ENHANCE = 0.1 + 1.8 * _LEVEL  # factor; 1 leaves the picture as it is
+_ENHANCE = 0.1 + 1.8 * _LEVEL  # factor; 1 leaves the image as it is
 _SHEAR = 0.3 * _LEVEL  # pixels across for a pixel along
 _TRANSLATE = 10 * _LEVEL  # pixels, whatever the size, as published
 _ROTATE = 30 * _LEVEL  # degrees
@@ -48,7 +48,7 @@ def _rotate(image: Image.Image, sign: float) -> Image.Image:
     return image.rotate(sign * _ROTATE, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)
 
 
-# Each takes the picture and a sign, +1 or -1, which those without a direction ignore.
+# Each takes the image and a sign, +1 or -1, which those without a direction ignore.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, sign: image,
     "AutoContrast": lambda image, sign: ImageOps.autocontrast(image),
@@ -65,7 +65,7 @@ _NAMES = tuple(OPERATIONS)
 
 
 def random_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the picture after `COUNT` random operations; the given picture is left as it is."""
+    """Return the image after `COUNT` random operations; the given image is left as it is."""
     chosen = rng.integers(len(_NAMES), size=COUNT)
     applied = rng.random(COUNT) < PROBABILITY
     signs = np.where(rng.random(COUNT) < 0.5, -1.0, 1.0)

@@ -47,9 +47,9 @@ class Batch(Movable):
     """What a training step needs.
 
     images float32 [B, 3, H, W]; ids, mask int64 [B, L]; masked_ids, labels int64 [B, L], labels being -100 where
-    nothing is predicted, or both None without MLM; image_ids int64 [B], equal for the same picture; indices int64 [B],
-    the entries of the data set; replaced: how many of the samples stand in for one with an unreadable picture; bad:
-    (path, reason) of those pictures.
+    nothing is predicted, or both None without MLM; image_ids int64 [B], equal for the same image; indices int64 [B],
+    the entries of the data set; replaced: how many of the samples stand in for one with an unreadable image; bad:
+    (path, reason) of those images.
     """
 
     images: torch.Tensor
@@ -67,8 +67,8 @@ class Batch(Movable):
 class Sample:
     """One training pair.
 
-    image: float32 [3, H, W]. image_id: equal for entries that show the same picture. key: the (epoch, index) asked for.
-    index: the entry that came, another one than asked for if `bad` is not empty. bad: (path, reason) of the pictures
+    image: float32 [3, H, W]. image_id: equal for entries that show the same image. key: the (epoch, index) asked for.
+    index: the entry that came, another one than asked for if `bad` is not empty. bad: (path, reason) of the images
     that could not be read on the way.
     """
 

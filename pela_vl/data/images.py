@@ -1,7 +1,7 @@
-"""Reading of pictures: any usual file comes out as 8-bit RGB, any damaged one as an `ImageError`.
+"""Reading of images: any usual file comes out as 8-bit RGB, any damaged one as an `ImageError`.
 
-Pictures are turned upright by their EXIF orientation. Where annotations are in pixels (boxes, masks) they are in those of the
-file, so there `stored_pixels` leaves the picture as it is stored.
+Images are turned upright by their EXIF orientation. Where annotations are in pixels (boxes, masks) they are in those of the
+file, so there `stored_pixels` leaves the image as it is stored.
 """
 
 import io
@@ -23,7 +23,7 @@ Read = TypeVar("Read")
 MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
 
 
-# What can be wrong with a picture: `ImageError.kind`.
+# What can be wrong with an image: `ImageError.kind`.
 MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED, RESIZED = (
     "missing",
     "empty_file",
@@ -34,13 +34,13 @@ MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED, RESIZED = (
     "damaged",
     "another_size",
 )
-# What reading may have to change to come to 8-bit RGB: `Picture.changes`.
+# What reading may have to change to come to 8-bit RGB: `Image.changes`.
 CHANGES = ("cmyk", "palette_transparency", "transparency", "sixteen_bit", "animation", "exif_rotation")
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; `path` and `reason` say which and why, `kind` is one of the names above."""
+    """An image that cannot be used; `path` and `reason` say which and why, `kind` is one of the names above."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str, kind: str = DAMAGED) -> None:
         super().__init__(f"image {os.fspath(path)}: {reason}")
@@ -54,7 +54,7 @@ class ImageError(UserError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as 8-bit RGB, and which of `CHANGES` that took."""
+    """An image as 8-bit RGB, and which of `CHANGES` that took."""
 
     image: Image.Image
     changes: tuple[str, ...]
@@ -76,10 +76,10 @@ def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
 
 
 def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
-    """Read a picture as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
+    """Read an image as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
     stored_pixels: do not turn it. Of an animation the first frame is read. Raises `ImageError` for a file that is absent,
-    no picture, truncated or larger than `MAX_PIXELS`.
+    no image, truncated or larger than `MAX_PIXELS`.
     """
     return read_picture(path, stored_pixels=stored_pixels).image
 
@@ -109,10 +109,10 @@ def _explain(path: str | os.PathLike[str], content: bytes | None, error: Excepti
     if isinstance(error, Image.UnidentifiedImageError):
         start = content[:512] if content is not None else _start(path)
         if not start:
-            return ImageError(path, "the file is empty, not a picture", EMPTY)
+            return ImageError(path, "the file is empty, not an image", EMPTY)
         if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_HTML_STARTS):
-            return ImageError(path, "a web page, not a picture", HTML)
-        return ImageError(path, "not a picture that can be decoded", FOREIGN)
+            return ImageError(path, "a web page, not an image", HTML)
+        return ImageError(path, "not an image that can be decoded", FOREIGN)
     cut = isinstance(error, EOFError) or "truncated" in reason.lower()
     return ImageError(path, reason, TRUNCATED if cut else DAMAGED)
 
@@ -165,7 +165,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, height: int) -> None:
-    """Raise `ImageError` when a picture has another size than its annotations in pixels were made for."""
+    """Raise `ImageError` when an image has another size than its annotations in pixels were made for."""
     if image.size != (width, height):
         turned = " (it may have been turned by its EXIF orientation)" if image.size == (height, width) else ""
         raise ImageError(
@@ -177,22 +177,22 @@ def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, hei
 
 
 def check_box(box: Sequence[float], width: int, height: int, place: str, tolerance: float = 1.0) -> None:
-    """Raise `UserError` naming `place` when a box [x, y, width, height] lies outside its picture.
+    """Raise `UserError` naming `place` when a box [x, y, width, height] lies outside its image.
 
     tolerance: pixels that a box may stick out, as rounded coordinates do.
     """
     x, y, w, h = box
     if min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance:
         raise UserError(
-            f"{place}: box {[round(v, 2) for v in box]} [x, y, width, height] lies outside its picture of {width} x {height} "
+            f"{place}: box {[round(v, 2) for v in box]} [x, y, width, height] lies outside its image of {width} x {height} "
             "pixels; boxes and sizes must be of the same files"
         )
 
 
 class ImageReader:
-    """`read_image` below one root, with an optional cache of decoded pictures.
+    """`read_image` below one root, with an optional cache of decoded images.
 
-    The cache takes pictures until `cache_mb` MiB are full and then takes no more: a shuffled pass over the data gains
+    The cache takes images until `cache_mb` MiB are full and then takes no more: a shuffled pass over the data gains
     nothing from replacing entries. Each worker of a loader has its own.
     """
 
@@ -210,7 +210,7 @@ class ImageReader:
         ImageReader.__init__(self, **state)
 
     def __call__(self, relative: str) -> Image.Image:
-        """Read the picture, which the caller must not change in place. Raises as the two functions do."""
+        """Read the image, which the caller must not change in place. Raises as the two functions do."""
         image = self._cache.get(relative)
         if image is None:
             image = read_image(resolve_image(self.root, relative), self.stored_pixels)
@@ -224,7 +224,7 @@ class ImageReader:
 def read_or_next(
     read: Callable[[Name], Read], images: Sequence[Name], wanted: int, hint: str = "check image_root"
 ) -> tuple[Read, int, tuple[tuple[str, str], ...]]:
-    """Read the picture `wanted`, or the next one that can be read, going round at the end.
+    """Read the image `wanted`, or the next one that can be read, going round at the end.
 
     Returns what `read` gave, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
     ending in `hint` after `MAX_REPLACEMENTS` in a row, or all there are.

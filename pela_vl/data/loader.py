@@ -1,4 +1,4 @@
-"""Which sample comes when, on which rank, and how batches are brought in; everything can start at any batch."""
+"""Which sample comes when, on which process, and how batches are brought in; everything can start at any batch."""
 
 import gc
 import re
@@ -194,18 +194,18 @@ def make_loader(
 
 
 def make_image_loader(dataset: Dataset, indices: Sequence[int], batch_size: int, workers: int = 0) -> Loader:
-    """Load pictures for evaluation in the order of `indices`: batches of (images [B, 3, H, W], indices int64 [B])."""
+    """Load images for evaluation in the order of `indices`: batches of (images [B, 3, H, W], indices int64 [B])."""
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return make_loader(_Numbered(dataset), batches, _stack_numbered, workers)
 
 
 def split_range(n: int, rank: int, world: int) -> range:
-    """Contiguous part of range(n) for one rank; the parts cover everything once and differ in length by one at most."""
+    """Contiguous part of range(n) for one process; the parts cover everything once and differ in length by one at most."""
     return range(n * rank // world, n * (rank + 1) // world)
 
 
 class BadImageCounter:
-    """Count the samples whose picture could not be read, and stop when they are too many.
+    """Count the samples whose image could not be read, and stop when they are too many.
 
     max_share: largest share of such samples that is put up with, 0 for none at all. min_seen: samples to see before
     judging, as the share of the first few says little. seen, replaced: counts so far. examples: reason by path.
@@ -219,7 +219,7 @@ class BadImageCounter:
         self.examples: dict[str, str] = {}
 
     def update(self, batch: Batch) -> None:
-        """Take a batch into account. Raises `UserError` naming some of the pictures when the share is exceeded."""
+        """Take a batch into account. Raises `UserError` naming some of the images when the share is exceeded."""
         self.seen += len(batch)
         self.replaced += batch.replaced
         for path, reason in batch.bad:

@@ -1,4 +1,4 @@
-"""Where a picture lies below an image root: the one rule that every reader follows.
+"""Where an image lies below an image root: the one rule that every reader follows.
 
 A path counts by its spelling. It must stay below the root, and so an absolute path may be given when it lies there. Links are
 followed: folders that are links are the owner's own doing.
@@ -73,11 +73,11 @@ def why_absent(root: PathLike, path: str) -> str:
     """Why `find` found nothing, in words for a message."""
     full = resolve(root, path)
     if "\\" in path:
-        return f"{full}: no such picture; its path has back slashes, write it with forward slashes"
+        return f"{full}: no such image; its path has back slashes, write it with forward slashes"
     if os.path.islink(full):
         return f"{full}: is a link to {os.readlink(full)}, which is not there"
     if not os.path.isdir(root):
         return f"{os.fspath(root)}: no such folder of pictures"
     if os.path.isdir(full):
-        return f"{full}: is a folder, not a picture"
-    return f"{full}: no such picture"
+        return f"{full}: is a folder, not an image"
+    return f"{full}: no such image"

@@ -42,7 +42,7 @@ def train_transform(
 
 
 def eval_transform(image_size: int, normalization: Normalization = CLIP) -> "EvalTransform":
-    """Plain bicubic resize of the whole picture to a square; see `EvalTransform`."""
+    """Plain bicubic resize of the whole image to a square; see `EvalTransform`."""
     return EvalTransform(image_size, normalization)
 
 
@@ -51,7 +51,7 @@ class TrainTransform:
     """Random resized crop (bicubic), horizontal flip, then two random augmentations.
 
     image_size: side of the result in pixels. min_scale: least share of the area that a crop keeps; 1 keeps the whole
-    picture, whatever its shape. hflip: probability of a flip. augment: whether to apply `random_augment`.
+    image, whatever its shape. hflip: probability of a flip. augment: whether to apply `random_augment`.
     """
 
     image_size: int
@@ -68,7 +68,7 @@ class TrainTransform:
             raise ValueError(f"hflip is a probability, not {self.hflip}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and whether the picture was flipped (left and right change places in its text)."""
+        """Return float32 [3, H, W] and whether the image was flipped (left and right change places in its text)."""
         if self.min_scale < 1:
             image = image.crop(crop_box(*image.size, self.min_scale, rng))
         image = resize(image, self.image_size)
@@ -82,7 +82,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Bicubic resize of the whole picture to `image_size` x `image_size` pixels."""
+    """Bicubic resize of the whole image to `image_size` x `image_size` pixels."""
 
     image_size: int
     normalization: Normalization = CLIP
@@ -115,7 +115,7 @@ def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Bicubic resize to a square; a picture that has the size already is returned as it is."""
+    """Bicubic resize to a square; an image that has the size already is returned as it is."""
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 

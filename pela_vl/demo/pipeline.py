@@ -227,8 +227,8 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
     assert settings.data.val is not None, "the demo's pre-training has a validation file"
     points = []
     for name in (TEACHER, TRUNCATED):
-        checkpoint, ranks = str(paths.checkpoints[name]), start("cpu")
-        evaluation, _ = evaluate_checkpoint(Retrieval(), settings, checkpoint, settings.data.val, ranks)
+        checkpoint, world = str(paths.checkpoints[name]), start("cpu")
+        evaluation, _ = evaluate_checkpoint(Retrieval(), settings, checkpoint, settings.data.val, world)
         points.append({"name": name, "step": 0, "mean": evaluation.metrics["mean"]})
     for line in read_log(paths.root / "pela" / "log.jsonl"):
         if line.get("event") == "evaluation":
@@ -237,7 +237,7 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
 
 
 def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The first test images and captions with every fine-tuned model's answers, pictures embedded."""
+    """The first test images and captions with every fine-tuned model's answers, images embedded."""
     first = tuned[TEACHER]["examples"]
     images = [
         {

@@ -1,7 +1,7 @@
 """The leaderboard file from a checkpoint: every question of the official file answered once, whatever is killed meanwhile.
 
-While it works, `<output>.partial/` holds the answers found so far: a line a block, a file a rank. A later run with the
-same inputs goes on from there, on any number of ranks; one with other inputs refuses.
+While it works, `<output>.partial/` holds the answers found so far: a line a block, a file a process. A later run with the
+same inputs goes on from there, on any number of processes; one with other inputs refuses.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from pela_vl.base.distributed import Ranks, gather_objects, start, stop
+from pela_vl.base.distributed import World, gather_objects, start, stop
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.progress import Progress
@@ -37,7 +37,7 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to answer with")
     set_threads(settings)
-    ranks = start(settings.train.device)
+    world = start(settings.train.device)
     answers = answer_list(settings)
     asked = load_official(questions, pattern)
     ids = [question.question_id for question in asked]
@@ -46,19 +46,19 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
     transform = eval_transform(config.image_size, loaded.header.normalization)
     data = VqaEval(asked, read, transform, settings.vqa.max_words)
-    autocast = make_autocast(settings.evaluate.precision, ranks.device)
-    answerer = Answerer(loaded.model.to(ranks.device), tokenizer, answers, settings.vqa, autocast)
-    with Partial(output, _about(settings, questions, pattern), ranks) as partial:
+    autocast = make_autocast(settings.evaluate.precision, world.device)
+    answerer = Answerer(loaded.model.to(world.device), tokenizer, answers, settings.vqa, autocast)
+    with Partial(output, _about(settings, questions, pattern), world) as partial:
         blocks = question_blocks(data.owner.tolist(), settings.vqa.question_batch)
         before = sum(len(blocks[number]) for number in partial.done)
-        if before and ranks.is_main:
+        if before and world.is_main:
             print(f"going on: {before} of {len(ids)} questions are answered", flush=True)
-        part = -(-(len(ids) - before) // ranks.world)
-        with Progress(part, "answer", 0, "question", ranks.is_main) as progress:
+        part = -(-(len(ids) - before) // world.size)
+        with Progress(part, "answer", 0, "question", world.is_main) as progress:
             ranked = answer_questions(
-                answerer, data, ranks, settings.data.workers, partial.done, partial.keep, progress.to
+                answerer, data, world, settings.data.workers, partial.done, partial.keep, progress.to
             )
-        if ranks.is_main:
+        if world.is_main:
             best = {q.question_id: answers[found[0][0]] for q, found in zip(data.asked, ranked, strict=True)}
             write_results(output, best, ids)
             partial.remove()
@@ -67,19 +67,19 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
 
 
 class Partial:
-    """The answers found so far, on disk. done: those of earlier runs, the same on every rank."""
+    """The answers found so far, on disk. done: those of earlier runs, the same on every process."""
 
     _file: IO[str]
 
-    def __init__(self, output: Path, about: dict[str, Any], ranks: Ranks) -> None:
+    def __init__(self, output: Path, about: dict[str, Any], world: World) -> None:
         """about: what the answers depend on. Raises UserError where the folder holds those of another run."""
         self.folder = output.with_name(output.name + ".partial")
-        self.path = self.folder / f"rank{ranks.rank}.jsonl"
+        self.path = self.folder / f"rank{world.process}.jsonl"
         problem = None
-        if ranks.is_main:
+        if world.is_main:
             problem = self._open(about)
-        # one reading, given to all: a rank that read later would see what others have written since
-        problem, self.done = gather_objects((problem, self._read() if ranks.is_main and problem is None else {}))[0]
+        # one reading, given to all: a process that read later would see what others have written since
+        problem, self.done = gather_objects((problem, self._read() if world.is_main and problem is None else {}))[0]
         if problem is not None:
             raise UserError(problem)
         _cut_torn_line(self.path)

@@ -1,4 +1,4 @@
-"""One picture and one text: the heat map of every word by Grad-CAM on cross-attention, and how well the two match."""
+"""One image and one text: the heat map of every word by Grad-CAM on cross-attention, and how well the two match."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Seen:
 
 
 def look(model: Albef, tokenizer: Tokenizer, image: Path, text: str, layer: int | None = None) -> Seen:
-    """Run a model, in eval mode, on a picture file and a text. Raises UserError for either that cannot be used."""
+    """Run a model, in eval mode, on an image file and a text. Raises UserError for either that cannot be used."""
     clean = clean_caption(text)
     if not clean:
         raise UserError(f"--text {text!r}: no word is left after cleaning")
@@ -77,7 +77,7 @@ def word_groups(pieces: list[str]) -> list[list[int]]:
 
 
 def figure(seen: Seen) -> Image.Image:
-    """The picture with its matching score, the whole text's heat map, and one panel a word."""
+    """The image with its matching score, the whole text's heat map, and one panel a word."""
     panels = [
         labelled(seen.image, f"match {seen.match:.3f}"),
         labelled(blend(seen.image, seen.whole), seen.text),

@@ -1,7 +1,7 @@
-"""Answers of a question answering model to many questions, the same whatever the ranks and however often interrupted.
+"""Answers of a question answering model to many questions, the same whatever the number of processes and however often interrupted.
 
-The questions are cut into blocks once and for all; a block goes through the model as one batch, its pictures encoded once
-each. So the answers of a block do not depend on who computes it or when. Shapes: B questions of a block, I its pictures.
+The questions are cut into blocks once and for all; a block goes through the model as one batch, its images encoded once
+each. So the answers of a block do not depend on who computes it or when. Shapes: B questions of a block, I its images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pela_vl.base.distributed import Ranks, gather_objects
+from pela_vl.base.distributed import World, gather_objects
 from pela_vl.base.errors import UserError
 from pela_vl.data.loader import make_loader
 from pela_vl.data.sets.vqa import VqaEval
@@ -51,16 +51,16 @@ def make_tree(answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> 
 
 
 def question_blocks(owner: Sequence[int], size: int) -> list[range]:
-    """Cut questions, of which those about one picture follow each other, into blocks of at most `size`.
+    """Cut questions, of which those about one image follow each other, into blocks of at most `size`.
 
-    A block ends before a picture that would not fit whole; only a picture with more than `size` questions is divided.
+    A block ends before an image that would not fit whole; only an image with more than `size` questions is divided.
     """
     blocks: list[range] = []
     first = start = 0
     for i in range(1, len(owner) + 1):
         if i < len(owner) and owner[i] == owner[start]:
             continue
-        # questions [start, i) are about one picture
+        # questions [start, i) are about one image
         if i - first > size and start > first:
             blocks.append(range(first, start))
             first = start
@@ -77,16 +77,16 @@ def question_blocks(owner: Sequence[int], size: int) -> list[range]:
 def answer_questions(
     answerer: Answerer,
     data: VqaEval,
-    ranks: Ranks,
+    world: World,
     workers: int = 0,
     done: Mapping[int, list[Ranked]] = {},
     keep: Callable[[int, list[Ranked]], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Ranked]:
-    """The best answers to every question of `data`, in its order, on every rank; each rank does its share.
+    """The best answers to every question of `data`, in its order, on every process; each process does its share.
 
-    done: blocks that an earlier run answered, the same on every rank. keep(block, answers): called for each block that
-    this rank finishes. on_progress(questions): questions that this rank has answered. The model's mode is left as found.
+    done: blocks that an earlier run answered, the same on every process. keep(block, answers): called for each block that
+    this process finishes. on_progress(questions): questions that this process has answered. The model's mode is left as found.
     """
     training = answerer.model.training
     answerer.model.eval()
@@ -94,7 +94,7 @@ def answer_questions(
     pending = [number for number in range(len(blocks)) if number not in done]
     answered: Blocks = {}
     count = 0
-    for number, answers in _answer_blocks(answerer, data, blocks, pending[ranks.rank :: ranks.world], ranks, workers):
+    for number, answers in _answer_blocks(answerer, data, blocks, pending[world.process :: world.size], world, workers):
         answered[number] = answers
         if keep is not None:
             keep(number, answers)
@@ -109,26 +109,26 @@ def answer_questions(
 
 
 def _answer_blocks(
-    answerer: Answerer, data: VqaEval, blocks: Sequence[range], mine: Sequence[int], ranks: Ranks, workers: int
+    answerer: Answerer, data: VqaEval, blocks: Sequence[range], mine: Sequence[int], world: World, workers: int
 ) -> Iterator[tuple[int, list[Ranked]]]:
     model, tokenizer, settings = answerer.model, answerer.tokenizer, answerer.settings
     positions = model.text_encoder.embeddings.position_embeddings.num_embeddings
-    tree = make_tree(answerer.answers, tokenizer, min(settings.max_answer_tokens, positions)).to(ranks.device)
+    tree = make_tree(answerer.answers, tokenizer, min(settings.max_answer_tokens, positions)).to(world.device)
     loader = make_loader(_Pictures(data, blocks), [[number] for number in mine], _only, workers)
     for number, images in loader:
         block = blocks[number]
-        owner = torch.from_numpy(data.owner[block.start : block.stop] - data.owner[block.start]).to(ranks.device)
+        owner = torch.from_numpy(data.owner[block.start : block.stop] - data.owner[block.start]).to(world.device)
         ids, mask = tokenizer.encode([data.texts[q] for q in block], positions)
-        mask = mask.to(ranks.device)
+        mask = mask.to(world.device)
         with answerer.autocast():
-            states = model.encode_question(images.to(ranks.device), ids.to(ranks.device), mask, owner)
+            states = model.encode_question(images.to(world.device), ids.to(world.device), mask, owner)
             index, probability = rank_answers(model, states, mask, tree, settings.k_test, settings.rows)
         best = zip(index[:, :TOP].tolist(), probability[:, :TOP].tolist(), strict=True)
         yield number, [list(zip(indices, chances, strict=True)) for indices, chances in best]
 
 
 class _Pictures(Dataset):
-    """The pictures [I, 3, H, W] of a block, each once, with the block's number."""
+    """The images [I, 3, H, W] of a block, each once, with the block's number."""
 
     def __init__(self, data: VqaEval, blocks: Sequence[range]) -> None:
         self.data, self.blocks = data, blocks

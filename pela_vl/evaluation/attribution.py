@@ -25,7 +25,7 @@ THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
 
 @dataclass
 class Images:
-    """Pictures made ready for heat maps. states of I pictures is what the chosen ViT block reads, for ITC; keys_values are
+    """Pictures made ready for heat maps. states of I images is what the chosen ViT block reads, for ITC; keys_values are
     those of every fusion layer, for ITM. The other one is absent. source [I, N], for ITM: of the image's `TokenStates`."""
 
     states: Merged | None
@@ -53,7 +53,7 @@ def choose_layer(model: Albef, score: str, layer: int | None) -> int:
 
 @torch.no_grad()
 def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocast: Autocast) -> Images:
-    """What is computed once for a picture, however many texts there are for it. images [I, 3, S, S]."""
+    """What is computed once for an image, however many texts there are for it. images [I, 3, S, S]."""
     with autocast():
         if score == "itc":
             return Images(tokens_before_block(model.visual_encoder, images, layer), None)
@@ -64,7 +64,7 @@ def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocas
 def heat_maps(
     model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
 ) -> Tensor:
-    """Heat [B, h, w] of texts ids, mask [B, L] in the pictures `index` [B] of `images`. The model should be in eval mode."""
+    """Heat [B, h, w] of texts ids, mask [B, L] in the images `index` [B] of `images`. The model should be in eval mode."""
     if images.states is None:
         maps, _ = token_heat_maps(model, images, index, ids, mask, layer, autocast)
         return mean_over_tokens(maps, mask)

@@ -1,7 +1,7 @@
 """Weakly supervised grounding of a data set: every expression to one of its picture's candidate boxes.
 
-A picture is encoded once for all its expressions, heat maps are made in batches and boxes scored on the device. Each rank
-takes its share of the pictures and all get the whole.
+An image is encoded once for all its expressions, heat maps are made in batches and boxes scored on the device. Each process
+takes its share of the images and all get the whole.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pela_vl.base.distributed import Ranks, gather_rows
+from pela_vl.base.distributed import World, gather_rows
 from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.grounding import GroundingEval
 from pela_vl.data.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from pela_vl.metrics.gradcam import resize_heat
 from pela_vl.models.albef.albef import Albef
 from pela_vl.settings import GroundingSettings
 
-NO_BOX = -1  # the picture has no candidate
+NO_BOX = -1  # the image has no candidate
 
 
 @dataclass
@@ -63,22 +63,22 @@ def localise(
     data: GroundingEval,
     tokenizer: Tokenizer,
     settings: GroundingSettings,
-    ranks: Ranks,
+    world: World,
     autocast: Autocast,
     workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Localised:
-    """Choose a box for every expression. on_progress(done) counts this rank's pictures. The model's mode is left as found.
+    """Choose a box for every expression. on_progress(done) counts this process's images. The model's mode is left as found.
 
     Texts are not cut before the model's longest input, as published. Raises UserError for a layer that does not exist.
     """
     layer = choose_layer(model, settings.score, settings.layer)
     training = model.training
     model.eval()
-    part = split_range(len(data), ranks.rank, ranks.world)
-    rows, done = [torch.zeros((0, 2), dtype=torch.int64, device=ranks.device)], 0
+    part = split_range(len(data), world.process, world.size)
+    rows, done = [torch.zeros((0, 2), dtype=torch.int64, device=world.device)], 0
     for images, numbers in make_image_loader(data, list(part), settings.image_batch, workers):
-        prepared = prepare_images(model, images.to(ranks.device), settings.score, layer, autocast)
+        prepared = prepare_images(model, images.to(world.device), settings.score, layer, autocast)
         pairs = [(local, k) for local, image in enumerate(numbers.tolist()) for k in data.by_image[image]]
         for start in range(0, len(pairs), settings.pair_batch):
             local, expressions = (
@@ -86,7 +86,7 @@ def localise(
             )
             heat = _heat(model, data, tokenizer, prepared, local, expressions, layer, autocast)
             chosen = _choose(heat, data, expressions, settings.area_power)
-            rows.append(torch.stack([torch.tensor(expressions, device=ranks.device), chosen], dim=1))
+            rows.append(torch.stack([torch.tensor(expressions, device=world.device), chosen], dim=1))
         done += len(images)
         if on_progress is not None:
             on_progress(done)
@@ -129,7 +129,7 @@ def _heat(
     layer: int,
     autocast: Autocast,
 ) -> Tensor:
-    """Heat [P, h, w] of expressions in the prepared pictures `local`."""
+    """Heat [P, h, w] of expressions in the prepared images `local`."""
     longest = model.text_encoder.embeddings.position_embeddings.num_embeddings
     ids, mask = tokenizer.encode([data.expressions[k].text for k in expressions], longest)
     device = model.temp.device
@@ -138,7 +138,7 @@ def _heat(
 
 
 def _choose(heat: Tensor, data: GroundingEval, expressions: list[int], area_power: float) -> Tensor:
-    """Chosen candidate [P] of each expression; those of one picture follow one another and are scored together."""
+    """Chosen candidate [P] of each expression; those of one image follow one another and are scored together."""
     owners = [data.expressions[k].image for k in expressions]
     chosen = []
     start = 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pela_vl.base.distributed import Ranks, gather_rows
+from pela_vl.base.distributed import World, gather_rows
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.bert import KeyValue, select_images
 
@@ -62,45 +62,45 @@ def encode_texts(
     mask: Tensor,
     wanted: Tensor,
     batch: int,
-    ranks: Ranks,
+    world: World,
     autocast: Callable[[], Any],
     keep_tokens: bool,
 ) -> tuple[Texts | None, Tensor]:
-    """Encode texts `wanted` (indices, int64) of ids, mask [T, L], in batches of similar length, each rank its share.
+    """Encode texts `wanted` (indices, int64) of ids, mask [T, L], in batches of similar length, each process its share.
 
-    Returns all of them on every rank: the texts (None without `keep_tokens`) and their joint features [wanted, E].
+    Returns all of them on every process: the texts (None without `keep_tokens`) and their joint features [wanted, E].
     """
     lengths = mask.sum(1)
     order = wanted[torch.argsort(lengths[wanted], stable=True)]
-    share, bert = order[ranks.rank :: ranks.world], model.text_encoder
+    share, bert = order[world.process :: world.size], model.text_encoder
     width = bert.embeddings.word_embeddings.embedding_dim
-    tokens = [torch.zeros((0, width), device=ranks.device)]  # a rank may have no text
-    features = [torch.zeros((0, model.text_proj.out_features), device=ranks.device)]
+    tokens = [torch.zeros((0, width), device=world.device)]  # a process may have no text
+    features = [torch.zeros((0, model.text_proj.out_features), device=world.device)]
     for start in range(0, len(share), batch):
         chosen = share[start : start + batch]
         longest = int(lengths[chosen].max())
-        own_ids, own_mask = (t[chosen, :longest].to(ranks.device) for t in (ids, mask))
+        own_ids, own_mask = (t[chosen, :longest].to(world.device) for t in (ids, mask))
         with autocast():
             encoded = bert.encode(own_ids, own_mask).tokens
             features.append(model.text_feature(encoded).float())
             if keep_tokens:
                 tokens.append(bert.start_fusion(encoded, own_mask)[own_mask.bool()].float())
-    order = gather_rows(share.to(ranks.device))
-    # every rank needs every text, since its images may be matched with any
+    order = gather_rows(share.to(world.device))
+    # every process needs every text, since its images may be matched with any
     gathered = gather_rows(torch.cat(features))
     back = torch.argsort(order)
     features_in_order = gathered[back[torch.argsort(torch.argsort(wanted))].to(gathered.device)]
     if not keep_tokens:
         return None, features_in_order
-    held = torch.zeros(len(ids), dtype=torch.int64, device=ranks.device)
-    held[order] = lengths.to(ranks.device)[order]
+    held = torch.zeros(len(ids), dtype=torch.int64, device=world.device)
+    held[order] = lengths.to(world.device)[order]
     starts = torch.zeros_like(held)
     starts[order] = held[order].cumsum(0) - held[order]
     return Texts(gather_rows(torch.cat(tokens)), starts, held), features_in_order
 
 
 def encode_images(model: Albef, images: Tensor, limit: BatchLimit) -> Tensor:
-    """Image tokens [B, N, D], a few pictures at a time: an activation that outgrows the cache slows a CPU down."""
+    """Image tokens [B, N, D], a few images at a time: an activation that outgrows the cache slows a CPU down."""
     patches = model.visual_encoder.pos_embed.shape[1]
     step = max(1, limit.tokens(model) // patches)
     return torch.cat([model.visual_encoder(part).tokens for part in images.split(step)])

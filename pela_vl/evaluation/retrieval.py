@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pela_vl.base.distributed import Ranks, gather_rows
+from pela_vl.base.distributed import World, gather_rows
 from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.captions import RetrievalEval
 from pela_vl.data.tokenizer import Tokenizer
@@ -48,42 +48,42 @@ def score_retrieval(
     data: RetrievalEval,
     tokenizer: Tokenizer,
     settings: EvalSettings,
-    ranks: Ranks,
+    world: World,
     max_tokens: int,
     autocast: Callable[[], Any],
     workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> RetrievalScores:
-    """Score every image against every text; each rank does its share and all get the whole.
+    """Score every image against every text; each process does its share and all get the whole.
 
-    on_progress(done) counts this rank's images, twice: encoded, re-ranked. The model's mode is left as found.
+    on_progress(done) counts this process's images, twice: encoded, re-ranked. The model's mode is left as found.
     """
     training = model.training
     model.eval()
     try:
-        scorer = _Scorer(model, data, settings, ranks, autocast, workers, on_progress or (lambda done: None))
+        scorer = _Scorer(model, data, settings, world, autocast, workers, on_progress or (lambda done: None))
         return scorer.run(*tokenizer.encode(data.texts, max_tokens))
     finally:
         model.train(training)
 
 
 class _Scorer:
-    """One evaluation on one rank."""
+    """One evaluation on one process."""
 
     def __init__(
         self,
         model: Albef,
         data: RetrievalEval,
         settings: EvalSettings,
-        ranks: Ranks,
+        world: World,
         autocast: Callable[[], Any],
         workers: int,
         on_progress: Callable[[int], None],
     ):
-        self.model, self.data, self.settings, self.ranks = model, data, settings, ranks
+        self.model, self.data, self.settings, self.world = model, data, settings, world
         self.autocast, self.workers, self.on_progress = autocast, workers, on_progress
-        self.part = split_range(len(data), ranks.rank, ranks.world)
-        mebibytes = settings.pair_mb or _PAIR_MB.get(ranks.device.type, _PAIR_MB_GPU)
+        self.part = split_range(len(data), world.process, world.size)
+        mebibytes = settings.pair_mb or _PAIR_MB.get(world.device.type, _PAIR_MB_GPU)
         self.limit = BatchLimit(settings.pair_batch, mebibytes)
         self.kept: list[Tensor] = []  # encoded images, as long as they fit
 
@@ -100,7 +100,7 @@ class _Scorer:
             alone = similarity.cpu().numpy()
             return RetrievalScores(alone, np.ascontiguousarray(alone.T))
         by_image, by_text = candidates(similarity, settings.k_test)
-        scores = torch.full(similarity.shape, UNRANKED, device=self.ranks.device)
+        scores = torch.full(similarity.shape, UNRANKED, device=self.world.device)
         for number, block in enumerate(blocks):
             if len(blocks) > 1:
                 texts, _ = self._texts(ids, mask, block, True)
@@ -108,7 +108,7 @@ class _Scorer:
             where, values = self._match(by_image | by_text, texts, number, len(blocks))
             where, values = gather_rows(where), gather_rows(values)
             scores[where[:, 0], where[:, 1]] = values
-        unranked = torch.tensor(UNRANKED, device=self.ranks.device)
+        unranked = torch.tensor(UNRANKED, device=self.world.device)
         return RetrievalScores(
             torch.where(by_image, scores, unranked).cpu().numpy(),
             torch.where(by_text, scores, unranked).T.cpu().numpy(),
@@ -124,12 +124,12 @@ class _Scorer:
     def _texts(self, ids: Tensor, mask: Tensor, wanted: Tensor, keep: bool) -> tuple[Texts | None, Tensor]:
         keep = keep and self.settings.k_test > 0
         return encode_texts(
-            self.model, ids, mask, wanted, self.settings.text_batch, self.ranks, self.autocast, keep_tokens=keep
+            self.model, ids, mask, wanted, self.settings.text_batch, self.world, self.autocast, keep_tokens=keep
         )
 
     def _encode_images(self, room: float) -> Tensor:
-        """Joint features [images of this rank, E]. Image tokens are kept while they fit into `room` MiB."""
-        features, done = [torch.zeros((0, self.model.vision_proj.out_features), device=self.ranks.device)], 0
+        """Joint features [images of this process, E]. Image tokens are kept while they fit into `room` MiB."""
+        features, done = [torch.zeros((0, self.model.vision_proj.out_features), device=self.world.device)], 0
         keeping = True
         for tokens in self._load(self.part):
             with self.autocast():
@@ -145,10 +145,10 @@ class _Scorer:
     def _load(self, indices: range) -> Iterator[Tensor]:
         for images, _ in make_image_loader(self.data, list(indices), self.settings.image_batch, self.workers):
             with self.autocast():
-                yield encode_images(self.model, images.to(self.ranks.device), self.limit)
+                yield encode_images(self.model, images.to(self.world.device), self.limit)
 
     def _match(self, wanted: Tensor, texts: Texts, number: int, blocks: int) -> tuple[Tensor, Tensor]:
-        """Pairs [P, 2] and scores [P] of this rank's images with one block of texts."""
+        """Pairs [P, 2] and scores [P] of this process's images with one block of texts."""
         kept = sum(map(len, self.kept))
         first, pairs, scores = self.part.start, [], []
         for source in (self.kept, self._load(self.part[kept:])):
@@ -160,5 +160,5 @@ class _Scorer:
                 first += len(tokens)
                 done = number * len(self.part) + first - self.part.start
                 self.on_progress(len(self.part) + done // blocks)
-        none = torch.zeros((0, 2), dtype=torch.int64, device=self.ranks.device)
-        return torch.cat([none, *pairs]), torch.cat([torch.zeros(0, device=self.ranks.device), *scores])
+        none = torch.zeros((0, 2), dtype=torch.int64, device=self.world.device)
+        return torch.cat([none, *pairs]), torch.cat([torch.zeros(0, device=self.world.device), *scores])

@@ -1,4 +1,4 @@
-"""The grids' pictures, drawn by matplotlib without a display."""
+"""The grids' images, drawn by matplotlib without a display."""
 
 import os
 import sys

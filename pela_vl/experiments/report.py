@@ -11,7 +11,7 @@ from pela_vl.experiments.tables import Table
 
 
 def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
-    """Write a table's CSV, Markdown and picture into the grid's folder; returns the Markdown and where all is."""
+    """Write a table's CSV, Markdown and image into the grid's folder; returns the Markdown and where all is."""
     found = collect(table, scale, seeds, grid)
     text = as_markdown(found)
     if table.plot == "recovery":

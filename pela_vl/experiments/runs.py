@@ -60,7 +60,7 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
     """Of each run: what it does by which configuration, what those before it did, and those of the input files it names.
 
-    runs: as `in_order` gives. How a script is launched does not count: a run may go on with other ranks.
+    runs: as `in_order` gives. How a script is launched does not count: a run may go on with another number of processes.
     """
     contents = {str(path): _content(path) for path in inputs}
     found: dict[str, str] = {}

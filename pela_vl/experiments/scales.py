@@ -35,7 +35,7 @@ class Task:
 class Scale:
     """root: folder of everything. launcher: what training scripts are started with; empty for plain Python.
 
-    pretrain: configuration of the intermediate pre-training and its changes. calibration: list and picture folder of what
+    pretrain: configuration of the intermediate pre-training and its changes. calibration: list and image folder of what
     factors are made for that need samples. numbers: what variants name in braces. threads: how a training script is given them.
     """
 
@@ -125,7 +125,7 @@ _STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
     """Scenes on a CPU: the demo's configurations with fewer samples, on a corpus of its own.
 
-    quick: next to no steps and pictures, to see that everything runs; its figures mean nothing.
+    quick: next to no steps and images, to see that everything runs; its figures mean nothing.
     """
     scenes = root / "data" / "scenes"
     lists = scenes / "lists"

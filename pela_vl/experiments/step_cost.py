@@ -1,6 +1,6 @@
 """Table 8: memory and time of a training step, the dense model against the low-rank one, each in a process of its own.
 
-DeiT-Base with random weights, random pictures of 224 px, cross-entropy, AdamW: neither weights nor pictures change what a
+DeiT-Base with random weights, random images of 224 px, cross-entropy, AdamW: neither weights nor images change what a
 step takes. As in the paper the low-rank model is the plain one, with neither teacher nor RWP.
 """
 

@@ -1,6 +1,6 @@
 """Boxes [x, y, width, height] in pixels: scored by a heat map, compared by IoU in the convention of the published evaluation.
 
-Shapes: T heat maps over one picture, K candidate boxes, H x W the picture.
+Shapes: T heat maps over one image, K candidate boxes, H x W the image.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ def box_mass(heat: Tensor, boxes: Tensor) -> Tensor:
     """Sum of heat [T, H, W] over the pixels of boxes [K, 4]: float64 [T, K].
 
     The pixels are the rows int(y) to int(y + height), the last one excluded, and the columns alike, as published; parts
-    outside the picture count nothing. By integral images, so the cost does not grow with the boxes' sizes.
+    outside the image count nothing. By integral images, so the cost does not grow with the boxes' sizes.
     """
     height, width = heat.shape[-2:]
     boxes = boxes.to(heat.device, torch.float64)
     left, right = (v.long().clamp(0, width) for v in (boxes[:, 0], boxes[:, 0] + boxes[:, 2]))
     top, bottom = (v.long().clamp(0, height) for v in (boxes[:, 1], boxes[:, 1] + boxes[:, 3]))
-    # float64: differences of sums over a whole picture would cost float32 half of its digits
+    # float64: differences of sums over a whole image would cost float32 half of its digits
     integral = heat.new_zeros((len(heat), height + 1, width + 1), dtype=torch.float64)
     integral[:, 1:, 1:] = heat.double().cumsum(1).cumsum(2)
     return integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]

@@ -53,5 +53,5 @@ def mean_over_tokens(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def resize_heat(heat: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic resize of heat maps [B, h, w] to a picture's size [B, height, width]; values may fall below zero."""
+    """Bicubic resize of heat maps [B, h, w] to an image's size [B, height, width]; values may fall below zero."""
     return F.interpolate(heat[:, None].float(), size=(height, width), mode="bicubic")[:, 0]

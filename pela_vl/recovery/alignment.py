@@ -1,5 +1,5 @@
 """MaskAlign's dynamic alignment (Xue et al., CVPR 2023): the student's features of a part of the patches, adapted and mixed,
-against the teacher's of the same places, made from the whole picture.
+against the teacher's of the same places, made from the whole image.
 
 Shapes: B images, K tokens kept, N tokens, D width, S student layers, T teacher layers.
 """

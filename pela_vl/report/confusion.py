@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture: counts, and shares of the true class as shades."""
+"""A confusion matrix as an image: counts, and shares of the true class as shades."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Box = Sequence[float]  # x, y, width, height in pixels of the picture
+Box = Sequence[float]  # x, y, width, height in pixels of the image
 
 CHOSEN, TRUE = (255, 40, 40), (60, 220, 60)
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -23,9 +23,9 @@ def heat_colours(heat: np.ndarray) -> np.ndarray:
 
 
 def blend(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Image.Image:
-    """The picture with a heat map [H, W] of its own size over it."""
+    """The image with a heat map [H, W] of its own size over it."""
     if heat.shape != (image.height, image.width):
-        raise ValueError(f"a heat map of {heat.shape} does not fit a picture of {(image.height, image.width)}")
+        raise ValueError(f"a heat map of {heat.shape} does not fit an image of {(image.height, image.width)}")
     return Image.blend(image.convert("RGB"), Image.fromarray(heat_colours(heat)), strength)
 
 
@@ -39,7 +39,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[Box, tuple[int, int, in
 
 
 def labelled(image: Image.Image, text: str, least_side: int = 192) -> Image.Image:
-    """The picture, enlarged to at least `least_side` pixels on its shorter side, under a line of text cut to fit."""
+    """The image, enlarged to at least `least_side` pixels on its shorter side, under a line of text cut to fit."""
     factor = max(1.0, least_side / min(image.size))
     image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.NEAREST)
     font = ImageFont.load_default(13)

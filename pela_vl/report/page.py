@@ -52,7 +52,7 @@ def _header(run: Demo) -> str:
         "A pre-trained image-text model, the teacher, had its large weight matrices cut into pairs of thin low-rank "
         f"factors by singular value decomposition, which leaves {kept} of its parameters. PELA then pre-trains the "
         "small model for a short while with the teacher as its guide, and all are compared on finding the captions of "
-        f"a picture and the picture of a caption among {run.images:,} pictures and {run.texts:,} captions."
+        f"an image and the image of a caption among {run.images:,} images and {run.texts:,} captions."
     )
     note = (
         "GFLOPs: 10<sup>9</sup> floating-point operations of one forward pass of an image-text pair. Images/s: "
@@ -171,12 +171,12 @@ def _queries(run: Demo) -> str:
     parts = []
     note = escape(f"{_UNCHOSEN} {run.queries_note}".strip())
     if run.image_queries:
-        text = "Test pictures with their own captions, and the first captions that each model retrieved, best first."
-        parts.append(f"<h2>Captions for a picture</h2><p>{text} {note}</p>")
+        text = "Test images with their own captions, and the first captions that each model retrieved, best first."
+        parts.append(f"<h2>Captions for an image</h2><p>{text} {note}</p>")
         parts.append(queries.image_queries(run.image_queries, run.models))
     if run.text_queries:
-        text = "Test captions and the first pictures that each model retrieved, best on the left."
-        parts.append(f"<h2>Pictures for a caption</h2><p>{text} {note}</p>")
+        text = "Test captions and the first images that each model retrieved, best on the left."
+        parts.append(f"<h2>Images for a caption</h2><p>{text} {note}</p>")
         parts.append(queries.text_queries(run.text_queries, run.models))
     return "".join(parts)
 

@@ -16,12 +16,12 @@ SYMBOLS = (
 
 
 def image_queries(queries: Sequence[Query], models: Sequence[Model]) -> str:
-    """Each picture with its own captions, and the captions that each model ranked first, side by side."""
+    """Each image with its own captions, and the captions that each model ranked first, side by side."""
     return "".join(_image_query(query, models, place) for place, query in enumerate(queries, 1))
 
 
 def text_queries(queries: Sequence[Query], models: Sequence[Model]) -> str:
-    """Each caption and the pictures that each model ranked first."""
+    """Each caption and the images that each model ranked first."""
     return "".join(_text_query(query, models) for query in queries)
 
 
@@ -34,7 +34,7 @@ def _image_query(query: Query, models: Sequence[Model], place: int) -> str:
         )
         columns.append(f'<section class="{css}"><h4>{escape(model.name)}</h4><ol>{items}</ol></section>')
     return (
-        f'<article class="query"><div><img src="{query.question}" alt="query picture {place}" loading="lazy">'
+        f'<article class="query"><div><img src="{query.question}" alt="query image {place}" loading="lazy">'
         f'<ul class="truth" aria-label="its own captions">{truth}</ul></div>'
         f'<div class="answers">{"".join(columns)}</div></article>'
     )

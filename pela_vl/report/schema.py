@@ -86,7 +86,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Answer:
-    """One retrieved caption or picture (a data URI)."""
+    """One retrieved caption or image (a data URI)."""
 
     content: str
     hit: bool
@@ -94,7 +94,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """`question` and `truth` by way: a picture (data URI) and its captions, or a caption and nothing."""
+    """`question` and `truth` by way: an image (data URI) and its captions, or a caption and nothing."""
 
     question: str
     truth: list[str]
@@ -224,7 +224,7 @@ class _Node:
 
     def picture(self) -> str:
         if not isinstance(self.value, str) or not _DATA_URI.fullmatch(self.value):
-            self.fail("a picture as data:image/png;base64,... or data:image/jpeg;base64,...")
+            self.fail("an image as data:image/png;base64,... or data:image/jpeg;base64,...")
         return self.value
 
 

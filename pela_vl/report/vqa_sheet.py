@@ -1,4 +1,4 @@
-"""A sheet of questions, each with its picture, the answers that the model finds likeliest and what people answered."""
+"""A sheet of questions, each with its image, the answers that the model finds likeliest and what people answered."""
 
 import textwrap
 from collections import Counter
@@ -48,7 +48,7 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, question: Answered, x: 
     scale = _SIDE / max(picture.size)
     width, height = picture.size
     size = max(round(width * scale), 1), max(round(height * scale), 1)
-    # small pictures, as those of scenes, are enlarged without smearing
+    # small images, as those of scenes, are enlarged without smearing
     sheet.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
     x, room = x + _SIDE + 10, _WIDTH - _SIDE - 2 * _MARGIN - 10
     font, small = ImageFont.load_default(14), ImageFont.load_default(13)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pela_vl import methods
-from pela_vl.base.distributed import Ranks, broadcast_from_main, broadcast_state, gather_objects
+from pela_vl.base.distributed import World, broadcast_from_main, broadcast_state, gather_objects
 from pela_vl.base.errors import UserError
 from pela_vl.base.stages import StageBars
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
@@ -165,13 +165,13 @@ def _leave_ema(loaded: LoadedModel, why: str) -> None:
     loaded.ema = {}
 
 
-def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None = None) -> Trainee:
+def assemble(task: Task, settings: Settings, world: World, data: Dataset | None = None) -> Trainee:
     """Build a run's model side in the order of this module's title.
 
     Args:
         task: The task.
         settings: The run's.
-        ranks: This process and the others.
+        world: This process and the others.
         data: The training set, which calibration takes samples of; None reads it if it is wanted.
 
     Raises:
@@ -188,27 +188,27 @@ def assemble(task: Task, settings: Settings, ranks: Ranks, data: Dataset | None 
         loaded.header.ranks = rank_plan(loaded.model)
         _leave_ema(loaded, f"method {settings.method.name}")
     if settings.compress.kappa is not None:
-        calibration = _calibration(task, settings, loaded, ranks, data)
-        with StageBars(enabled=ranks.is_main and calibration is not None) as bars:
+        calibration = _calibration(task, settings, loaded, world, data)
+        with StageBars(enabled=world.is_main and calibration is not None) as bars:
             compress_loaded(loaded, settings.compress, bars.show, calibration)
-    model = loaded.model.to(ranks.device).train()
+    model = loaded.model.to(world.device).train()
     set_activation_checkpointing(model, settings.train.activation_checkpointing)
     if teacher is not None:
-        teacher.model.to(ranks.device)
-    step = task.step(settings, model, method.needs_features, teacher).to(ranks.device)
+        teacher.model.to(world.device)
+    step = task.step(settings, model, method.needs_features, teacher).to(world.device)
     if step.ema is not None and not step.ema.start_from(loaded.ema) and loaded.ema:
         loaded.notes.append("EMA weights: left behind (they do not fit the model); the EMA model starts as a copy")
     step.start_from(loaded)
     run_method = method.create(model, teacher, settings)
     trained = list(model.named_parameters())
     if run_method.trained is not None:
-        step.add_module("method", run_method.trained.to(ranks.device))
+        step.add_module("method", run_method.trained.to(world.device))
         trained += run_method.trained.named_parameters(prefix="method")
     broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
-    run = RunModel(model, loaded.header, make_autocast(settings.train.precision, ranks.device), ranks)
+    run = RunModel(model, loaded.header, make_autocast(settings.train.precision, world.device), world)
     if step.ema is not None and task.ema_is_result:
         run.ema = step.ema.model
-    backend = make_backend(settings, step, trained, run.autocast, ranks)
+    backend = make_backend(settings, step, trained, run.autocast, world)
     return Trainee(run, step, run_method, backend, loaded.notes)
 
 
@@ -217,7 +217,7 @@ def make_backend(
     step: TrainingStep,
     trained: list[tuple[str, nn.Parameter]],
     autocast: Callable[[], Any],
-    ranks: Ranks,
+    world: World,
 ) -> Backend:
     """The optimiser and what runs the step: this process alone, or DeepSpeed under a launcher.
 
@@ -226,14 +226,14 @@ def make_backend(
         step: The module that is run.
         trained: Name and parameter of all that is optimised.
         autocast: Gives the context that forward passes run in.
-        ranks: This process and the others.
+        world: This process and the others.
     """
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
     optimizer = make_optimizer(groups, betas=(optim.betas[0], optim.betas[1]))
-    if ranks.launched:
+    if world.launched:
         deepspeed = settings.deepspeed
-        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, ranks)
+        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, world)
     return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast)
 
 
@@ -281,11 +281,11 @@ def make_teacher(task: Task, settings: Settings, loaded: LoadedModel) -> FrozenT
 
 
 def _calibration(
-    task: Task, settings: Settings, loaded: LoadedModel, ranks: Ranks, data: Dataset | None
+    task: Task, settings: Settings, loaded: LoadedModel, world: World, data: Dataset | None
 ) -> Calibration | None:
     """What runs the model on training samples; None for factors that need none."""
     if settings.compress.init not in NEED_STATISTICS:
         return None
-    loaded.model.to(ranks.device)  # the samples run there
+    loaded.model.to(world.device)  # the samples run there
     data = task.training_data(settings) if data is None else data
-    return task.calibration(settings, loaded, data, show=ranks.is_main)
+    return task.calibration(settings, loaded, data, show=world.is_main)

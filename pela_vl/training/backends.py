@@ -1,7 +1,7 @@
 """What runs a step's forward, backward and update: this process alone, or DeepSpeed under a launcher.
 
 Both offer the same calls, and optimiser state leaves and enters them by parameter name, whole, so that a run may be
-resumed with another number of ranks or another ZeRO stage.
+resumed with another number of processes or another ZeRO stage.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pela_vl.base.distributed import Ranks, broadcast_from_main, sum_over_ranks
+from pela_vl.base.distributed import World, broadcast_from_main, sum_over_processes
 from pela_vl.base.errors import UserError
 from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.optim import set_lr
@@ -107,7 +107,7 @@ class DeepSpeedBackend:
         autocast: Callable[[], Any],
         batch_size: int,
         settings: DeepSpeedSettings,
-        ranks: Ranks,
+        world: World,
     ):
         """The arguments are those of `LocalBackend`, and more.
 
@@ -119,25 +119,25 @@ class DeepSpeedBackend:
             autocast: Gives the context that forward passes run in.
             batch_size: Samples a process and backward pass.
             settings: Of the run's configuration.
-            ranks: This process and the others.
+            world: This process and the others.
         """
         stage = settings.stage
         if stage not in (0, 1, 2):
             raise UserError(f"deepspeed.stage is {stage}: feature distillation and weight perturbation read whole "
                             "weights, so choose 0, 1 or 2")  # fmt: skip
         # DeepSpeed asks for a CUDA compiler at import unless told that the accelerator is the CPU
-        if ranks.device.type == "cpu":
+        if world.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
-        if ranks.device.type == "cpu":
+        if world.device.type == "cpu":
             # compiling this shared-memory collective takes minutes and buys nothing over gloo here
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.accumulation, self.clip, self.stage = accumulation, clip, stage
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self.base: Any = optimizer
-        overlap = ranks.device.type == "cuda" if settings.overlap is None else settings.overlap
+        overlap = world.device.type == "cuda" if settings.overlap is None else settings.overlap
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulation,
@@ -159,7 +159,7 @@ class DeepSpeedBackend:
             "wall_clock_breakdown": False,
         }
         config = _laid_over(config, settings.extra)
-        # DeepSpeed 0.19 sends rank 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
+        # DeepSpeed 0.19 sends process 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
         # temperature): such numbers are sent here, and marked in its own way as not to be sent
         numbers: list[Any] = [p for p in module.parameters() if p.ndim == 0]
         for parameter in numbers:
@@ -212,7 +212,9 @@ class DeepSpeedBackend:
         for group, parameters in enumerate(self._groups):
             flat = self.optimizer.single_partition_of_fp32_groups[group]
             held = self.base.state.get(flat, {})
-            steps = sum_over_ranks(torch.tensor([float(held["step"]) if "step" in held else -1.0], device=flat.device))
+            steps = sum_over_processes(
+                torch.tensor([float(held["step"]) if "step" in held else -1.0], device=flat.device)
+            )
             if steps.item() < 0:
                 continue
             for parameter in parameters:
@@ -223,7 +225,7 @@ class DeepSpeedBackend:
                     if here is not None:
                         (lp_start, hp_start, count) = here
                         whole[lp_start : lp_start + count] = held[key][hp_start : hp_start + count]
-                    entry[key] = sum_over_ranks(whole).view(parameter.shape).cpu()
+                    entry[key] = sum_over_processes(whole).view(parameter.shape).cpu()
                 state[self._names[id(parameter)]] = entry
         return state
 

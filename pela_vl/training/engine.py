@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from pela_vl.base.distributed import (
-    Ranks,
+    World,
     barrier,
     broadcast_state,
     from_main,
     gather_objects,
-    lost_ranks_named,
-    mean_over_ranks,
+    lost_processes_named,
+    mean_over_processes,
 )
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import recover_folder
@@ -82,9 +82,9 @@ class Loop:
     position: Position = field(default_factory=Position)
 
     @property
-    def ranks(self) -> Ranks:
+    def world(self) -> World:
         """This process and the others."""
-        return self.trainee.run.ranks
+        return self.trainee.run.world
 
     def save_model(self, name: str) -> None:
         """Write the weights into the run's folder."""
@@ -122,7 +122,7 @@ def fit(loop: Loop, log: Log) -> Position:
         UserError: Naming the samples when a loss or a gradient is not finite, and when another process is lost; the last
             checkpoint stays as it was.
     """
-    with lost_ranks_named():
+    with lost_processes_named():
         return _fit(loop, log)
 
 
@@ -139,7 +139,7 @@ def _fit(loop: Loop, log: Log) -> Position:
         for micro in range(loop.accumulation):
             batch = next(stream)
             loop.on_batch(batch)
-            batch = batch.to(loop.ranks.device)
+            batch = batch.to(loop.world.device)
             values = _micro_step(loop, batch, position.step, micro)
             logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
@@ -148,7 +148,7 @@ def _fit(loop: Loop, log: Log) -> Position:
             norm = loop.trainee.backend.step(lr)
         if norm is not None and not math.isfinite(norm):
             raise _bad_gradient(gather_objects(indices), position.step, norm)
-        _report(log, loop, logged, lr, norm, samples * loop.ranks.world, time.perf_counter() - started)
+        _report(log, loop, logged, lr, norm, samples * loop.world.size, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:
             position.epoch, position.batch = position.epoch + 1, 0
@@ -163,7 +163,7 @@ def _fit(loop: Loop, log: Log) -> Position:
 def checkpoint(loop: Loop) -> None:
     """Write last.safetensors and the resume state. A collective: every process calls it."""
     optimiser = loop.trainee.backend.optimiser_state()
-    if loop.ranks.is_main:
+    if loop.world.is_main:
         loop.save_model("last.safetensors")
         save_resume(loop.folder / RESUME_FOLDER, loop.trainee.step, optimiser, loop.position)
     barrier()
@@ -199,7 +199,7 @@ def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torc
         Detached scalars by name.
     """
     trainee = loop.trainee
-    seed_step(loop.seed, step, micro, loop.ranks.rank)
+    seed_step(loop.seed, step, micro, loop.world.process)
     with torch.no_grad(), trainee.run.autocast():
         prepared = trainee.step.prepare(batch, loop.alpha(step), first=micro == 0)
         prepared_terms = trainee.method.prepare(batch)
@@ -255,7 +255,7 @@ def _report(
         samples: Of all processes.
         seconds: That the step took.
     """
-    means = mean_over_ranks(torch.stack([value.float() for value in logged.values()])) / loop.accumulation
+    means = mean_over_processes(torch.stack([value.float() for value in logged.values()])) / loop.accumulation
     values = dict(zip(logged, means.tolist(), strict=True))
     grouped: dict[str, Any] = {"loss": values.pop("loss"), "terms": {}, "metrics": {}}
     for name, value in values.items():
@@ -291,6 +291,6 @@ def _evaluate(loop: Loop, log: Log) -> None:
     log.say(f"step {position.step}: " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
     if from_main(lambda: position.best is None or metrics["mean"] > position.best):
         position.best = metrics["mean"]
-        if loop.ranks.is_main:
+        if loop.world.is_main:
             loop.save_model("best.safetensors")
     barrier()

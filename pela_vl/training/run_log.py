@@ -22,7 +22,7 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """Writes what a run reports; on ranks other than the first (`enabled=False`) every call does nothing.
+    """Writes what a run reports; on processes other than the first (`enabled=False`) every call does nothing.
 
     Each line of `log.jsonl` is a JSON object: `{"step": s, ...}` for a training step, `{"event": name, "step": s, ...}`
     for anything else. Steps count from 0. Numbers that JSON does not know stand as the strings "nan", "inf", "-inf".

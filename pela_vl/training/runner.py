@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pela_vl.base import config
-from pela_vl.base.distributed import Ranks, from_main, start, stop, watch_processes
+from pela_vl.base.distributed import World, from_main, start, stop, watch_processes
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.memory import keep_freed_memory
@@ -92,14 +92,14 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
         UserError: For bad input, before anything is written where that is possible.
     """
     set_threads(settings)
-    ranks = start(settings.train.device, settings.train.group_timeout_seconds)
+    world = start(settings.train.device, settings.train.group_timeout_seconds)
     with hold(settings.output):
-        position, backend = _train(task, settings, resume, ranks)
+        position, backend = _train(task, settings, resume, world)
         best = Path(settings.output) / "best.safetensors"
         chosen = from_main(lambda: best if best.exists() else best.with_name("last.safetensors"))
         # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
         trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
-        metrics = _test(task, trained, str(chosen), ranks) if task.tests(settings) else {}
+        metrics = _test(task, trained, str(chosen), world) if task.tests(settings) else {}
     stop(backend.destroy)
     return position, metrics
 
@@ -117,9 +117,9 @@ def evaluate(task: Task, settings: Settings, zero_shot: bool = False) -> Metrics
     if not task.tests(settings):
         raise UserError(f"{task.title}: data.test and data.val name no file, so there is nothing to evaluate on")
     set_threads(settings)
-    ranks = start(settings.train.device, settings.train.group_timeout_seconds)
+    world = start(settings.train.device, settings.train.group_timeout_seconds)
     with hold(settings.output):
-        metrics = _test(task, settings, settings.init.checkpoint, ranks, zero_shot)
+        metrics = _test(task, settings, settings.init.checkpoint, world, zero_shot)
     stop()
     return metrics
 
@@ -133,16 +133,16 @@ def hold(output: str) -> Iterator[None]:
 
 
 def evaluate_checkpoint(
-    task: Task, settings: Settings, checkpoint: str, file: str, ranks: Ranks
+    task: Task, settings: Settings, checkpoint: str, file: str, world: World
 ) -> tuple[Evaluation, object]:
     """Evaluate a checkpoint (ours or foreign) on an annotation file; returns the data too."""
-    run = load_for_evaluation(task, settings, checkpoint, ranks)
+    run = load_for_evaluation(task, settings, checkpoint, world)
     data = task.evaluation_data(settings, run, file)
     return task.evaluate(settings, run, data), data
 
 
 def load_for_evaluation(
-    task: Task, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False
+    task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False
 ) -> RunModel:
     """A checkpoint's model in eval mode.
 
@@ -150,35 +150,35 @@ def load_for_evaluation(
         task: The task.
         settings: The run's.
         checkpoint: Ours or a foreign one.
-        ranks: This process and the others.
+        world: This process and the others.
         zero_shot: Refuse a checkpoint that was fine-tuned on one of data.train.
     """
     loaded = task.load(settings, checkpoint)
     seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
     if seen:
         raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")
-    autocast = make_autocast(settings.evaluate.precision, ranks.device)
-    model, ema = loaded.model.to(ranks.device).eval(), None
+    autocast = make_autocast(settings.evaluate.precision, world.device)
+    model, ema = loaded.model.to(world.device).eval(), None
     if loaded.ema and task.ema_is_result:
         ema = copy.deepcopy(model)
         ema.load_state_dict(loaded.ema)
-    return RunModel(model, loaded.header, autocast, ranks, ema)
+    return RunModel(model, loaded.header, autocast, world, ema)
 
 
-def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[Position, Backend]:
+def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[Position, Backend]:
     folder = Path(settings.output)
     if not resume and from_main((folder / RESUME_FOLDER).exists):
         raise UserError(f"{folder} holds a run already; add --resume to go on with it, or set another output")
     task.check(settings)
     data: Any = task.training_data(settings)
-    trainee = assemble(task, settings, ranks, data)
+    trainee = assemble(task, settings, world, data)
     run = trainee.run
     notes = run.header.notes
     notes["trained_on"] = list(dict.fromkeys([*notes.get("trained_on", []), *settings.data.train]))
     evaluator = None
     if settings.data.val:
         val = task.evaluation_data(settings, run, settings.data.val)
-        exact = replace(run, autocast=make_autocast(settings.evaluate.precision, ranks.device))
+        exact = replace(run, autocast=make_autocast(settings.evaluate.precision, world.device))
 
         def evaluator() -> dict[str, Any]:
             evaluation = task.evaluate(settings, exact, val)
@@ -187,14 +187,14 @@ def _train(task: Task, settings: Settings, resume: bool, ranks: Ranks) -> tuple[
     data.transform = task.train_transform(settings, run.header)
     loop = _loop(task, settings, trainee, data, evaluator)
     resumed = resume and try_resume(loop)
-    if ranks.is_main:
+    if world.is_main:
         if not resumed:  # the weights of an earlier run must not be taken for this one's
             for name in ("best.safetensors", "last.safetensors"):
                 (folder / name).unlink(missing_ok=True)
         write_run_header(folder, settings, settings.train.seed, resumed)
-    watch_processes(ranks, settings.train.lost_process_seconds)
+    watch_processes(world, settings.train.lost_process_seconds)
     resume_step = loop.position.step - 1 if resumed else None
-    with RunLog(folder, ranks.is_main, resume_step, loop.total_steps, label=folder.name) as log:
+    with RunLog(folder, world.is_main, resume_step, loop.total_steps, label=folder.name) as log:
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         else:
@@ -216,19 +216,19 @@ def _loop(
         data: The training set, its transform set.
         evaluator: Metrics of the model as it is; None without validation.
     """
-    cfg, losses, optim, ranks = settings.train, settings.losses, settings.optim, trainee.run.ranks
+    cfg, losses, optim, world = settings.train, settings.losses, settings.optim, trainee.run.world
     sampler = EpochSampler(
         len(data),
         cfg.batch_size,
-        ranks.rank,
-        ranks.world,
+        world.process,
+        world.size,
         cfg.seed,
-        drop_last=len(data) >= cfg.batch_size * ranks.world,
+        drop_last=len(data) >= cfg.batch_size * world.size,
         order=getattr(data, "order", None),  # of data sets that are not read well in any order
         accumulation=cfg.accumulation,
     )
     collate = task.collate(settings, trainee.run.header)
-    loader = make_loader(data, sampler, collate, settings.data.workers, ranks.device.type == "cuda")
+    loader = make_loader(data, sampler, collate, settings.data.workers, world.device.type == "cuda")
     per_epoch = len(sampler)
     steps_per_epoch = max(per_epoch // cfg.accumulation, 1)
     total = cfg.steps if cfg.steps is not None else max(per_epoch * cfg.epochs // cfg.accumulation, 1)
@@ -257,19 +257,19 @@ def _loop(
     )
 
 
-def _test(task: Task, settings: Settings, checkpoint: str, ranks: Ranks, zero_shot: bool = False) -> Metrics:
+def _test(task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False) -> Metrics:
     """Evaluate on every test file, print a line each and write the results into the run's folder.
 
     evaluation.json is of the last split, evaluation_<split>.json of the splits before it.
     """
-    run = load_for_evaluation(task, settings, checkpoint, ranks, zero_shot)
+    run = load_for_evaluation(task, settings, checkpoint, world, zero_shot)
     folder, results = Path(settings.output), {}
     tests = task.tests(settings)
     for split, file in tests.items():
         data = task.evaluation_data(settings, run, file)
         evaluation = task.evaluate(settings, run, data)
         results[split] = evaluation.metrics
-        if not ranks.is_main:
+        if not world.is_main:
             continue
         line = "  ".join(f"{name} {value:.2f}" for name, value in evaluation.metrics.items())
         print(f"{split}: {line}" if len(tests) > 1 else line, flush=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel, load_ours
@@ -100,14 +100,14 @@ class RunModel:
         model: The model.
         header: What its checkpoint says of it.
         autocast: Gives the context that forward passes run in.
-        ranks: This process and the others.
+        world: This process and the others.
         ema: An EMA model that is evaluated beside it, if there is one.
     """
 
     model: Any
     header: Header
     autocast: Callable[[], Any]
-    ranks: Ranks
+    world: World
     ema: Any = None
 
     @property

@@ -52,7 +52,7 @@ class _Calibration:
         self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
 
     def __call__(self, model: nn.Module) -> None:
-        """Raises UserError for a picture that cannot be read."""
+        """Raises UserError for an image that cannot be read."""
         device = next(model.parameters()).device
         with Progress(len(self.ids), "calibrate", unit="sample", enabled=self.show) as progress:
             for chosen in self._batches():
@@ -70,7 +70,7 @@ class _Calibration:
             yield partial(self._features, chosen)
 
     def _features(self, chosen: list[int], model: Any) -> list[Tensor]:
-        """Tensors [B, ...] of the samples `chosen`. Raises UserError for a picture that cannot be read."""
+        """Tensors [B, ...] of the samples `chosen`. Raises UserError for an image that cannot be read."""
         device = next(model.parameters()).device
         with self._reading:
             images = torch.stack([self.image(i) for i in chosen]).to(device)
@@ -113,7 +113,7 @@ class _Calibration:
                 yield chosen.tolist()
 
     def _match(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> None:
-        """Both encoders and the fusion of every text with its own picture and, as in matching, with another's."""
+        """Both encoders and the fusion of every text with its own image and, as in matching, with another's."""
         image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
         model.image_feature(image), model.text_feature(text)
         keys_values = model.text_encoder.image_keys_values(image)
@@ -215,7 +215,7 @@ class TrainingCalibration(_Calibration):
             ids.append(batch.ids[0])
             if loaded.header.kind == "vqa":
                 answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
-        # Read anew when their turn comes: some hundred pictures at 384 px would take half a GB.
+        # Read anew when their turn comes: some hundred images at 384 px would take half a GB.
         super().__init__(loaded.header.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
 
 

@@ -262,17 +262,17 @@ def test_transform(settings: Settings, size: int) -> CentreTransform:
 @torch.no_grad()
 def classify(settings: Settings, run: RunModel, model: Any, data: LabelledEval) -> tuple[TopK, Predictions]:
     """Evaluate a model on all images, in every process; each does a part of them."""
-    ranks, topk, model = run.ranks, TopK(len(data.classes)), model.eval()
-    part = list(split_range(len(data), ranks.rank, ranks.world))
+    world, topk, model = run.world, TopK(len(data.classes)), model.eval()
+    part = list(split_range(len(data), world.process, world.size))
     found = [torch.zeros(0, dtype=torch.int64)]
-    with Progress(len(part), "evaluate", 0, "image", ranks.is_main) as progress:
+    with Progress(len(part), "evaluate", 0, "image", world.is_main) as progress:
         for images, indices in make_image_loader(data, part, settings.vision.batch, settings.data.workers):
             with run.autocast():
-                logits = model(images.to(ranks.device)).logits.float().cpu()
+                logits = model(images.to(world.device)).logits.float().cpu()
             topk.update(logits.numpy(), data.targets[indices.numpy()])
             found.append(logits.argmax(1))
             progress.update(len(indices))
-    counts = gather_rows(torch.from_numpy(topk.counts)[None].to(ranks.device))
+    counts = gather_rows(torch.from_numpy(topk.counts)[None].to(world.device))
     topk.counts = counts.sum(0).cpu().numpy()
-    predicted = gather_rows(torch.cat(found).to(ranks.device)).cpu().numpy()
+    predicted = gather_rows(torch.cat(found).to(world.device)).cpu().numpy()
     return topk, Predictions(predicted, confusion_matrix(data.targets, predicted, len(data.classes)))

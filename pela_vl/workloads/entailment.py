@@ -134,15 +134,15 @@ class Entailment(AlbefTask[AlbefEntailment]):
 @torch.no_grad()
 def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
     """Class logits [T, 3] of every pair, in every process; each does a part of the images, encoding each once."""
-    model, ranks = run.model.eval(), run.ranks
-    part = list(split_range(len(data), ranks.rank, ranks.world))
+    model, world = run.model.eval(), run.world
+    part = list(split_range(len(data), world.process, world.size))
     ids, mask = tokenizer_of(run).encode(data.texts, settings.data.max_tokens)
     where = [torch.zeros(0, dtype=torch.int64)]
-    logits = [torch.zeros(0, len(CLASSES), device=ranks.device)]
-    with Progress(len(part), "evaluate", 0, "image", ranks.is_main) as progress:
+    logits = [torch.zeros(0, len(CLASSES), device=world.device)]
+    with Progress(len(part), "evaluate", 0, "image", world.is_main) as progress:
         for images, indices in make_image_loader(data, part, settings.evaluate.image_batch, settings.data.workers):
             with run.autocast():
-                context = model.text_encoder.image_keys_values(model.visual_encoder(images.to(ranks.device)).tokens)
+                context = model.text_encoder.image_keys_values(model.visual_encoder(images.to(world.device)).tokens)
             texts = torch.tensor([text for image in indices.tolist() for text in data.image2texts[image]])
             local = torch.tensor([i for i, image in enumerate(indices.tolist()) for _ in data.image2texts[image]])
             # texts of like length go together, so that little is padding
@@ -150,11 +150,11 @@ def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
             for chosen in order.split(settings.evaluate.pair_batch):
                 text = texts[chosen]
                 longest = int(mask[text].sum(1).max())
-                text_ids, text_mask = ids[text, :longest].to(ranks.device), mask[text, :longest].to(ranks.device)
+                text_ids, text_mask = ids[text, :longest].to(world.device), mask[text, :longest].to(world.device)
                 with run.autocast():
-                    pair_context = select_images(context, local[chosen].to(ranks.device))
+                    pair_context = select_images(context, local[chosen].to(world.device))
                     logits.append(model.classify(text_ids, text_mask, pair_context).float())
                 where.append(text)
             progress.update(len(indices))
-    place = gather_rows(torch.cat(where).to(ranks.device))
+    place = gather_rows(torch.cat(where).to(world.device))
     return gather_rows(torch.cat(logits))[torch.argsort(place)]

@@ -63,12 +63,12 @@ class Grounding(ContrastiveTask):
 
     def evaluate(self, settings: Settings, run: RunModel, data: GroundingEval) -> Evaluation:
         """Accuracy at IoU 0.5 in percent for each split of the file, and their mean."""
-        grounding, ranks = settings.grounding, run.ranks
+        grounding, world = settings.grounding, run.world
         layer = choose_layer(run.model, grounding.score, grounding.layer)
-        part = len(split_range(len(data), ranks.rank, ranks.world))
-        with Progress(part, "ground", 0, "image", ranks.is_main) as progress:
+        part = len(split_range(len(data), world.process, world.size))
+        with Progress(part, "ground", 0, "image", world.is_main) as progress:
             workers = settings.data.workers
-            found = localise(run.model, data, tokenizer_of(run), grounding, ranks, run.autocast, workers, progress.to)
+            found = localise(run.model, data, tokenizer_of(run), grounding, world, run.autocast, workers, progress.to)
         predictions = found.predictions(data)
         record = {
             "images": len(data),
@@ -87,7 +87,7 @@ class Grounding(ContrastiveTask):
         count = min(settings.drawings.overlays, len(predictions))
         sample = [k * len(predictions) // count for k in range(count)]
         heat = expression_heat(
-            run.model, data, tokenizer_of(run), settings.grounding, sample, run.ranks.device, run.autocast
+            run.model, data, tokenizer_of(run), settings.grounding, sample, run.world.device, run.autocast
         )
         for k, heat_map in zip(sample, heat, strict=True):
             prediction, expression = predictions[k], data.expressions[k]

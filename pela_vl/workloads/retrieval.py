@@ -40,15 +40,15 @@ class Retrieval(ContrastiveTask):
 
 def score(settings: Settings, run: RunModel, data: RetrievalEval) -> RetrievalScores:
     """Scores of a model on a retrieval set, with progress in the main process."""
-    ranks, passes = run.ranks, 2 if settings.evaluate.k_test else 1
-    total = len(split_range(len(data), ranks.rank, ranks.world)) * passes
-    with Progress(total, "evaluate", 0, "image", ranks.is_main) as progress:
+    world, passes = run.world, 2 if settings.evaluate.k_test else 1
+    total = len(split_range(len(data), world.process, world.size)) * passes
+    with Progress(total, "evaluate", 0, "image", world.is_main) as progress:
         return score_retrieval(
             run.model,
             data,
             tokenizer_of(run),
             settings.evaluate,
-            ranks,
+            world,
             settings.data.max_tokens,
             run.autocast,
             settings.data.workers,

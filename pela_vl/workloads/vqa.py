@@ -150,9 +150,9 @@ class Vqa(AlbefTask[AlbefVqa]):
         """
         answers = answer_list(settings)
         answerer = Answerer(run.model, tokenizer_of(run), answers, settings.vqa, run.autocast)
-        part = -(-len(data.asked) // run.ranks.world)
-        with Progress(part, "answer", 0, "question", run.ranks.is_main) as progress:
-            ranked = answer_questions(answerer, data, run.ranks, settings.data.workers, on_progress=progress.to)
+        part = -(-len(data.asked) // run.world.size)
+        with Progress(part, "answer", 0, "question", run.world.is_main) as progress:
+            ranked = answer_questions(answerer, data, run.world, settings.data.workers, on_progress=progress.to)
         record: dict[str, Any]
         record = {"questions": len(data.asked), "images": len(data), "answers": len(answers)}
         record["examples"] = [

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 import torch
-from tiny_runs import finish, start_ranks
+from tiny_runs import finish, start_processes
 
 from pela_vl.base import distributed
-from pela_vl.base.distributed import Ranks, choose_device, gather_objects, gather_rows, mean_over_ranks, start, stop
+from pela_vl.base.distributed import World, choose_device, gather_objects, gather_rows, mean_over_processes, start, stop
 from pela_vl.base.errors import UserError
 
 
@@ -21,12 +21,12 @@ def no_launcher(monkeypatch):
 
 
 def test_one_process_needs_no_launcher():
-    assert start("cpu") == Ranks(0, 1, torch.device("cpu"), launched=False)
+    assert start("cpu") == World(0, 1, torch.device("cpu"), launched=False)
     assert not torch.distributed.is_initialized()
     rows = torch.arange(6).view(3, 2)
     assert gather_rows(rows) is rows
     assert gather_objects("x") == ["x"]
-    assert torch.equal(mean_over_ranks(torch.ones(2)), torch.ones(2))
+    assert torch.equal(mean_over_processes(torch.ones(2)), torch.ones(2))
     stop()
 
 
@@ -45,17 +45,17 @@ def test_device_is_chosen_in_one_place(monkeypatch):
 
 
 def test_an_error_of_our_own_is_not_taken_for_a_lost_rank():
-    with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.lost_ranks_named():
+    with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.lost_processes_named():
         raise RuntimeError("Connection closed by peer")  # with one process there is no peer
 
 
 GATHERS = """
 import torch
 from pela_vl.base.distributed import *
-from pela_vl.base.distributed import sum_over_ranks, world, is_main
-ranks = start("cpu")
-r = ranks.rank
-assert ranks.launched and ranks.world == world() == 3 and is_main() == (r == 0)
+from pela_vl.base.distributed import sum_over_processes, world_size, is_main
+world = start("cpu")
+r = world.process
+assert world.launched and world.size == world_size() == 3 and is_main() == (r == 0)
 for counts in ([2, 0, 3], [1, 1, 1], [0, 0, 0]):
     own = torch.full((counts[r], 2), r, dtype=torch.int64)
     expected = [i for i in range(3) for _ in range(counts[i])]
@@ -63,8 +63,8 @@ for counts in ([2, 0, 3], [1, 1, 1], [0, 0, 0]):
 assert gather_rows(torch.tensor([float(r)])).tolist() == [0.0, 1.0, 2.0]
 assert gather_objects({"rank": r}) == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
 values = torch.tensor([float(r), 3.0])
-assert mean_over_ranks(values).tolist() == [1.0, 3.0] and values.tolist() == [float(r), 3.0]
-assert sum_over_ranks(torch.tensor([float(r)])).item() == 3.0
+assert mean_over_processes(values).tolist() == [1.0, 3.0] and values.tolist() == [float(r), 3.0]
+assert sum_over_processes(torch.tensor([float(r)])).item() == 3.0
 barrier()
 stop()
 assert not torch.distributed.is_initialized()
@@ -72,8 +72,8 @@ print("well")
 """
 
 
-def test_gathers_over_three_ranks(forked_ranks):
-    assert all(output.strip().endswith("well") for output in forked_ranks(GATHERS, 3))
+def test_gathers_over_three_processes(forked_processes):
+    assert all(output.strip().endswith("well") for output in forked_processes(GATHERS, 3))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_gathers_over_three_ranks(forked_ranks):
     ],
 )
 def test_gloos_and_nccls_signs_of_a_lost_process_are_said_in_one_line(monkeypatch, text):
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     with pytest.raises(UserError, match="^process 1: another process of the run is gone.*--resume"):
-        with distributed.lost_ranks_named():
+        with distributed.lost_processes_named():
             raise torch.distributed.DistBackendError(text)
 
 
@@ -104,7 +104,7 @@ def test_the_group_is_given_its_timeout_and_device(monkeypatch, device, backend)
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert start(device, timeout_seconds=77) == Ranks(3, 4, chosen, launched=True)
+    assert start(device, timeout_seconds=77) == World(3, 4, chosen, launched=True)
     device_id = chosen if device == "cuda" else None
     assert given == {"backend": backend, "timeout": timedelta(seconds=77), "device_id": device_id}
 
@@ -178,16 +178,16 @@ def test_a_pause_of_all_processes_is_no_silence(monkeypatch):
 WAITING = """
 import ctypes, sys, time
 import torch
-from pela_vl.base.distributed import gather_rows, lost_ranks_named, start, stop, watch_processes
+from pela_vl.base.distributed import gather_rows, lost_processes_named, start, stop, watch_processes
 from pela_vl.base.errors import run_main
 def main():
-    ranks = start("cpu")
-    watch_processes(ranks, seconds=float(sys.argv[1]))
-    with lost_ranks_named():
+    world = start("cpu")
+    watch_processes(world, seconds=float(sys.argv[1]))
+    with lost_processes_named():
         for step in range(int(sys.argv[2])):
             gather_rows(torch.ones(1))
             print("step", flush=True)
-            if sys.argv[3:] == [str(ranks.rank)]:
+            if sys.argv[3:] == [str(world.process)]:
                 ctypes.PyDLL(None).sleep(3)  # holds the interpreter's lock
             time.sleep(0.05)
     stop()
@@ -199,7 +199,7 @@ run_main(main)
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_others(lost, how):
-    processes = start_ranks(["-c", WAITING, "6", "100000"], 2)
+    processes = start_processes(["-c", WAITING, "6", "100000"], 2)
     try:
         for process in processes:
             assert process.stdout.readline().strip() == "step", process.communicate(timeout=5)
@@ -221,7 +221,7 @@ def test_a_lost_process_ends_the_others(lost, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("paused", [0, 1])
 def test_a_pause_shorter_than_the_time_given_harms_nobody(paused):
-    processes = start_ranks(["-c", WAITING, "6", "2", str(paused)], 2)
+    processes = start_processes(["-c", WAITING, "6", "2", str(paused)], 2)
     assert all(output == "step\nstep\n" for output in finish(processes))
 
 
@@ -229,10 +229,10 @@ WATCHED = """
 import threading, time
 from pela_vl.base.distributed import start, stop, watch_processes
 watches = lambda: [t for t in threading.enumerate() if "watch" in t.name]
-ranks = start("cpu")
+world = start("cpu")
 assert not watches()
-watch_processes(ranks)
-watch_processes(ranks)
+watch_processes(world)
+watch_processes(world)
 assert len(watches()) == 2
 time.sleep(0.5)
 stop()
@@ -243,10 +243,10 @@ assert not watches(), threading.enumerate()
 """
 
 
-def test_the_watch_starts_with_training_and_ends_with_the_group(forked_ranks):
-    forked_ranks(WATCHED, 2)
+def test_the_watch_starts_with_training_and_ends_with_the_group(forked_processes):
+    forked_processes(WATCHED, 2)
 
 
-def test_a_script_under_no_launcher_does_not_import_deepspeed(forked_ranks):
+def test_a_script_under_no_launcher_does_not_import_deepspeed(forked_processes):
     code = "import sys, pela_vl.training.runner; print([name for name in sys.modules if name.split('.')[0] == 'deepspeed'])"
-    assert forked_ranks(code, 1) == ["[]\n"]
+    assert forked_processes(code, 1) == ["[]\n"]

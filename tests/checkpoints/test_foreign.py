@@ -126,7 +126,7 @@ def test_fine_tuned_retrieval_without_momentum(bert_prefix):
     for saved in (state, {"model": state, "epoch": 3}):  # the grounding file has no top key
         converted = convert_checkpoint(saved)
         assert converted.kind == "retrieval" and converted.momentum == {}
-        assert any("momentum twin: absent" in note for note in converted.notes)
+        assert any("EMA model: absent" in note for note in converted.notes)
         assert any(note.startswith("epoch: ignored") for note in converted.notes) == ("epoch" in saved)
         albef(24, mlm=False).load_state_dict(converted.online, strict=True)
 

@@ -9,7 +9,7 @@ from published_files import fill, published_shapes
 from tiny_albef import CONFIG, tiny_albef, tiny_batch
 from tiny_runs import loss_of
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints import interpolate_pos_embed
 from pela_vl.checkpoints.albef import describe, load_model
@@ -23,7 +23,7 @@ from pela_vl.training.assemble import assemble
 from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
 
-ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
+ONE = World(0, 1, torch.device("cpu"), launched=False)
 
 
 def stored(tmp_path, low_rank=False, mlm=True, seed=3):

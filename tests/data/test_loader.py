@@ -81,21 +81,21 @@ def test_a_position_goes_on_exactly_there(drop_last):
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 7, 12, 13, 23, 24])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_share_the_global_batches_of_one_rank(n, world, drop_last):
+def test_processes_share_the_global_batches_of_one_process(n, world, drop_last):
     if drop_last and n < 12:
         with pytest.raises(UserError, match="make no batch"):
             EpochSampler(n, 12 // world, 0, world, drop_last=drop_last)
         return
-    ranks = [list(EpochSampler(n, 12 // world, rank, world, seed=3, drop_last=drop_last)) for rank in range(world)]
+    processes = [list(EpochSampler(n, 12 // world, rank, world, seed=3, drop_last=drop_last)) for rank in range(world)]
     alone = list(EpochSampler(n, 12, seed=3, drop_last=drop_last))
-    assert len({len(batches) for batches in ranks}) == 1
+    assert len({len(batches) for batches in processes}) == 1
     for step, batch in enumerate(alone):
-        parts = [batches[step] for batches in ranks]
+        parts = [batches[step] for batches in processes]
         assert len({len(part) for part in parts}) == 1 and parts[0]
         union = flat(parts)
         assert union[: len(batch)] == batch
         assert len(union) - len(batch) == -len(batch) % world
-    assert len(flat(flat(ranks))) >= (n // 12 * 12 if drop_last else n)
+    assert len(flat(flat(processes))) >= (n // 12 * 12 if drop_last else n)
 
 
 def test_senseless_samplers_are_refused():
@@ -218,7 +218,7 @@ def test_user_errors_come_out_of_workers_as_they_are(corpus, workers):
             seen += indices.tolist()
     message = str(caught.value)
     del caught  # its traceback holds the loader, whose workers would stop late if collected with a cycle
-    assert message == f"image {corpus / '7.png'}: the file is empty, not a picture"
+    assert message == f"image {corpus / '7.png'}: the file is empty, not an image"
     assert seen == [0, 1, 2, 3]
 
 
@@ -231,7 +231,7 @@ def test_image_loader_keeps_the_order(corpus):
         assert len(images) == len(part) and all(map(torch.equal, images, (data[i] for i in part)))
 
 
-# --- unreadable pictures
+# --- unreadable images
 
 
 def test_replaced_pictures_are_counted_to_the_share(corpus, tokenizer):

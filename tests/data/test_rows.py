@@ -40,7 +40,7 @@ def test_what_is_a_quoted_cell(line, cells):
 @pytest.fixture
 def photos(tmp_path):
     """20 rows; the caption of the fifth begins with a mark that is never closed, the ninth is cut by commas."""
-    rows = [f"{k}.jpg,picture number {k}" for k in range(20)]
+    rows = [f"{k}.jpg,image number {k}" for k in range(20)]
     rows[4] = '4.jpg,"a caption with one mark'
     rows[8] = "8.jpg,a dog, a cat, and a bird"
     rows[12] = '12.jpg,"a dog, a cat, and a bird"'

@@ -187,12 +187,12 @@ def test_truncated_files_are_errors(tmp_path, suffix):
 
 def test_absent_empty_and_foreign_files_are_errors(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     for name, reason in {
         "none.jpg": "no such file",
         ".": "is not a file",
-        "empty.jpg": "not a picture",
-        "text.jpg": "not a picture",
+        "empty.jpg": "not an image",
+        "text.jpg": "not an image",
     }.items():
         with pytest.raises(ImageError, match=reason):
             read_image(tmp_path / name)

@@ -26,7 +26,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def own(scenes, tmp_path) -> Path:
-    """A folder of 24 pictures (names with blanks and accents) and a table with two captions of each."""
+    """A folder of 24 images (names with blanks and accents) and a table with two captions of each."""
     (tmp_path / "photos" / "été").mkdir(parents=True)
     raw = [e for e in json.loads((scenes / "dataset_scenes.json").read_text())["images"] if e["split"] == "train"]
     lines = ["image,caption,taken by"]
@@ -55,7 +55,7 @@ def test_every_caption_lands_in_one_split_by_picture(own):
     assert len(set.union(*pictures.values())) == 24
     assert sum(len(e["caption"]) for s in ("val", "test", "pretrain") for e in made[s]) == len(made["train"]) + 18 == 48
     assert all(e["caption"].endswith(", really") for e in made["train"])
-    assert "train     15 pictures     30 captions" in done.stdout
+    assert "train     15 images     30 captions" in done.stdout
 
 
 def test_the_split_depends_on_the_pictures_alone(own):
@@ -88,7 +88,7 @@ def test_bad_rows_and_pictures_stop_or_are_counted(own):
     (photos / "2.jpg").write_bytes(b"<html>")
     (photos / "4.jpg").unlink()
     done = build(own)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: 2 of 24 pictures cannot be used: ")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: 2 of 24 images cannot be used: ")
     assert not (own / "own").exists()
     with open(own / "captions.csv", "a") as file:
         file.write("6.jpg, ...\n")
@@ -96,7 +96,7 @@ def test_bad_rows_and_pictures_stop_or_are_counted(own):
     done = build(own, "--skip-bad")
     assert done.returncode == 0, done.stderr
     assert sum(len({e["image"] for e in entries}) for s, entries in lists(own / "own").items() if s != "train") == 22
-    assert done.stdout.count("left out: ") == 3 and "4.jpg: no such picture" in done.stdout
+    assert done.stdout.count("left out: ") == 3 and "4.jpg: no such image" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_bad_rows_and_pictures_stop_or_are_counted(own):
         ("picture,caption\n1.jpg,x\n", "no column 'image' among picture, caption"),
         ("image;caption\n1.jpg;x\n", "no column 'image' among image;caption; .*--delimiter"),
         ("", "is empty; the first line wants to be image,caption"),
-        ("image,caption\n", "no row with a picture and a caption"),
-        ("image,caption\n0.jpg,x\n,y\n", "line 3: no picture"),
+        ("image,caption\n", "no row with an image and a caption"),
+        ("image,caption\n0.jpg,x\n,y\n", "line 3: no image"),
         ("image,caption\n0.jpg\n", "line 2: no word in the caption"),
         ("image,caption\n../0.jpg,x\n", "line 2: image path '../0.jpg' is not below the image root"),
     ],
@@ -131,7 +131,7 @@ def test_tables_that_are_none(tmp_path):
 def test_too_few_pictures(own):
     table = read_table(own / "captions.csv", own / "photos")
     digests = check_pictures(table, own / "photos", report=False)
-    with pytest.raises(UserError, match="2 different pictures do not make"):
+    with pytest.raises(UserError, match="2 different images do not make"):
         split_pictures(table, dict(list(digests.items())[:2]))
 
 

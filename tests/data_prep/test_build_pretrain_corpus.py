@@ -27,7 +27,7 @@ def published(caption: str) -> str:
 
 
 def scenes_config(folder: Path, scenes: Path, **changes: object) -> Path:
-    """The scenes as source `coco`, their held-out pictures out, as lists."""
+    """The scenes as source `coco`, their held-out images out, as lists."""
     parts = [{"path": f"captions_{split}.json", "images": "."} for split in ("train", "val", "test")]
     settings = {
         "raw": str(scenes),
@@ -52,7 +52,7 @@ def test_nothing_there_is_one_screen_that_says_what_to_download_and_where(tmp_pa
 
 
 def small_coco(raw: Path) -> None:
-    """Four training pictures and two of val, of which Karpathy tests on the second."""
+    """Four training images and two of val, of which Karpathy tests on the second."""
     for split, numbers in (("train2014", range(4)), ("val2014", range(4, 6))):
         (raw / "coco" / split).mkdir(parents=True)
         images = [{"id": 100 + k, "file_name": f"COCO_{split}_{100 + k:012d}.jpg"} for k in numbers]
@@ -81,7 +81,7 @@ def test_two_sources_that_are_there_are_built_and_the_others_named(tmp_path):
     assert "not found" in lines["vg"] and "wants data/raw/vg/region_descriptions.json" in lines["vg"]
     assert "not found" in lines["cc12m"] and "wants data/raw/cc12m" in lines["cc12m"]
     assert " found " in lines["coco_karpathy"] and "wants data/raw/flickr" in lines["flickr30k_karpathy"]
-    assert done.stdout.splitlines()[-1] == "data/corpus: complete, 8 pictures with 8 captions"
+    assert done.stdout.splitlines()[-1] == "data/corpus: complete, 8 images with 8 captions"
     report = json.loads((tmp_path / "data" / "corpus" / "report.json").read_text())
     assert report["sources"]["coco"]["pictures"]["dropped"] == {"held_out_id": 1}
     assert json.loads((tmp_path / "data" / "corpus" / "index.json").read_text())["samples"] == 8
@@ -95,14 +95,14 @@ def test_half_a_source_is_built_and_said(tmp_path):
     done = run("--set", "held_out.coco_karpathy.use=never", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "partly found" in done.stdout and "wants data/raw/coco/annotations/captions_val2014.json" in done.stdout
-    assert "no held-out set was found" in done.stdout and "complete, 4 pictures" in done.stdout
+    assert "no held-out set was found" in done.stdout and "complete, 4 images" in done.stdout
 
 
 def test_scenes_become_lists_that_training_reads(scenes, tmp_path):
     config = scenes_config(tmp_path, scenes)
     done = run("--config", config)
     assert done.returncode == 0, done.stderr
-    assert "held_out_" in done.stdout and "complete, 24 pictures with 120 captions" in done.stdout
+    assert "held_out_" in done.stdout and "complete, 24 images with 120 captions" in done.stdout
     raw = json.loads((scenes / "dataset_scenes.json").read_text())["images"]
     train = [image for image in raw if image["split"] == "train"]
     entries = json.loads((tmp_path / "out" / "coco.json").read_text())

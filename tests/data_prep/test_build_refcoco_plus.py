@@ -134,7 +134,7 @@ def _annotation(key, value):
         ("refs(unc).p", _first("split", "test"), "ref 0.split: 'test' is none of"),
         ("refs(unc).p", _first("ref_id", "1"), "ref 0.ref_id: wants a whole number"),
         ("refs(unc).p", _first("ann_id", 10**9), "is no annotation of"),
-        ("refs(unc).p", _first("image_id", 5), "is not the picture of annotation"),
+        ("refs(unc).p", _first("image_id", 5), "is not the image of annotation"),
         ("refs(unc).p", _first("sentences", []), "ref 0.sentences: is empty"),
         ("refs(unc).p", lambda refs: [refs[0], *refs], "stands twice"),
         ("instances.json", _annotation("bbox", [1, 2, 3]), r"annotations\[0\].bbox: wants \[x, y"),
@@ -143,7 +143,7 @@ def _annotation(key, value):
         ("instances.json", lambda c: c.pop("annotations") and None, "has no list 'annotations'"),
         ("dets.json", lambda d: {"one": []}, "wants a list of boxes for each image id"),
         ("dets.json", lambda d: {"1": [["a", 1, 2, 3]]}, "image 1, box 0"),
-        ("dets.json", lambda d: {"999999": [[1, 2, 3, 4]]}, "no held-out picture has a candidate box"),
+        ("dets.json", lambda d: {"999999": [[1, 2, 3, 4]]}, "no held-out image has a candidate box"),
     ],
 )
 def test_bad_input_is_refused_with_its_place_and_nothing_is_written(raw, file, edit, message):
@@ -158,7 +158,7 @@ def test_absent_pictures_are_an_error_or_left_out_and_counted(scenes, tmp_path):
     shutil.copytree(scenes, copy, ignore=shutil.ignore_patterns("lists"))
     gone = next(r for r in refs_of(copy) if r["split"] == "val")
     (copy / gone["file_name"]).unlink()
-    with pytest.raises(UserError, match="no such picture"):
+    with pytest.raises(UserError, match="no such image"):
         build(copy, tmp_path / "lists")
     assert not (tmp_path / "lists").exists()
     build(copy, tmp_path / "lists", skip_missing=True)

@@ -72,7 +72,7 @@ def test_flickr30k_has_no_filepath(tmp_path, root, images):
 def test_missing_picture(tmp_path, root, images):
     images.append(image("gone.jpg", "train", 9))
     found = read_karpathy(write(tmp_path, images), root)
-    with pytest.raises(UserError, match="gone.jpg: no such picture"):
+    with pytest.raises(UserError, match="gone.jpg: no such image"):
         write_lists(found, root, tmp_path / "lists", "x")
     assert not (tmp_path / "lists").exists()
     report = write_lists(found, root, tmp_path / "lists", "x", skip_missing=True)
@@ -82,7 +82,7 @@ def test_missing_picture(tmp_path, root, images):
 def test_a_split_without_pictures(tmp_path, root, images):
     (root / "pics" / "1.jpg").unlink()
     found = read_karpathy(write(tmp_path, images), root)
-    with pytest.raises(UserError, match="split val has no picture .1 are missing"):
+    with pytest.raises(UserError, match="split val has no image .1 are missing"):
         write_lists(found, root, tmp_path / "lists", "x", skip_missing=True)
 
 

@@ -94,13 +94,13 @@ def test_rows_without_label_or_words_are_counted(tmp_path, root):
 
 def test_missing_picture(tmp_path, root):
     splits = {"train": read_snli_ve(write(tmp_path / "a.jsonl", [row("0"), row("9"), row("9")]), root)}
-    with pytest.raises(UserError, match=r"9\.jpg: no such picture; complete the download"):
+    with pytest.raises(UserError, match=r"9\.jpg: no such image; complete the download"):
         write_lists(splits, root, tmp_path / "lists", "x")
     assert not (tmp_path / "lists").exists()
     report = write_lists(splits, root, tmp_path / "lists", "x", skip_missing=True)["train"]
     assert (report.pairs, report.images, report.missing) == (1, 1, 2)
     gone = {"train": read_snli_ve(write(tmp_path / "b.jsonl", [row("9")]), root)}
-    with pytest.raises(UserError, match="has no picture of split train"):
+    with pytest.raises(UserError, match="has no image of split train"):
         write_lists(gone, root, tmp_path / "lists", "x", skip_missing=True)
     assert not shared_pictures(splits | {"dev": read_snli_ve(write(tmp_path / "c.jsonl", [row("1")]), root)})
 

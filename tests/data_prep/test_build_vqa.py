@@ -54,7 +54,7 @@ SUBSETS = {"train2014": (1, 2), "val2014": (3,), "test2015": (4, 5), "test-dev20
 
 @pytest.fixture
 def coco(tmp_path):
-    """Official names: two questions a picture; annotations where the real ones are public."""
+    """Official names: two questions an image; annotations where the real ones are public."""
     raw, root = tmp_path / "raw", tmp_path / "coco"
     raw.mkdir()
     for subset, pictures in SUBSETS.items():
@@ -174,7 +174,7 @@ def test_absent_pictures(coco, genome, tmp_path):
     raw, root = coco
     (root / "train2014" / "COCO_train2014_000000000001.jpg").unlink()
     train = find_parts(raw)[0]
-    with pytest.raises(UserError, match=r"questions\[0\]: .*train2014/COCO_.*1.jpg: no such picture; .*--skip-missing"):
+    with pytest.raises(UserError, match=r"questions\[0\]: .*train2014/COCO_.*1.jpg: no such image; .*--skip-missing"):
         read_part(train, root)
     held = read_part(train, root, skip_missing=True)
     assert (len(held.entries), held.images, held.missing) == (2, 1, 2)
@@ -184,7 +184,7 @@ def test_absent_pictures(coco, genome, tmp_path):
     assert not (tmp_path / "lists").exists() and done.stderr.count("\n") == 1
     (genome / "VG_100K" / "1.jpg").unlink()
     questions = read_genome(genome / "question_answers.json")
-    with pytest.raises(UserError, match=r"no picture 1\.jpg"):
+    with pytest.raises(UserError, match=r"no image 1\.jpg"):
         genome_entries(questions, genome)
     assert genome_entries(questions, genome, skip_missing=True)[1]["picture absent"] == 1
 
@@ -243,7 +243,7 @@ def test_malformed_annotations(coco, change, message):
     [
         (lambda d: d["annotations"].pop(), r"no annotation for 1 question id \(21\) of v2_OpenEnded"),
         (lambda d: d["annotations"].append(annotation(99, 1)), r"1 question id \(99\) not in v2_OpenEnded"),
-        (lambda d: d["annotations"][0].update(image_id=2), "question 10 is about picture 2 here and about 1 in"),
+        (lambda d: d["annotations"][0].update(image_id=2), "question 10 is about image 2 here and about 1 in"),
     ],
 )
 def test_questions_and_annotations_that_do_not_belong_together(coco, change, message):
@@ -257,7 +257,7 @@ def test_questions_and_annotations_that_do_not_belong_together(coco, change, mes
     "text, message",
     [
         ("[]", "an empty list"),
-        ("{}", "wants a list of pictures"),
+        ("{}", "wants a list of images"),
         ('[{"id": 1}]', r"\[0\]\.qas: is missing"),
         ('[{"id": 1, "qas": [{"qa_id": 1, "question": "a"}]}]', r"\[0\]\.qas\[0\]\.answer: is missing"),
         ('[{"id": 1, "qas": [7]}]', r"\[0\]\.qas\[0\]: wants an object"),

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 import pytest
-from tiny_runs import PATIENCE, ROOT, environment, finish, start_ranks
+from tiny_runs import PATIENCE, ROOT, environment, finish, start_processes
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.albef import load_vqa
@@ -166,12 +166,12 @@ vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 10, question_batch: 1}
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_killed_and_gone_on_with_by_one(settings, vqa_listed, tmp_path):
-    """The real thing: SIGKILL to both ranks while they work, then one process, against an undisturbed run on two."""
+    """The real thing: SIGKILL to both processes while they work, then one process, against an undisturbed run on two."""
     path = questions(vqa_listed, "train")
     command = [SCRIPT, "--config", str(config(settings, tmp_path)), "--questions", str(path), "--output"]
-    finish(start_ranks([*command, str(tmp_path / "whole.json")], 2))
+    finish(start_processes([*command, str(tmp_path / "whole.json")], 2))
     output, partial = tmp_path / "r.json", tmp_path / "r.json.partial"
-    processes = start_ranks([*command, str(output)], 2)
+    processes = start_processes([*command, str(output)], 2)
     deadline = time.monotonic() + PATIENCE
     while not any(file.stat().st_size for file in partial.glob("rank*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -62,14 +62,14 @@ def test_answers_are_those_of_each_question_alone(parts):
         assert ranked[i][0][0] == int(index[0, 0])
 
 
-def test_ranks_and_interruptions_change_nothing(parts):
+def test_processes_and_interruptions_change_nothing(parts):
     answerer, data = parts
     whole = {}
     expected = answer_questions(answerer, data, ONE, keep=whole.__setitem__)
     shares = [{}, {}]
-    for rank, share in enumerate(shares):  # without a process group each rank gets its own part back
+    for rank, share in enumerate(shares):  # without a process group each process gets its own part back
         with pytest.raises(KeyError):
-            answer_questions(answerer, data, replace(ONE, rank=rank, world=2), keep=share.__setitem__)
+            answer_questions(answerer, data, replace(ONE, process=rank, size=2), keep=share.__setitem__)
     assert not set(shares[0]) & set(shares[1]) and shares[0] | shares[1] == whole
     counted = []
     again = {}
@@ -85,7 +85,7 @@ def test_each_picture_of_a_block_is_encoded_once(parts, monkeypatch):
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda images, *more: seen.append(len(images)) or forward(images, *more))
     answer_questions(answerer, data, ONE)
-    # four questions a picture, six a block: a block holds one picture whole
+    # four questions an image, six a block: a block holds one image whole
     assert seen == [1] * 6
 
 

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from grounding_data import build, load, tokenizer
 from tiny_albef import tiny_albef
-from tiny_runs import finish, start_ranks
+from tiny_runs import finish, start_processes
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.evaluation.attribution import choose_layer, heat_maps, prepare_images
 from pela_vl.evaluation.localisation import accuracies, expression_heat, localise
 from pela_vl.settings import GroundingSettings
 
 SEEN = 25  # expressions that are compared
-ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
+ONE = World(0, 1, torch.device("cpu"), launched=False)
 
 
 @pytest.fixture(scope="module")
@@ -208,19 +208,19 @@ from pela_vl.base.distributed import start, stop
 from pela_vl.evaluation.localisation import localise
 from pela_vl.settings import GroundingSettings
 scenes, lists, output = map(Path, sys.argv[1:])
-ranks = start("cpu")
+world = start("cpu")
 model = make_model()
 data = load(scenes, lists, model)
-found = localise(model, data, tokenizer(), GroundingSettings(image_batch=4), ranks, nullcontext)
-(output / f"{ranks.rank}.json").write_text(json.dumps(found.predictions(data)))
+found = localise(model, data, tokenizer(), GroundingSettings(image_batch=4), world, nullcontext)
+(output / f"{world.process}.json").write_text(json.dumps(found.predictions(data)))
 stop()
 """
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_gives(scenes, lists, tmp_path):
+def test_two_processes_give_what_one_gives(scenes, lists, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
-    finish(start_ranks([str(tmp_path / "worker.py"), str(scenes), str(lists), str(tmp_path)], 2))
+    finish(start_processes([str(tmp_path / "worker.py"), str(scenes), str(lists), str(tmp_path)], 2))
     model = make_model()
     data = load(scenes, lists, model)
     own = localise(model, data, tokenizer(), GroundingSettings(image_batch=4), ONE, nullcontext).predictions(data)

@@ -1,4 +1,4 @@
-"""Heat maps where the image encoder merges tokens, against a restatement that walks over sets of patches, one picture at a time."""
+"""Heat maps where the image encoder merges tokens, against a restatement that walks over sets of patches, one image at a time."""
 
 from contextlib import nullcontext
 
@@ -117,7 +117,7 @@ def test_heat_and_boxes_by_hand(scenes, lists, score, layer, low_rank):
 
 
 def two_kinds(schedule):
-    """A model that sees no positions, and a picture of two kinds of patches in a pattern: equal patches are equal tokens."""
+    """A model that sees no positions, and an image of two kinds of patches in a pattern: equal patches are equal tokens."""
     model = merging_model(schedule)
     with torch.no_grad():
         model.visual_encoder.pos_embed[:, 1:] = model.visual_encoder.pos_embed[:, 1:2]
@@ -140,7 +140,7 @@ def test_merging_equal_patches_changes_no_heat_of_itc():
 
 
 def test_merging_equal_patches_changes_no_ratio_of_cross_attention():
-    """In the first fusion layer, whose texts have not seen the picture, patches keep their attention relative to one another."""
+    """In the first fusion layer, whose texts have not seen the image, patches keep their attention relative to one another."""
     (plain, image), (merged, _) = two_kinds(0), two_kinds([3, 4, 0])
     ids, mask = tokenizer().encode(["a red circle"], 40)
     maps, layer = [], plain.text_encoder.fusion_layer

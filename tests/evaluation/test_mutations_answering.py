@@ -1,4 +1,4 @@
-"""A block with several pictures: every question gets its own."""
+"""A block with several images: every question gets its own."""
 
 from contextlib import nullcontext
 
@@ -31,6 +31,6 @@ def test_questions_of_a_blocks_other_pictures_are_answered_from_theirs(vqa_liste
     alone, together = answered(1), answered(12)
     for one, other in zip(alone, together, strict=True):
         assert [chance for _, chance in one] == pytest.approx([chance for _, chance in other], rel=1e-3)
-    # the pictures matter here at all: the same questions about another picture have other chances
+    # the images matter here at all: the same questions about another image have other chances
     first = [best[0][1] for best in alone]
     assert len({round(value, 5) for value in first}) > len(first) // 2

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tiny_albef import tiny_albef
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.data.sets.captions import RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform
@@ -18,7 +18,7 @@ from pela_vl.evaluation.retrieval import score_retrieval
 from pela_vl.settings import EvalSettings
 
 IMAGES, MAX_TOKENS = 7, 9
-ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
+ONE = World(0, 1, torch.device("cpu"), launched=False)
 
 
 def make_data(folder) -> RetrievalEval:
@@ -68,8 +68,8 @@ def published_scores(model, data, k):
     return matrices
 
 
-def score(model, data, ranks=ONE, **settings):
-    return score_retrieval(model, data, tokenizer(), EvalSettings(**settings), ranks, MAX_TOKENS, nullcontext)
+def score(model, data, world=ONE, **settings):
+    return score_retrieval(model, data, tokenizer(), EvalSettings(**settings), world, MAX_TOKENS, nullcontext)
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
@@ -167,17 +167,17 @@ from pela_vl.base.distributed import start, stop
 from test_retrieval_scores import load_data, score
 from tiny_albef import tiny_albef
 folder = Path(sys.argv[1])
-ranks = start("cpu")
+world = start("cpu")
 for k in (0, 3):
-    scores = score(tiny_albef().eval(), load_data(folder), ranks, k_test=k, image_batch=2, text_batch=3, pair_batch=4)
-    np.savez(folder / f"scores.{k}.{ranks.rank}.npz", i2t=scores.image_to_text, t2i=scores.text_to_image)
+    scores = score(tiny_albef().eval(), load_data(folder), world, k_test=k, image_batch=2, text_batch=3, pair_batch=4)
+    np.savez(folder / f"scores.{k}.{world.process}.npz", i2t=scores.image_to_text, t2i=scores.text_to_image)
 stop()
 """
 
 
-def test_every_number_of_ranks_gives_the_same_scores(tmp_path, forked_ranks):
+def test_every_number_of_processes_gives_the_same_scores(tmp_path, forked_processes):
     data = make_data(tmp_path)
-    forked_ranks(WORKER, 3, tmp_path)
+    forked_processes(WORKER, 3, tmp_path)
     for k in (0, 3):
         expected = score(tiny_albef().eval(), data, k_test=k)
         for rank in range(3):

@@ -1,4 +1,4 @@
-"""A corpus as the web has it: sound pictures, and every fault and oddity in numbers that are known."""
+"""A corpus as the web has it: sound images, and every fault and oddity in numbers that are known."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ def png(width: int, height: int, stream: bytes) -> bytes:
 
 @dataclass
 class Web:
-    """COCO-format annotations over a folder, and what was put in: pictures and captions to drop and to mend by name."""
+    """COCO-format annotations over a folder, and what was put in: images and captions to drop and to mend by name."""
 
     annotations: Path
     images: Path
@@ -76,7 +76,7 @@ class _Maker:
         self.web.mended[change] += 1
 
     def refuse(self, reason: str, caption: Any) -> None:
-        """A sound picture with a sound caption and one that is not."""
+        """A sound image with a sound caption and one that is not."""
         self.add(self.jpeg(), [f"a sound caption {len(self.images)}", caption])
         self.web.dropped_captions[reason] += 1
 
@@ -93,7 +93,7 @@ class _Maker:
 
 
 def make_web(folder: Path, clean: int = 10, each: int = 1, seed: int = 0) -> Web:
-    """clean: sound pictures. each: how often each fault and each oddity is put in."""
+    """clean: sound images. each: how often each fault and each oddity is put in."""
     make = _Maker(folder, seed)
     for _ in range(clean):
         make.add(make.jpeg())
@@ -156,7 +156,7 @@ def _oddities(make: _Maker) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     make.mend("exif_rotation", make.jpeg(exif=exif))
-    make.mend("blank_in_name", make.jpeg(), name="a picture {}.jpg")
+    make.mend("blank_in_name", make.jpeg(), name="an image {}.jpg")
     make.mend("unicode_name", make.jpeg(), name="größe-{}-日本.jpg")
 
 

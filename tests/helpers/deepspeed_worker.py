@@ -1,4 +1,4 @@
-"""One rank of the runs that test_backends.py compares: `python deepspeed_worker.py jobs.json`, started as a launcher does.
+"""One process of the runs that test_backends.py compares: `python deepspeed_worker.py jobs.json`, started as a launcher does.
 
 Each job trains (stage null: LocalBackend) and its losses and gradient norms go to <folder>/result.<name>.json.
 """
@@ -25,25 +25,25 @@ BATCH = 3
 WEIGHTS = {"itc": 1.0, "itm": 0.0, "mlm": 1.0}
 
 
-def run_job(job: dict, ranks) -> dict:
+def run_job(job: dict, world) -> dict:
     """Train `job["steps"]` steps on global batches cut into micro-batches, by rank or by accumulation."""
-    world, accumulation = ranks.world, job.get("accumulation", 1)
+    size, accumulation = world.size, job.get("accumulation", 1)
     backend = LocalBackend
     if job["stage"] is not None:
         backend = partial(
             DeepSpeedBackend,
             batch_size=BATCH,
             settings=DeepSpeedSettings(job["stage"], **job.get("deepspeed", {})),
-            ranks=ranks,
+            world=world,
         )
     loop = make_loop(
         Path(job["folder"]),
         WEIGHTS,
         method=job.get("method", "pela"),
         backend=backend,
-        ranks=ranks,
-        # micro-batch b of a rank is number b * world + rank of all: any way to cut sees the same global batches
-        make_batch=lambda epoch, batch: batch_of(batch * world + ranks.rank, ranks.rank),
+        world=world,
+        # micro-batch b of a process is number b * world + rank of all: any way to cut sees the same global batches
+        make_batch=lambda epoch, batch: batch_of(batch * size + world.process, world.process),
         per_epoch=10**6,
         total_steps=job["steps"],
         accumulation=accumulation,
@@ -91,7 +91,7 @@ def poison(loop, step: int, process: int) -> None:
     """Make the gradient of one weight infinite in one step of one process, which leaves the losses finite."""
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        here = loop.position.step == step and loop.ranks.rank == process
+        here = loop.position.step == step and loop.world.process == process
         return gradient * float("inf") if here else gradient
 
     loop.trainee.run.model.text_proj.weight.register_hook(spoil)
@@ -113,10 +113,10 @@ def engine_config(backend: DeepSpeedBackend) -> dict:
 def main() -> None:
     file = Path(sys.argv[1])
     torch.set_num_threads(1)
-    ranks = start("cpu")
+    world = start("cpu")
     for job in json.loads(file.read_text()):
-        result = run_job(job, ranks)
-        if ranks.is_main:
+        result = run_job(job, world)
+        if world.is_main:
             (file.parent / f"result.{job['name']}.json").write_text(json.dumps(result))
     stop()
 

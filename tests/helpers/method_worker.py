@@ -1,7 +1,7 @@
-"""One rank of the runs of test_methods_on_ranks.py: `method_worker.py jobs.json`, started by the deepspeed launcher.
+"""One process of the runs of test_methods_on_processes.py: `method_worker.py jobs.json`, started by the deepspeed launcher.
 
 All runs share one process group, which takes longer to start than a run. What a run's evaluation gives goes to
-metrics.json, and what every rank holds of a whitened model to factors.<rank>.pt, both in the folder of jobs.json.
+metrics.json, and what every process holds of a whitened model to factors.<rank>.pt, both in the folder of jobs.json.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from method_runs import TASKS, settings_of
 
-from pela_vl.base.distributed import Ranks, start, stop
+from pela_vl.base.distributed import World, start, stop
 from pela_vl.settings import Settings
 from pela_vl.training import runner
 from pela_vl.training.assemble import assemble
@@ -24,17 +24,17 @@ def settings_of_job(job: dict, folder: Path) -> Settings:
     return made
 
 
-def whitened_factors(listed: Path, folder: Path, ranks: Ranks) -> dict:
-    """Of the model and its EMA model. Process 1 is given fewer samples: alone it would come to other ranks and factors."""
+def whitened_factors(listed: Path, folder: Path, world: World) -> dict:
+    """Of the model and its EMA model. Process 1 is given fewer samples: alone it would come to other processes and factors."""
     made = settings_of("retrieval", "svd", listed, folder / "whitened")
-    made.compress.init, made.compress.ranks, made.compress.samples = "whitened", "allocated", 12 - 6 * ranks.rank
-    trainee = assemble(TASKS["retrieval"](), made, ranks)
+    made.compress.init, made.compress.ranks, made.compress.samples = "whitened", "allocated", 12 - 6 * world.process
+    trainee = assemble(TASKS["retrieval"](), made, world)
     held = {
         f"{kind}.{name}": v.clone()
         for kind, m in (("model", trainee.run.model), ("ema", trainee.step.ema.model))
         for name, v in m.state_dict().items()
     }
-    if ranks.launched:
+    if world.launched:
         trainee.backend.destroy()
     return {"plan": trainee.run.header.ranks, "weights": held}
 
@@ -43,14 +43,14 @@ def main() -> None:
     file = Path(sys.argv[-1])
     folder, jobs = file.parent, json.loads(file.read_text())
     torch.set_num_threads(1)
-    ranks = start("cpu")
-    runner.start = lambda device: ranks
+    world = start("cpu")
+    runner.start = lambda device: world
     runner.stop = lambda destroy=None: destroy() if destroy else None
     metrics = {}
     for job in jobs:
         _, metrics[job["name"]] = runner.train(TASKS[job["task"]](), settings_of_job(job, folder), resume=False)
-    torch.save(whitened_factors(Path(jobs[0]["listed"]), folder, ranks), folder / f"factors.{ranks.rank}.pt")
-    if ranks.is_main:
+    torch.save(whitened_factors(Path(jobs[0]["listed"]), folder, world), folder / f"factors.{world.process}.pt")
+    if world.is_main:
         (folder / "metrics.json").write_text(json.dumps(metrics))
     stop()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_shards(folder: Path, samples: Iterable[tuple[bytes, dict[str, Any]]], sizes: Sequence[int]) -> Path:
-    """Write (picture file, record) samples into shards of these sizes, with their index."""
+    """Write (image file, record) samples into shards of these sizes, with their index."""
     folder.mkdir(parents=True)
     rows, stream, key = [], iter(samples), 0
     for number, size in enumerate(sizes):
@@ -34,7 +34,7 @@ def write_index(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Non
 
 
 def listed_samples(list_file: Path, root: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The pairs of an ALBEF list as samples, their pictures byte for byte."""
+    """The pairs of an ALBEF list as samples, their images byte for byte."""
     entries = json.loads(list_file.read_text())
     return [
         ((root / e["image"]).read_bytes(), {"caption": e["caption"], "image_id": e["image"], "source": "scenes"})

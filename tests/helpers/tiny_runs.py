@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tiny_albef import CONFIG, copy_of, teacher_of, tiny_albef, tiny_batch
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.checkpoints.header import Header
 from pela_vl.lowrank import compress
 from pela_vl.methods import find
@@ -27,7 +27,7 @@ from pela_vl.workloads.contrastive import ContrastiveStep
 
 ROOT = Path(__file__).parents[2]
 ALL_TERMS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
-ONE = Ranks(0, 1, torch.device("cpu"), launched=False)
+ONE = World(0, 1, torch.device("cpu"), launched=False)
 # how long started processes may take; more where a machine is busy with something else
 PATIENCE = float(os.environ.get("PELA_VL_TEST_SECONDS", 110))
 
@@ -76,7 +76,7 @@ def make_loop(
     weights: dict[str, float] = ALL_TERMS,
     method: str = "full",
     backend: Callable[..., Backend] = LocalBackend,
-    ranks: Ranks = ONE,
+    world: World = ONE,
     make_batch: Callable[[int, int], Any] = lambda epoch, batch: tiny_batch(4, seed=100 * epoch + batch),
     per_epoch: int = 5,
     total_steps: int = 6,
@@ -105,7 +105,7 @@ def make_loop(
     optimizer = make_optimizer(groups)
     batches = Batches(make_batch, per_epoch)
     settings = Settings(losses=LossSettings(fd=0.1, rwp=0.1))
-    run = RunModel(model, Header("albef", CONFIG), autocast, ranks)
+    run = RunModel(model, Header("albef", CONFIG), autocast, world)
     return Loop(
         folder=folder,
         trainee=Trainee(
@@ -117,7 +117,7 @@ def make_loop(
         batches=batches,
         set_position=batches.set_position,
         batches_per_epoch=per_epoch,
-        global_batch=4 * ranks.world,
+        global_batch=4 * world.size,
         total_steps=total_steps,
         accumulation=accumulation,
         schedule=lambda step: lr * (1 - step / 40),
@@ -135,7 +135,7 @@ def loss_of(output: StepOutput) -> torch.Tensor:
 
 
 def environment(rank: int | None = None, world: int = 1, port: int = 0) -> dict[str, str]:
-    """Of a process on the CPU with one thread; as one rank of several when `rank` is given."""
+    """Of a process on the CPU with one thread; as one process of several when `rank` is given."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
     paths = [
         str(ROOT),
@@ -156,7 +156,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(command: list[str], world: int) -> list[subprocess.Popen]:
+def start_processes(command: list[str], world: int) -> list[subprocess.Popen]:
     """Start `python *command` as every rank of a group, standard error kept."""
     port = free_port()
     return [

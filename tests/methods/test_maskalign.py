@@ -1,4 +1,4 @@
-"""MaskAlign: what the student sees of a picture, and its term against a literal restatement."""
+"""MaskAlign: what the student sees of an image, and its term against a literal restatement."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_the_student_sees_a_part_of_the_patches_in_training_alone():
     seen = student.visual_encoder(images, keep_hidden=True)
     assert seen.tokens.shape == (4, 9, 24) and seen.kept.shape == (4, 9)
     assert (seen.kept[:, 0] == 0).all() and (seen.kept.diff(dim=1) > 0).all()
-    assert len({tuple(row) for row in seen.kept.tolist()}) > 1  # each picture its own
+    assert len({tuple(row) for row in seen.kept.tolist()}) > 1  # each image its own
     whole = student.eval().visual_encoder(images, keep_hidden=True)
     assert whole.tokens.shape == (4, 17, 24) and whole.kept is None
     for image in range(4):  # the first hidden state is of the places kept

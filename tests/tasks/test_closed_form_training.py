@@ -137,27 +137,27 @@ from pela_vl.settings import Settings
 from pela_vl.training.assemble import compress_loaded
 
 torch.set_num_threads(1)
-ranks = start("cpu")
+world = start("cpu")
 settings = load(Settings, sys.argv[2], [])
-settings.compress.samples -= 3 * ranks.rank  # alone, process 1 would come to another plan and other factors
+settings.compress.samples -= 3 * world.process  # alone, process 1 would come to another plan and other factors
 task = TASKS["retrieval"]()
 loaded = task.load(settings, settings.init.checkpoint)
 calibration = task.calibration(settings, loaded, task.training_data(settings), show=False)
 _, recipe = compress_loaded(loaded, settings.compress, calibration=calibration)
-torch.save((loaded.header.ranks, recipe.dense, loaded.model.state_dict()), f"{sys.argv[3]}/{ranks.rank}.pt")
+torch.save((loaded.header.ranks, recipe.dense, loaded.model.state_dict()), f"{sys.argv[3]}/{world.process}.pt")
 stop()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sequential", [False, True])
-def test_two_processes_get_process_0s(lists, tmp_path, forked_ranks, sequential):
+def test_two_processes_get_process_0s(lists, tmp_path, forked_processes, sequential):
     from pela_vl.base import config
 
     settings = whitened("retrieval", lists, tmp_path, init="gauss_newton", ranks="allocated", sequential=sequential)
     settings.compress.kappa = 1.5
     config.dump_yaml(settings, tmp_path / "run.yaml")
-    forked_ranks(WORKER, 2, ROOT, tmp_path / "run.yaml", tmp_path)
+    forked_processes(WORKER, 2, ROOT, tmp_path / "run.yaml", tmp_path)
     main, other = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     assert main[:2] == other[:2] and main[1]
     assert all(torch.equal(value, other[2][name]) for name, value in main[2].items())

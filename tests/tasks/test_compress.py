@@ -13,7 +13,7 @@ from published_files import fill, published_shapes
 from tiny_runs import environment
 
 from pela_vl.base.config import from_dict
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights, save_model
@@ -49,7 +49,7 @@ def residual(dense: torch.Tensor, state: dict[str, torch.Tensor], layer: str) ->
 
 
 def best(dense: torch.Tensor, rank: int) -> float:
-    """The smallest residual that any matrices of this rank leave."""
+    """The smallest residual that any matrices of this process leave."""
     values = torch.linalg.svdvals(dense.double())
     return float(values[rank:].norm() / values.norm())
 
@@ -156,7 +156,7 @@ def test_output_starts_a_run_with_its_ema_model(tmp_path, script, mlm):
         Settings, {"init": {"checkpoint": str(output)}, "losses": {"mlm": mlm, "queue_size": 8}}, "test"
     )
     trainee = assemble(
-        Pretraining() if mlm else Retrieval(), settings, Ranks(0, 1, torch.device("cpu"), launched=False)
+        Pretraining() if mlm else Retrieval(), settings, World(0, 1, torch.device("cpu"), launched=False)
     )
     stored = read_weights(output)
     ema = trainee.step.ema.model.state_dict()
@@ -202,7 +202,7 @@ def _dense(*more: object) -> Callable[[Path], list]:
         (_low_rank, r"PELA\.pth is low rank already; compress the dense"),
         (_dense("--exclude", "visual_encode"), "'visual_encode' matches no module"),
         (_dense("--kappa", 0.5), "kappa 0.5 is below 1"),
-        (_dense("--kappa", 900), "rank 0 at kappa 900"),
+        (_dense("--kappa", 900), "process 0 at kappa 900"),
         (_dense("--image-size", 50), "50 is no multiple of the patch size 16"),
         (_dense("--image-size", -32), "--image-size -32"),
         (lambda folder: ["--random", "albef_huge"], "'albef_huge' is none of"),

@@ -24,7 +24,7 @@ TEXT = {"albef": "caption", "entailment": "sentence", "vqa": "question"}
 
 @pytest.fixture
 def data(listed, tmp_path):
-    """Lists of every kind over the same pictures and texts."""
+    """Lists of every kind over the same images and texts."""
     entries = json.loads((listed / "lists/scenes_train.json").read_text())[:12]
     for kind, more in FIELDS.items():
         own = [{"image": e["image"], TEXT[kind]: _first(e["caption"]), **more} for e in entries]

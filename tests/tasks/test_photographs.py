@@ -73,7 +73,7 @@ def write_folder(folder: Path, entries: list[dict]) -> Path:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({}, "--test 1 --val 0"),  # one picture cannot be both trained and tested on
+        ({}, "--test 1 --val 0"),  # one image cannot be both trained and tested on
         ({"image": "b.jpg"}, r"entry 0: field 'image': .*b\.jpg: no such file"),
         ({"image": "../a.jpg"}, "not below the image root"),
         ({"caption": "text"}, "field 'caption': wants a list"),

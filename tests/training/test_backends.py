@@ -1,4 +1,4 @@
-"""DeepSpeed against the local backend, step by step; optimiser state across stages and numbers of ranks."""
+"""DeepSpeed against the local backend, step by step; optimiser state across stages and numbers of processes."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from deepspeed_worker import run_job
-from tiny_runs import ONE, ROOT, finish, make_loop, start_ranks
+from tiny_runs import ONE, ROOT, finish, make_loop, start_processes
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.ours import read_weights
@@ -29,16 +29,16 @@ def reference(tmp_path_factory):
     return run_job(job, ONE)
 
 
-def run_ranks(folder, world, jobs, forked_ranks=None):
-    """The jobs' results; in processes of their own where no `forked_ranks` are given."""
+def run_processes(folder, world, jobs, forked_processes=None):
+    """The jobs' results; in processes of their own where no `forked_processes` are given."""
     for job in jobs:
         job.setdefault("folder", str(folder / job["name"]))
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    if forked_ranks:
-        forked_ranks("import deepspeed_worker; deepspeed_worker.main()", world, file)
+    if forked_processes:
+        forked_processes("import deepspeed_worker; deepspeed_worker.main()", world, file)
     else:
-        finish(start_ranks([WORKER, str(file)], world))
+        finish(start_processes([WORKER, str(file)], world))
     return {job["name"]: json.loads((folder / f"result.{job['name']}.json").read_text()) for job in jobs}
 
 
@@ -56,10 +56,10 @@ def same(result, reference, first=0):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_ranks):
-    """The state that two ranks wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
+def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_processes):
+    """The state that two processes wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
     assert min(reference["norms"]) > 0.5  # clipping acts at every step
-    results = run_ranks(
+    results = run_processes(
         tmp_path,
         2,
         [
@@ -67,7 +67,7 @@ def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_pat
             {"name": "zero2", "stage": 2, "steps": HALF},
             {"name": "zero2", "stage": 2, "steps": STEPS, "resume": True},
         ],
-        forked_ranks,
+        forked_processes,
     )
     same(results["zero1"], reference)
     same(results["zero2"], reference, HALF)
@@ -75,9 +75,9 @@ def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_pat
 
 @pytest.fixture(scope="module")
 def stopped_at_zero2(tmp_path_factory):
-    """A run of two ranks at ZeRO 2 that stopped half-way."""
+    """A run of two processes at ZeRO 2 that stopped half-way."""
     folder = tmp_path_factory.mktemp("zero2")
-    run_ranks(folder, 2, [{"name": "half", "stage": 2, "steps": HALF}])
+    run_processes(folder, 2, [{"name": "half", "stage": 2, "steps": HALF}])
     return folder / "half"
 
 
@@ -90,12 +90,12 @@ def test_state_of_two_ranks_goes_on_locally(stopped_at_zero2, tmp_path, referenc
 
 @pytest.mark.slow
 def test_one_rank_at_every_stage_trains_as_the_local_backend(stopped_at_zero2, tmp_path, reference):
-    """Accumulation 2; and a state written by two ranks at ZeRO 2 resumed by one rank at the others."""
+    """Accumulation 2; and a state written by two processes at ZeRO 2 resumed by one process at the others."""
     jobs = [{"name": f"zero{stage}", "stage": stage, "steps": STEPS, "accumulation": 2} for stage in (0, 1, 2)]
     for stage in (0, 1):
         shutil.copytree(stopped_at_zero2, tmp_path / f"resumed{stage}")
         jobs.append({**jobs[stage], "name": f"resumed{stage}", "resume": True})
-    results = run_ranks(tmp_path, 1, jobs)
+    results = run_processes(tmp_path, 1, jobs)
     for stage in (0, 1, 2):
         same(results[f"zero{stage}"], reference)
     for stage in (0, 1):
@@ -109,7 +109,7 @@ def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
     local = run_job({**common, "folder": str(tmp_path / "local"), "stage": None}, ONE)
     # AdamW's first update is the learning rate, a thousandth for this parameter, from where the clamp put it
     assert local["temp"][:2] == pytest.approx([0.001, 0.002], rel=1e-3)
-    results = run_ranks(tmp_path, 1, [{**common, "name": f"zero{stage}", "stage": stage} for stage in (0, 1, 2)])
+    results = run_processes(tmp_path, 1, [{**common, "name": f"zero{stage}", "stage": stage} for stage in (0, 1, 2)])
     for result in results.values():
         assert result["losses"] == pytest.approx(local["losses"], rel=1e-3)
         assert result["temp"] == pytest.approx(local["temp"], rel=1e-3)
@@ -118,12 +118,12 @@ def test_without_clipping_and_with_the_temperature_out_of_range(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_gradient_that_is_not_finite_stops_every_stage_and_nothing_is_lost(tmp_path, forked_ranks, world):
+def test_a_gradient_that_is_not_finite_stops_every_stage_and_nothing_is_lost(tmp_path, forked_processes, world):
     """Infinite in the third step of the last process alone: all stop, and name the samples of all."""
     common = {"steps": 4, "checkpoint_every": 1, "poison": {"step": 2, "process": world - 1}}
     jobs = [{"name": f"zero{stage}", "stage": stage, **common} for stage in (0, 1, 2)]
     plain = [{"name": f"two{stage}", "stage": stage, "steps": 2} for stage in (0, 1, 2)]
-    results = run_ranks(tmp_path, world, jobs + plain, forked_ranks)
+    results = run_processes(tmp_path, world, jobs + plain, forked_processes)
     for stage in (0, 1, 2):
         stopped, two, folder = results[f"zero{stage}"], results[f"two{stage}"], tmp_path / f"zero{stage}"
         said = stopped["error"]
@@ -142,17 +142,17 @@ def test_a_gradient_that_is_not_finite_stops_every_stage_and_nothing_is_lost(tmp
 
 
 @pytest.mark.slow
-def test_deepspeed_works_with_the_buckets_and_further_keys_of_the_settings(tmp_path, forked_ranks):
+def test_deepspeed_works_with_the_buckets_and_further_keys_of_the_settings(tmp_path, forked_processes):
     extra = {"zero_optimization": {"round_robin_gradients": True}, "steps_per_print": 77}
     chosen = {"reduce_bucket": 4096, "allgather_bucket": 8192, "overlap": True, "extra": extra}
-    results = run_ranks(
+    results = run_processes(
         tmp_path,
         1,
         [
             {"name": "chosen", "stage": 1, "steps": 1, "deepspeed": chosen},
             {"name": "plain", "stage": 1, "steps": 1, "deepspeed": {}},
         ],
-        forked_ranks,
+        forked_processes,
     )
     assert results["chosen"]["config"] == {
         "reduce_bucket": [4096, 4096],

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from test_kill_and_resume import losses
-from tiny_runs import PATIENCE, finish, start_ranks
+from tiny_runs import PATIENCE, finish, start_processes
 
 STEPS, KILLS = 40, 10
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def start(pela_config, output, *changes):
     """Two processes of a pre-training at ZeRO 1, resumed where there is anything to resume."""
     command = ["tasks/pretrain.py", "--config", str(pela_config), "--resume", "--set", f"output={output}"]
-    return start_ranks([*command, "train.batch_size=3", "deepspeed.stage=1", *changes], 2)
+    return start_processes([*command, "train.batch_size=3", "deepspeed.stage=1", *changes], 2)
 
 
 def wait_for_step(processes, folder, step):

@@ -1,4 +1,4 @@
-"""The scripts under the deepspeed launcher, two ranks on one machine."""
+"""The scripts under the deepspeed launcher, two processes on one machine."""
 
 import json
 import shutil
@@ -12,14 +12,14 @@ from tiny_runs import PATIENCE, ROOT, environment, free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def launch(script, config, output, *changes, ranks=2, more=()):
-    """Run to the end; ranks 0 is a plain process without the launcher."""
+def launch(script, config, output, *changes, processes=2, more=()):
+    """Run to the end; processes 0 is a plain process without the launcher."""
     arguments = [f"tasks/{script}.py", "--config", str(config), *more, "--set", f"output={output}"]
     arguments += [part for change in changes for part in ("--set", change)]
-    if ranks:
+    if processes:
         launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
         assert launcher, "the deepspeed launcher is not installed beside this Python"
-        command = [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *arguments]
+        command = [launcher, "--num_gpus", str(processes), "--master_port", str(free_port()), *arguments]
     else:
         command = [sys.executable, *arguments]
     env = environment()
@@ -43,7 +43,7 @@ def test_pretraining_in_bf16_with_activation_checkpointing_and_resumed_without_l
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(set(line["terms"]) == {"itc", "itm", "mlm", "fd", "rwp"} for line in lines)
     assert all(isinstance(line["grad_norm"], float) and line["loss"] > 0 for line in lines)
-    launch("pretrain", pela_config, run, *common, "train.steps=6", ranks=0, more=["--resume"])
+    launch("pretrain", pela_config, run, *common, "train.steps=6", processes=0, more=["--resume"])
     assert [line["step"] for line in training_lines(run)] == [0, 1, 2, 3, 4, 5]
 
 
@@ -55,7 +55,7 @@ def test_retrieval_evaluates_on_all_ranks_as_in_one_process(pela_config, listed,
     two = json.loads((tmp_path / "run/evaluation.json").read_text())["metrics"]
     best = f"init.checkpoint={tmp_path / 'run/best.safetensors'}"
     again = (*common, best, "compress.kappa=null", "model.size=null")
-    launch("retrieval", pela_config, tmp_path / "again", *again, ranks=0, more=["--evaluate"])
+    launch("retrieval", pela_config, tmp_path / "again", *again, processes=0, more=["--evaluate"])
     assert json.loads((tmp_path / "again/evaluation.json").read_text())["metrics"] == pytest.approx(two)
 
 

@@ -28,7 +28,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes()) for path in files}
 
 
-def test_a_live_run_is_not_started_resumed_or_evaluated_into(every_list, tmp_path, forked_ranks):
+def test_a_live_run_is_not_started_resumed_or_evaluated_into(every_list, tmp_path, forked_processes):
     settings = settings_of("retrieval", "full", every_list, tmp_path / "run")
     settings.train.steps = 2
     runner.train(Retrieval(), settings, resume=False)
@@ -37,7 +37,7 @@ def test_a_live_run_is_not_started_resumed_or_evaluated_into(every_list, tmp_pat
         before = contents(run)
         assert {"log.jsonl", ".lock"} < before.keys() and any(name.startswith("tensorboard/") for name in before)
         for more in ([], ["--resume"], ["--evaluate", "--set", f"init.checkpoint={run / 'last.safetensors'}"]):
-            (output,) = forked_ranks(SCRIPT, 1, "--config", config, *more)
+            (output,) = forked_processes(SCRIPT, 1, "--config", config, *more)
             lines = [line for line in output.splitlines() if line.startswith(("error", "Traceback"))]
             assert len(lines) == 1 and f"another process (process {os.getpid()} on " in lines[0], output
             assert "is writing into this run" in lines[0] and output.rstrip().endswith("exit code 2"), output

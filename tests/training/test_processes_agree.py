@@ -20,8 +20,8 @@ from pela_vl.training import assemble, engine, runner
 from pela_vl.workloads.contrastive import ContrastiveStep
 from pela_vl.workloads.retrieval import Retrieval
 torch.set_num_threads(1)
-ranks = start("cpu")
-folder, blind = Path(sys.argv[1]), ranks.rank == 1
+world = start("cpu")
+folder, blind = Path(sys.argv[1]), world.process == 1
 
 def differ(step):
     with torch.no_grad():
@@ -54,16 +54,16 @@ def differing(step, loaded):
 ContrastiveStep.start_from = differing
 assemble.make_backend = lambda *arguments: None  # DeepSpeed sends the trained weights alone
 settings = config.load(Settings, sys.argv[2], [])
-step = assemble.assemble(Retrieval(), settings, ranks).step
+step = assemble.assemble(Retrieval(), settings, world).step
 held = agree(step)
 assert any("queue" in name for name in held) and any("ema" in name for name in held)
 stop()
 """
 
 RESUME = """
-first = make_loop(folder, ranks=ranks, total_steps=2)
+first = make_loop(folder, world=world, total_steps=2)
 engine.fit(first, Log())
-loop = make_loop(folder, ranks=ranks, total_steps=4)
+loop = make_loop(folder, world=world, total_steps=4)
 load = engine.load_resume
 def differing(place, step):
     found = load(place, step)
@@ -83,12 +83,12 @@ DECIDE = """
 # nothing there: process 1 believes that there is, and still starts anew
 if blind:
     engine.recover_folder = lambda place: True
-assert not engine.try_resume(make_loop(folder, ranks=ranks, total_steps=2))
-engine.fit(make_loop(folder, ranks=ranks, total_steps=2), Log())
+assert not engine.try_resume(make_loop(folder, world=world, total_steps=2))
+engine.fit(make_loop(folder, world=world, total_steps=2), Log())
 # a state is there: process 1 does not see it; both say so, and neither goes on alone
 if blind:
     engine.recover_folder = resume.recover_folder = lambda place: False
-refused(lambda: engine.try_resume(make_loop(folder, ranks=ranks, total_steps=4)), "process 1 does not see")
+refused(lambda: engine.try_resume(make_loop(folder, world=world, total_steps=4)), "process 1 does not see")
 stop()
 """
 
@@ -100,7 +100,7 @@ settings = config.load(Settings, sys.argv[2], [])
 settings.output = str(folder)
 folder.mkdir(exist_ok=True)
 (folder / "resume").mkdir(exist_ok=True)
-runner.start = lambda *arguments: ranks
+runner.start = lambda *arguments: world
 stopped, runner.stop = runner.stop, lambda *arguments: None
 refused(lambda: runner.train(Retrieval(), settings, False), "holds a run already")
 chosen = []
@@ -118,7 +118,7 @@ stopped()
 @pytest.mark.parametrize(
     "code", [SET_UP, RESUME, DECIDE, BEST], ids=["set_up", "resume", "whether_to_resume", "which_weights"]
 )
-def test_process_0_decides_and_all_hold_what_it_holds(every_list, tmp_path, forked_ranks, code):
+def test_process_0_decides_and_all_hold_what_it_holds(every_list, tmp_path, forked_processes, code):
     settings = settings_of("retrieval", "full", every_list, tmp_path / "run")
     dump_yaml(settings, tmp_path / "settings.yaml")
-    forked_ranks(COMMON + code, 2, tmp_path / "run", tmp_path / "settings.yaml")
+    forked_processes(COMMON + code, 2, tmp_path / "run", tmp_path / "settings.yaml")

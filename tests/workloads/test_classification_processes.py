@@ -29,7 +29,7 @@ print("metrics " + json.dumps(runner.evaluate(Classification(), settings)))
 """
 
 
-def test_two_processes_count_what_one_counts(tmp_path, forked_ranks):
+def test_two_processes_count_what_one_counts(tmp_path, forked_processes):
 
     write_images(tmp_path / "train", 2, 0)
     write_images(tmp_path / "val", 3, 1)
@@ -39,7 +39,7 @@ def test_two_processes_count_what_one_counts(tmp_path, forked_ranks):
     _, alone = runner.train(Classification(), settings, resume=False)
     checkpoint = tmp_path / "run/best.safetensors"
     helpers = Path(__file__).parents[1] / "helpers"
-    outputs = forked_ranks(CODE, 2, tmp_path, tmp_path / "two", helpers, checkpoint)
+    outputs = forked_processes(CODE, 2, tmp_path, tmp_path / "two", helpers, checkpoint)
     for output in outputs:
         line = next(line for line in output.splitlines() if line.startswith("metrics "))
         assert json.loads(line.removeprefix("metrics ")) == alone

@@ -1,4 +1,4 @@
-"""Visual entailment from settings to predictions and pictures; one picture at a time, two ranks and one all agree."""
+"""Visual entailment from settings to predictions and images; one image at a time, two processes and one all agree."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import ONE, finish, start_ranks
+from tiny_runs import ONE, finish, start_processes
 
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
@@ -95,13 +95,13 @@ def test_zero_shot_refuses_what_was_trained_on_the_data(settings):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_ranks_evaluate_as_one(settings, tmp_path):
-    """The same files, to the byte: no pair twice, none lost, though the pictures do not divide by the ranks."""
+    """The same files, to the byte: no pair twice, none lost, though the images do not divide by the processes."""
     runner.train(Entailment(), settings, resume=False)
     settings.init.checkpoint, settings.model.size = settings.output + "/best.safetensors", None
     for world in (1, 2):
-        settings.output = str(tmp_path / f"ranks{world}")
+        settings.output = str(tmp_path / f"processes{world}")
         file = tmp_path / f"{world}.yaml"
         config.dump_yaml(settings, file)
-        finish(start_ranks(["tasks/entailment.py", "--config", str(file), "--evaluate"], world))
+        finish(start_processes(["tasks/entailment.py", "--config", str(file), "--evaluate"], world))
     for name in ("evaluation.json", "evaluation_val.json", "entailment_test.json", "confusion_test.png"):
         assert (tmp_path / "ranks1" / name).read_bytes() == (tmp_path / "ranks2" / name).read_bytes()

@@ -8,7 +8,7 @@ import torch
 from labelled_files import CLASSES, vision_settings, write_images
 from timm.loss import SoftTargetCrossEntropy
 
-from pela_vl.base.distributed import Ranks
+from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import load_ours
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights
@@ -18,7 +18,7 @@ from pela_vl.training import engine, runner
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.classification import Classification
 
-RANKS = Ranks(0, 1, torch.device("cpu"), False)
+RANKS = World(0, 1, torch.device("cpu"), False)
 
 
 @pytest.fixture(scope="module")

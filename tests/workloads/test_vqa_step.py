@@ -54,7 +54,7 @@ def test_loss_is_the_literal_one(alpha):
 
 
 def test_a_batch_is_the_mean_of_its_questions():
-    """Nothing leaks between questions, and each question's answers are paired with its own picture."""
+    """Nothing leaks between questions, and each question's answers are paired with its own image."""
     step, batch = tiny(), tiny_questions((2, 1, 3, 4))
     whole = loss_of(step(batch, step.prepare(batch, 0.4, first=False)))
     parts = []

@@ -1,11 +1,11 @@
-"""Question answering from settings to predictions: dense, low rank and published checkpoints, one rank and two."""
+"""Question answering from settings to predictions: dense, low rank and published checkpoints, one process and two."""
 
 import json
 
 import pytest
 import torch
 from published_files import VOCAB, fill, published_shapes
-from tiny_runs import finish, start_ranks
+from tiny_runs import finish, start_processes
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.tokenizer import SPECIAL_TOKENS
@@ -58,7 +58,7 @@ def test_a_run_leaves_weights_predictions_and_pictures(settings, vqa_listed, tmp
 
 
 def test_low_rank_from_a_dense_start(settings, vqa_listed, tmp_path):
-    """Compressed when it starts, fine-tuned, and read back with its rank plan."""
+    """Compressed when it starts, fine-tuned, and read back with its process plan."""
     settings.compress.kappa, settings.data.val = 3, None
     _, metrics = runner.train(Vqa(), settings, resume=False)
     again = Settings(output=str(tmp_path / "again"), data=settings.data, vqa=settings.vqa)
@@ -127,20 +127,20 @@ vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 8, question_batch: 5}}
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_train_and_evaluate_as_one(settings, tmp_path):
-    """DeepSpeed on two ranks against one process with the same global batches; then one checkpoint evaluated by both."""
+    """DeepSpeed on two processes against one process with the same global batches; then one checkpoint evaluated by both."""
     losses = {}
     for name, world in (("one", 1), ("two", 2)):
         file = configured(tmp_path, name, settings, 8 // world)
         if world == 1:
             run_task(Vqa(), "test", ["--config", file])
         else:
-            finish(start_ranks(["tasks/vqa.py", "--config", file], world))
+            finish(start_processes(["tasks/vqa.py", "--config", file], world))
         lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
         losses[name] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["one"]) == 3 and losses["two"] == pytest.approx(losses["one"], rel=1e-3)
     settings.init.checkpoint = str(tmp_path / "one/last.safetensors")
     for world in (1, 2):
         file = configured(tmp_path, f"evaluated{world}", settings, 4)
-        finish(start_ranks(["tasks/vqa.py", "--config", file, "--evaluate"], world))
+        finish(start_processes(["tasks/vqa.py", "--config", file, "--evaluate"], world))
     for name in ("evaluation.json", "vqa_results_test.json", "vqa_test.png"):
         assert (tmp_path / "evaluated1" / name).read_bytes() == (tmp_path / "evaluated2" / name).read_bytes()

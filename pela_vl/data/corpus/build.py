@@ -29,7 +29,7 @@ from .units import Unit, list_unit
 
 REPORT, _TABLE, _REQUEST, _WORK, _OUT = "report.json", "report.txt", ".request.json", ".work", "out"
 _WHAT = "corpus for pre-training"
-CHUNK = 64  # records of a job: their pictures, resized, are in memory until they are admitted
+CHUNK = 64  # records of a job: their images, resized, are in memory until they are admitted
 COMMIT_EVERY = 2.0  # seconds; a kill loses no more
 
 
@@ -62,7 +62,7 @@ class Request:
     def _check_image_root(self) -> None:
         for unit in self.sources:
             if unit.path.endswith((".tar", ".parquet")):
-                raise UserError(f"{unit.path}: JSON lists cannot name pictures inside an archive; set format=shards")
+                raise UserError(f"{unit.path}: JSON lists cannot name images inside an archive; set format=shards")
             if self.image_root is None or os.path.commonpath([unit.image_folder, self.image_root]) != self.image_root:
                 raise UserError(
                     f"{unit.images}: is not below the image root {self.image_root}, where the lists' paths start"
@@ -152,14 +152,14 @@ def _list_one(job: tuple[Unit, Path]) -> tuple[int, str]:
 
 
 def _folders(request: Request, state: State) -> tuple[Folder, ...]:
-    """The sources' folders of pictures as they are now. Raises `UserError` for one that was full and is empty now."""
+    """The sources' folders of images as they are now. Raises `UserError` for one that was full and is empty now."""
     folders = []
     for path in dict.fromkeys(unit.images for unit in request.sources if unit.images):
         folder = Folder.of(path)
         if path in state.fact("folders", []):
             folder.check()
         elif not any(os.scandir(path)):
-            continue  # empty from the start: all of its pictures are missing
+            continue  # empty from the start: all of its images are missing
         folders.append(folder)
     state.set_fact("folders", [folder.path for folder in folders])
     state.commit()

@@ -1,4 +1,4 @@
-"""The look at one record: is its picture whole and fit, which captions pass. A pure function of the record and disk."""
+"""The look at one record: is its image whole and fit, which captions pass. A pure function of the record and disk."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ _ALL_WORDS = 10**9
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of pictures as it was when the run began, by which it is known whether it is still there."""
+    """A folder of images as it was when the run began, by which it is known whether it is still there."""
 
     path: str
     device: int
@@ -61,7 +61,7 @@ def gone_away(path: str, error: OSError | None = None) -> UserError:
 class Examination:
     """filters: of each source. image_size: None, or the pixels of the shorter side to store JPEGs of `quality` at.
 
-    folders: of the sources' pictures; where a picture is missing they are looked at, lest a whole disk be missing.
+    folders: of the sources' images; where an image is missing they are looked at, lest a whole disk be missing.
     """
 
     filters: dict[str, Filters]
@@ -75,7 +75,7 @@ class Examination:
 
 
 def examine(record: Record, how: Examination) -> Finding:
-    """Look at a record's captions and picture; of the findings' reasons all come from here but those of the gate."""
+    """Look at a record's captions and image; of the findings' reasons all come from here but those of the gate."""
     finding = Finding(record.source, record.id, len(record.captions), record.identities, record.held_out)
     finding.held_out_of = record.held_out_of
     try:
@@ -148,7 +148,7 @@ def _read(record: Record, how: Examination) -> tuple[Picture, str]:
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
-        assert record.url is not None  # `row` is given only where the picture has an address
+        assert record.url is not None  # `row` is given only where the image has an address
         paths = [os.path.join(folder, name) for name in downloaded_names(number, record.url)]
     path = next((found for path in paths if (found := _existing(path)) is not None), None)
     if path is None:
@@ -174,7 +174,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Bytes of a file that is there. Whatever the disk says is no fault of the picture: it ends the run, to be gone on with."""
+    """Bytes of a file that is there. Whatever the disk says is no fault of the image: it ends the run, to be gone on with."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -187,7 +187,7 @@ def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
 
 
 def _address_beside(path: str) -> str | None:
-    """The address that a downloader's .json beside the picture names: another row's picture would have another's."""
+    """The address that a downloader's .json beside the image names: another row's image would have another's."""
     beside = os.path.splitext(path)[0] + ".json"
     try:
         if not is_file(beside):
@@ -218,7 +218,7 @@ def _look_at_picture(picture: Picture, record: Record, how: Examination, finding
 
 
 def content_digest(image: Image.Image) -> bytes:
-    """16 bytes of an upright RGB picture: equal for equal pixels, whatever file or metadata they came in."""
+    """16 bytes of an upright RGB image: equal for equal pixels, whatever file or metadata they came in."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
     digest.update(image.tobytes())
     return digest.digest()

@@ -6,7 +6,7 @@ from .outputs import DROPPED, AppendedFiles, Writer
 from .records import Finding, key
 from .state import Counts, State
 
-HELD_OUT = ""  # the source's place in the counts for pictures of test and validation sets
+HELD_OUT = ""  # the source's place in the counts for images of test and validation sets
 
 
 class Gate:
@@ -21,7 +21,7 @@ class Gate:
         if finding.held_out:
             self._hold_out(finding)
             return
-        leak = self._leak(finding)  # also of a picture that cannot be used: its copies elsewhere may be sound
+        leak = self._leak(finding)  # also of an image that cannot be used: its copies elsewhere may be sound
         reason = finding.reason or leak or self._duplicate(finding)
         if reason is None:
             self.writer.add(finding, self.admitted)
@@ -93,6 +93,6 @@ class Gate:
 
 
 def _known_by(finding: Finding, scope: str) -> list[bytes]:
-    """Keys of a picture's identities, then of its content; scope: the one source that a test set is held out of, or ""."""
+    """Keys of an image's identities, then of its content; scope: the one source that a test set is held out of, or ""."""
     keys = [key("identity", scope, identity) for identity in finding.identities]
     return keys if finding.digest is None else [*keys, key("content", scope, finding.digest.hex())]

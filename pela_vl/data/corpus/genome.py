@@ -1,4 +1,4 @@
-"""Visual Genome: region_descriptions.json, each picture with the phrases of its regions, and image_data.json."""
+"""Visual Genome: region_descriptions.json, each image with the phrases of its regions, and image_data.json."""
 
 import json
 import os
@@ -19,9 +19,9 @@ _FOLDERS = ("VG_100K", "VG_100K_2", ".")
 def genome_records(source: str, regions: str, images: str, image_data: str | None, scratch: Path) -> Iterator[Record]:
     """Pictures in the order of the regions' file.
 
-    images: the folder above VG_100K and VG_100K_2, or one that holds all pictures itself. image_data: tells which
-    pictures COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which
-    each phrase's region gets its share of the picture. scratch: a file name for the join.
+    images: the folder above VG_100K and VG_100K_2, or one that holds all images itself. image_data: tells which
+    images COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which
+    each phrase's region gets its share of the image. scratch: a file name for the join.
     """
     scratch.unlink(missing_ok=True)
     try:
@@ -62,7 +62,7 @@ def _record(source: str, place: int, entry: Any, images: str, table: sqlite3.Con
 
 
 def _share(region: Any, pixels: int) -> float:
-    """The share of the picture that a region covers; 0 where it has no size."""
+    """The share of the image that a region covers; 0 where it has no size."""
     width, height = (_number(region, side) or 0 for side in ("width", "height"))
     return round(min(max(width, 0) * max(height, 0) / pixels, 1.0), 4)
 

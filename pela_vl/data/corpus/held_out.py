@@ -1,4 +1,4 @@
-"""The pictures of test and validation sets, from the files that define them: they must not enter the corpus."""
+"""The images of test and validation sets, from the files that define them: they must not enter the corpus."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _COCO_NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "COCO_t
 
 
 def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
-    """The val and test pictures of a Karpathy file (COCO, Flickr30K, scenes)."""
+    """The val and test images of a Karpathy file (COCO, Flickr30K, scenes)."""
     flickr = _dataset(file).startswith("flickr")
     found = False
     for place, (name, entry) in enumerate(json_items(file)):
@@ -37,7 +37,7 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
         if flickr and stem.isdigit():  # Flickr30K calls its files by Flickr's number
             record.identities.append(f"flickr:{stem}")
         known = picture_identities(None, path)
-        # with the pictures at hand their pixels count; a path alone may be another picture's in another folder
+        # with the images at hand their pixels count; a path alone may be another picture's in another folder
         if known[0].startswith("coco:") or not any(map(is_file, record.paths)):
             record.identities.extend(known)
         yield record
@@ -46,12 +46,12 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def _dataset(file: str) -> str:
-    """What a Karpathy file calls its data set; the entry stands behind the pictures."""
+    """What a Karpathy file calls its data set; the entry stands behind the images."""
     return next((value for name, value in json_items(file) if name == "dataset" and isinstance(value, str)), "")
 
 
 def refs_held_out(file: str, images: str | None) -> Iterator[Record]:
-    """The val, testA and testB pictures of a refs(...).p file."""
+    """The val, testA and testB images of a refs(...).p file."""
     seen = set()
     for place, ref in enumerate(_load_refs(file)):
         if not isinstance(ref, dict) or not isinstance(ref.get("image_id"), int) or "split" not in ref:
@@ -63,7 +63,7 @@ def refs_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def vqa_held_out(file: str, images: str | None) -> Iterator[Record]:
-    """Every picture of a VQA v2 questions file: give those of the splits to hold out."""
+    """Every image of a VQA v2 questions file: give those of the splits to hold out."""
     seen: set[int] = set()
     for place, (name, entry) in enumerate(json_items(file)):
         if name != "questions":

@@ -1,7 +1,7 @@
-"""What img2dataset leaves: folders or tars of pictures with .json and .txt beside them and a parquet table of each, or
-parquet files that hold the pictures too.
+"""What img2dataset leaves: folders or tars of images with .json and .txt beside them and a parquet table of each, or
+parquet files that hold the images too.
 
-One unit is one of its shards (10,000 pictures unless told otherwise); memory is that of a shard's names and captions.
+One unit is one of its shards (10,000 images unless told otherwise); memory is that of a shard's names and captions.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 @dataclass
 class _Sample:
-    """What lies under one key; `place` is the path of a loose picture or (tar, offset, bytes)."""
+    """What lies under one key; `place` is the path of a loose image or (tar, offset, bytes)."""
 
     place: str | tuple[str, int, int] | None = None
     sidecar: Any = None
@@ -40,7 +40,7 @@ class _Table:
 
 
 def find_shards(folder: str) -> list[str]:
-    """The tars and folders of an output folder, in the order of their names; else its parquet files with pictures.
+    """The tars and folders of an output folder, in the order of their names; else its parquet files with images.
 
     Files that systems put beside others (`._00000.tar` of macOS) are nobody's.
     """
@@ -56,7 +56,7 @@ def find_shards(folder: str) -> list[str]:
 
 
 def shard_records(source: str, shard: str) -> Iterator[Record]:
-    """The pictures of one shard, then the downloads that failed. Raises `CutFile` for a file that is cut.
+    """The images of one shard, then the downloads that failed. Raises `CutFile` for a file that is cut.
 
     The id is the key where it begins with the shard's name, as img2dataset's do; else `<shard>/<key>`: other writers number
     the keys of every shard from 0.
@@ -70,7 +70,7 @@ def shard_records(source: str, shard: str) -> Iterator[Record]:
 
 def _parquet_records(source: str, shard: str) -> Iterator[Record]:
     if not has_pictures(shard):
-        raise UserError(f"{shard}: holds no pictures (no column 'jpg'), and no tar or folder lies beside it")
+        raise UserError(f"{shard}: holds no images (no column 'jpg'), and no tar or folder lies beside it")
     for row, place in parquet_rows(shard, with_pictures=True):
         caption = row.get("caption") if row.get("caption") is not None else row.get("txt")
         captions = list(caption) if isinstance(caption, list) else [caption]
@@ -170,7 +170,7 @@ def _add(samples: dict[str, _Sample], name: str, suffix: str, place: Any, read: 
 
 
 def _read_table(path: str, needed: bool) -> _Table:
-    """needed: some pictures have no caption but in the table, so that doing without it is an error."""
+    """needed: some images have no caption but in the table, so that doing without it is an error."""
     table = _Table()
     if not os.path.isfile(path):
         return table

@@ -11,7 +11,7 @@ from .records import Record, picture_identities
 
 
 def list_records(source: str, file: str, images: str, strip: str = "") -> Iterator[Record]:
-    """A record for each run of entries with the same picture; its id is the number of the first entry.
+    """A record for each run of entries with the same image; its id is the number of the first entry.
 
     strip: what the paths begin with on the machine that wrote the list, cut off; the rest lies below `images`.
     """

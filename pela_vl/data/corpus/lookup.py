@@ -61,7 +61,7 @@ def look_up(settings: CorpusSettings) -> tuple[Request | None, list[Entry]]:
 def entries_table(settings: CorpusSettings, entries: Iterable[Entry]) -> str:
     """What was found and what was not, and where it would have to lie, as text."""
     lines = []
-    for held_out, title in ((False, "sources"), (True, "held out (pictures of test sets stay out)")):
+    for held_out, title in ((False, "sources"), (True, "held out (images of test sets stay out)")):
         chosen = [entry for entry in entries if entry.held_out == held_out]
         width = max((len(entry.name) for entry in chosen), default=0)
         lines += [f"{title}, looked for in {settings.raw}:"] if chosen else []
@@ -78,7 +78,7 @@ def download_text(settings: CorpusSettings, entries: Iterable[Entry]) -> str:
     lines = [f"Nothing to build from was found below {settings.raw}. Any of these sources will do:", ""]
     for held_out in (False, True):
         if held_out:
-            lines += ["", "With these beside them, the test pictures of the downstream tasks stay out:", ""]
+            lines += ["", "With these beside them, the test images of the downstream tasks stay out:", ""]
         for entry in entries:
             if entry.held_out == held_out and entry.state != "not used":
                 lines.append(f"  {entry.name}: {entry.download}" if entry.download else f"  {entry.name}")

@@ -122,7 +122,7 @@ class ShardWriter:
             self.files.append(shard_name(self.current[place]), END)
             self.current[place] += self.shards.open
         shard = shard_name(self.current[place])
-        assert finding.jpeg is not None  # pictures for shards were resized when they were examined
+        assert finding.jpeg is not None  # images for shards were resized when they were examined
         self.files.append(shard, sample_members(f"{number:09d}", finding.jpeg, record), samples=1)
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What img2dataset writes as parquet: tables of what was downloaded, with or without the pictures themselves.
+"""What img2dataset writes as parquet: tables of what was downloaded, with or without the images themselves.
 
 Reading parquet needs pyarrow, the extra `corpus`.
 """
@@ -17,7 +17,7 @@ class CutFile(UserError):
 
 
 def has_pictures(path: str) -> bool:
-    """Whether a parquet file holds pictures (img2dataset with output_format=parquet), not only their table."""
+    """Whether a parquet file holds images (img2dataset with output_format=parquet), not only their table."""
     with _opened(path) as file:
         return "jpg" in file.schema.names
 
@@ -39,7 +39,7 @@ def parquet_rows(path: str, with_pictures: bool = False) -> Iterator[tuple[dict[
 
 
 def parquet_picture(path: str, group: int, row: int) -> bytes:
-    """The file of one picture. Rows are asked for in order, so the last group is kept."""
+    """The file of one image. Rows are asked for in order, so the last group is kept."""
     return _pictures(path, group)[row].as_py()
 
 

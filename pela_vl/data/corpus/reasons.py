@@ -1,26 +1,26 @@
-"""Every reason for which a picture or a caption stays out, and every irregularity that is mended, by its name."""
+"""Every reason for which an image or a caption stays out, and every irregularity that is mended, by its name."""
 
 PICTURES = {
     "malformed_entry": "the raw file's entry lacks a field or has one of the wrong type",
     "unknown_image": "captions of an image id that the raw file does not describe",
     "path_outside_root": "the picture's path leaves the folder of pictures",
-    "download_failed": "the downloader's table says that there is no picture",
-    "other_download": "what lies beside the picture names another address than the table of captions",
+    "download_failed": "the downloader's table says that there is no image",
+    "other_download": "what lies beside the image names another address than the table of captions",
     "no_caption": "the raw file has no caption of the picture",
     "no_caption_left": "none of its captions passes the filters",
-    "missing": "no file where the picture should be",
+    "missing": "no file where the image should be",
     "empty_file": "zero bytes",
-    "html_page": "a web page under a picture's name",
+    "html_page": "a web page under an image's name",
     "not_a_picture": "no format that can be decoded",
-    "truncated": "the file ends before the picture does",
-    "decompression_bomb": "more pixels than a picture has, or text that inflates without bound",
+    "truncated": "the file ends before the image does",
+    "decompression_bomb": "more pixels than an image has, or text that inflates without bound",
     "damaged": "the decoder fails in another way",
     "too_small": "the shorter side is below min_side pixels",
     "extreme_aspect": "the longer side is more than max_aspect times the shorter",
-    "held_out_id": "known to be a picture of a test or validation set by its number or name",
-    "held_out_content": "has the pixels of a picture of a test or validation set",
+    "held_out_id": "known to be an image of a test or validation set by its number or name",
+    "held_out_content": "has the pixels of an image of a test or validation set",
     "duplicate_id": "the id was taken before in this source",
-    "duplicate_content": "a picture with the same pixels was taken before",
+    "duplicate_content": "an image with the same pixels was taken before",
 }
 CAPTIONS = {
     "not_text": "null, a number or anything else that is no text",
@@ -30,7 +30,7 @@ CAPTIONS = {
     "too_long": "more than max_words words",
     "small_region": "its region covers less than min_region_area of the picture",
     "repeated": "the same words as an earlier caption of the picture",
-    "with_picture": "a fit caption whose picture was dropped",
+    "with_picture": "a fit caption whose image was dropped",
 }
 MENDED = {
     "cmyk": "CMYK turned into RGB",

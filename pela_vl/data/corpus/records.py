@@ -1,4 +1,4 @@
-"""What is known of a picture with captions before (Record) and after (Finding) it has been looked at."""
+"""What is known of an image with captions before (Record) and after (Finding) it has been looked at."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ _COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})(?:_\d+)?\.\w+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture of a source with its captions, as the raw files have it.
+    """One image of a source with its captions, as the raw files have it.
 
-    id: unique in its source. captions: whatever stands there, also what is no text. paths: where the picture may be,
-    the first that exists is taken. member: (tar file, offset, bytes) instead, for a picture in an archive. row: (folder,
-    number) instead, for a row of a table, whose picture has one of the names that downloaders give. identities: how
-    other data sets know the same picture, "coco:391895", "flickr:4385058960", "path:cats/1.png". url: where it
-    was downloaded from, checked against what lies beside the picture. problem, detail: why the raw files alone rule it
+    id: unique in its source. captions: whatever stands there, also what is no text. paths: where the image may be,
+    the first that exists is taken. member: (tar file, offset, bytes) instead, for an image in an archive. row: (folder,
+    number) instead, for a row of a table, whose image has one of the names that downloaders give. identities: how
+    other data sets know the same image, "coco:391895", "flickr:4385058960", "path:cats/1.png". url: where it
+    was downloaded from, checked against what lies beside the image. problem, detail: why the raw files alone rule it
     out. held_out: belongs to a test or validation set and keeps its like out of the corpus; held_out_of: of these sources
-    alone, none named: of all. shares: of the picture that each caption's region covers, for Visual Genome.
+    alone, none named: of all. shares: of the image that each caption's region covers, for Visual Genome.
     """
 
     source: str
@@ -58,7 +58,7 @@ class Finding:
     """What came of a record: it is fit for the corpus, or `reason` (see `reasons`) and `detail` say why not.
 
     listed: captions of the raw files. captions: cleaned, those that pass. refused: captions that do not, by reason.
-    changes: what reading the picture or its name had of the unusual. digest: of the pixels. jpeg: the resized file.
+    changes: what reading the image or its name had of the unusual. digest: of the pixels. jpeg: the resized file.
     """
 
     source: str
@@ -84,10 +84,10 @@ def flickr_identity(url: object) -> list[str]:
 
 
 def picture_identities(root: str | None, path: str) -> list[str]:
-    """How a picture is known by its path below a root.
+    """How an image is known by its path below a root.
 
     COCO's file names carry COCO's number, whatever the folder. Other names may stand in many data sets for different
-    pictures ("000000.png"), so the whole path counts.
+    images ("000000.png"), so the whole path counts.
     """
     match = _COCO.fullmatch(os.path.basename(path))
     if match:

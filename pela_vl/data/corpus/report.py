@@ -17,7 +17,7 @@ def make_report(
     files: Mapping[str, tuple[int, int]],
     skipped: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The report as plain data. Of each source, and of all: listed = kept + all dropped, for pictures and for captions.
+    """The report as plain data. Of each source, and of all: listed = kept + all dropped, for images and for captions.
 
     Args:
         request: what was asked for.
@@ -90,7 +90,7 @@ def table(report: Mapping[str, Any]) -> str:
             rows += [[f"  {name}", *(str(value.get(name, 0)) for value in values)] for name in present]
     held_out = report["held_out"]
     lines = _aligned(rows)
-    lines.append(f"leak check: {held_out['pictures']} pictures of test and validation sets by number or name, "
+    lines.append(f"leak check: {held_out['pictures']} images of test and validation sets by number or name, "
                  f"{held_out['compared_by_content']} of them by content" if held_out["pictures"]
                  else "leak check: no test or validation set was named")  # fmt: skip
     if held_out["unread"]:

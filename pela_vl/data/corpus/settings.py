@@ -11,10 +11,10 @@ Use = Literal["if_there", "always", "never"]
 
 @dataclass(frozen=True)
 class Filters:
-    """What a picture and a caption must be.
+    """What an image and a caption must be.
 
     min_side: pixels of the shorter side. max_aspect: longer over shorter side. min_words, max_words: of a caption.
-    min_region_area: of Visual Genome's regions, the share of the picture that the phrase's region covers; 0 takes all.
+    min_region_area: of Visual Genome's regions, the share of the image that the phrase's region covers; 0 takes all.
     """
 
     min_side: int = 32
@@ -43,7 +43,7 @@ class FilterChanges:
 
 @dataclass(frozen=True)
 class Shards:
-    """Tar shards of `samples` pictures each, stored as JPEGs of `quality` whose shorter side is `image_size`.
+    """Tar shards of `samples` images each, stored as JPEGs of `quality` whose shorter side is `image_size`.
 
     open: shards that are filled at a time; a sample goes to one of them by a hash of its number, so that neighbours of a
     source come apart.
@@ -63,9 +63,9 @@ class Shards:
 
 @dataclass
 class PartSettings:
-    """One file of a source with the pictures that it names; paths start at `raw` where they are not absolute.
+    """One file of a source with the images that it names; paths start at `raw` where they are not absolute.
 
-    path: the annotations, the table, or the folder that img2dataset wrote. images: folder of the pictures. image_data: Visual
+    path: the annotations, the table, or the folder that img2dataset wrote. images: folder of the images. image_data: Visual
     Genome's, which tells COCO's and Flickr's numbers and the pictures' sizes. strip: what a list's paths begin with on the
     machine that wrote it, cut off.
     """
@@ -91,8 +91,8 @@ class SourceSettings:
 class HeldOutSettings:
     """Pictures that must not enter.
 
-    kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all pictures of a questions
-    file), images (all below a folder, by content). path: the file or folder. images: folder of its pictures, whose content
+    kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all images of a questions
+    file), images (all below a folder, by content). path: the file or folder. images: folder of its images, whose content
     is compared then. sources: those that it is held out of; none named: all.
     """
 
@@ -110,7 +110,7 @@ class CorpusSettings:
 
     output: its folder. raw: where relative paths of sources and held-out sets start. format: tar shards with resized copies,
     or JSON lists whose paths start at image_root (None: the deepest folder that all sources have in common). Sources enter in
-    their order here: of equal pictures the first is kept. filters: changed for all sources. skip_damaged: leave out, and
+    their order here: of equal images the first is kept. filters: changed for all sources. skip_damaged: leave out, and
     count, tar and parquet files that are cut. workers: processes, None for the cores that this process may use. engine:
     a pool of processes here, or Ray; ray_address: of a running cluster, None starts one.
     """

@@ -34,7 +34,7 @@ class State:
         try:
             self._table = sqlite3.connect(path, isolation_level=None)
             # The keys come in no order, so every page of their trees is written over and over: they must stay in memory.
-            # 14M pictures have about 28M keys of 16 bytes.
+            # 14M images have about 28M keys of 16 bytes.
             self._table.execute(f"PRAGMA cache_size = -{_CACHE_MIB * 1024}")
             self._table.execute("PRAGMA journal_mode = WAL")  # a commit appends, and copies pages back now and then
             self._table.execute("PRAGMA synchronous = NORMAL")  # the files' lengths are checked when a run goes on

@@ -1,4 +1,4 @@
-"""Tables of captions with the address or the path of a picture: Conceptual Captions, SBU, own data; TSV or CSV."""
+"""Tables of captions with the address or the path of an image: Conceptual Captions, SBU, own data; TSV or CSV."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -116,7 +116,7 @@ def _is_address(cell: str) -> bool:
 
 
 def _merged(records: Iterable[Record]) -> Iterator[Record]:
-    """Join rows that follow one another with the same picture by path: several captions of one picture."""
+    """Join rows that follow one another with the same image by path: several captions of one image."""
     last: Record | None = None
     for record in records:
         plain = record.problem is None and record.url is None

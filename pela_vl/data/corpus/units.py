@@ -31,7 +31,7 @@ class Unit:
     """One raw file.
 
     kind: coco, vg, table, list or shard (of img2dataset) with the source's name; or one of `_HELD_OUT`, source empty. path: the
-    raw file. images: folder of its pictures. extra: VG's image_data.json. part: which of several tables or folders of one
+    raw file. images: folder of its images. extra: VG's image_data.json. part: which of several tables or folders of one
     source, from 1; the ids of later parts start with it. size: of the raw file, by which a resumed run knows that it is still
     the same. strip: of a list, what its paths begin with. sources: that a held-out set is held out of, none: all.
     """
@@ -92,7 +92,7 @@ _WANTED = {
 
 
 def held_out_units(kind: str, arguments: list[str], sources: Sequence[str] = ()) -> list[Unit]:
-    """The unit of one held-out set: FILE [IMAGES], or a FOLDER of pictures (kind "images")."""
+    """The unit of one held-out set: FILE [IMAGES], or a FOLDER of images (kind "images")."""
     if len(arguments) > (1 if kind == "images" else 2):
         raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its pictures")
     if len(arguments) == 2 and not os.path.isdir(arguments[1]):

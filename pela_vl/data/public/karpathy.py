@@ -11,7 +11,7 @@ from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
 from pela_vl.data.text import has_text
 
 SPLITS = ("train", "val", "test")
-# `restval` are the pictures of COCO's validation set that no held-out split took; the public lists train on them.
+# `restval` are the images of COCO's validation set that no held-out split took; the public lists train on them.
 _TARGET = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 # (images, captions) of the published splits
 _FLICKR = {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
@@ -30,9 +30,9 @@ class KarpathyImage:
 
 @dataclass
 class Report:
-    """What was written: pictures and captions of each split, and the pictures left out because they are absent.
+    """What was written: images and captions of each split, and the images left out because they are absent.
 
-    wordless: captions of the file without a word, which are left out; uncaptioned: pictures that have no other.
+    wordless: captions of the file without a word, which are left out; uncaptioned: images that have no other.
     """
 
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -44,10 +44,10 @@ class Report:
 
 
 def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
-    """Read and check a Karpathy file; whether the pictures exist is not looked at.
+    """Read and check a Karpathy file; whether the images exist is not looked at.
 
     Raises `UserError` naming file, index and field for a missing file, malformed JSON, a field that is absent or of the
-    wrong type, a path that leaves `image_root`, a picture that stands twice or a picture without caption. A caption without
+    wrong type, a path that leaves `image_root`, an image that stands twice or an image without caption. A caption without
     a word is none of these: it is left out and counted.
     """
     entries = list_entries(
@@ -86,7 +86,7 @@ def _check_image(place: str, entry: dict[str, Any], image_root: Path) -> Karpath
         text = typed(f"{place}.sentences[{k}]", sentence, "raw", str).strip()
         captions += [text] if has_text(text) else []
     if not sentences:
-        raise UserError(f"{place}.sentences: {relative} has no caption; remove the picture from the file")
+        raise UserError(f"{place}.sentences: {relative} has no caption; remove the image from the file")
     return KarpathyImage(relative, image_id, _TARGET[split], tuple(captions), len(sentences) - len(captions))
 
 
@@ -96,11 +96,11 @@ def write_lists(
     """Write `{name}_{train,val,test,pretrain}.json` under `output`.
 
     train holds one {image, caption, image_id} for each caption; val and test one {image, caption: [..]} for each
-    picture, and so does pretrain, over the pictures of train. Raises `UserError` for an absent picture (with
+    image, and so does pretrain, over the images of train. Raises `UserError` for an absent image (with
     `skip_missing` it is left out and counted) and for a split that has none; no list is written then.
     """
     if not image_root.is_dir():
-        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+        raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     report = Report()
     lists: dict[str, list[dict[str, Any]]] = {key: [] for key in (*SPLITS, "pretrain")}
     for image in images:
@@ -126,9 +126,7 @@ def write_lists(
     for split in SPLITS:
         if not report.images[split]:
             gone = f" ({report.missing[split]} are missing)" if report.missing[split] else ""
-            raise UserError(
-                f"{image_root}: split {split} has no picture{gone}; give the folder that holds the pictures"
-            )
+            raise UserError(f"{image_root}: split {split} has no image{gone}; give the folder that holds the pictures")
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
         write_list(report.files[-1], entries)

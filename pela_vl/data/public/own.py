@@ -1,4 +1,4 @@
-"""Anyone's own pictures: a table of captions to the retrieval lists, split by picture."""
+"""Anyone's own images: a table of captions to the retrieval lists, split by image."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ COLUMNS = ("image", "caption")
 class Table:
     """A table's content.
 
-    captions: the texts of each picture, both in the order of the file. bad: (place, reason) of what was left out. rows: of the
+    captions: the texts of each image, both in the order of the file. bad: (place, reason) of what was left out. rows: of the
     file below its first line, good and bad.
     """
 
@@ -35,7 +35,7 @@ class Table:
 def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: bool = False) -> Table:
     """Read a CSV file with a header naming the columns image (a path below `image_root`) and caption; others are ignored.
 
-    A picture has as many captions as rows. Raises `UserError` naming file and line for a file that cannot be read, columns
+    An image has as many captions as rows. Raises `UserError` naming file and line for a file that cannot be read, columns
     that are absent, a path that leaves the root, and (unless `skip_bad`, which notes them) a malformed row or one without path
     or caption.
     """
@@ -43,7 +43,7 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
     for place, image, caption, reason in _rows(path, delimiter):
         table.rows += 1
         if not reason:
-            reason = "no picture" if not image else "" if has_text(caption) else f"no word in the caption {caption!r}"
+            reason = "no image" if not image else "" if has_text(caption) else f"no word in the caption {caption!r}"
         if reason:
             if not skip_bad:
                 raise UserError(f"{place}: {reason}; mend the row or use --skip-bad")
@@ -55,18 +55,18 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
             raise UserError(f"{place}: {error}") from None
         table.captions.setdefault(image, []).append(caption)
     if not table.captions:
-        raise UserError(f"{path}: no row with a picture and a caption")
+        raise UserError(f"{path}: no row with an image and a caption")
     return table
 
 
 def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
-    """Decode every picture once; returns a digest of the bytes of each that is fit for use.
+    """Decode every image once; returns a digest of the bytes of each that is fit for use.
 
-    Raises `UserError` for a folder that is absent and, unless `skip_bad` (which notes them in `table.bad`), for pictures
+    Raises `UserError` for a folder that is absent and, unless `skip_bad` (which notes them in `table.bad`), for images
     that are absent or cannot be decoded.
     """
     if not image_root.is_dir():
-        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+        raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     digests: dict[str, str] = {}
     failed: list[tuple[str, str]] = []
     with Progress(len(table.captions), "pictures", unit="picture", enabled=report) as progress:
@@ -83,7 +83,7 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
     if failed and (not skip_bad or not digests):
         shown = "; ".join(f"{path} ({reason})" for path, reason in failed[:3])
         raise UserError(
-            f"{len(failed)} of {len(table.captions)} pictures cannot be used: {shown}; mend them or use --skip-bad"
+            f"{len(failed)} of {len(table.captions)} images cannot be used: {shown}; mend them or use --skip-bad"
         )
     table.bad += failed
     return digests
@@ -92,18 +92,18 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
 def split_pictures(
     table: Table, digests: dict[str, str], val: float = 0.1, test: float = 0.1
 ) -> tuple[list[KarpathyImage], int]:
-    """Share the pictures out: about `test` of them to test on, `val` to validate on, at least one each, the rest to train.
+    """Share the images out: about `test` of them to test on, `val` to validate on, at least one each, the rest to train.
 
-    The order is that of the digests, so the same pictures are always split alike, whatever their order in the table; and
-    pictures that are equal byte for byte come to the same side. Returns the pictures in the order of the table and how many
-    are such copies. Raises `UserError` when there are fewer than three different pictures.
+    The order is that of the digests, so the same images are always split alike, whatever their order in the table; and
+    images that are equal byte for byte come to the same side. Returns the images in the order of the table and how many
+    are such copies. Raises `UserError` when there are fewer than three different images.
     """
     different = sorted(set(digests.values()))
     held = [max(1, round(share * len(different))) for share in (test, val)]
     if len(different) < 3 or sum(held) >= len(different):
         raise UserError(
-            f"{len(different)} different pictures do not make a training, a validation ({val:g}) and a test ({test:g})"
-            " split; add pictures or lower --val and --test"
+            f"{len(different)} different images do not make a training, a validation ({val:g}) and a test ({test:g})"
+            " split; add images or lower --val and --test"
         )
     side = {d: "test" if i < held[0] else "val" if i < sum(held) else "train" for i, d in enumerate(different)}
     number = {digest: index for index, digest in enumerate(different)}

@@ -1,6 +1,6 @@
 """RefCOCO+ from its public files: refs(unc).p, instances.json and detected boxes, to the lists that grounding reads.
 
-Boxes are [x, y, width, height] in pixels of the picture.
+Boxes are [x, y, width, height] in pixels of the image.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ class Corpus:
 
 @dataclass
 class Report:
-    """What was written: (referred objects, expressions) of each split; held-out pictures without a candidate box."""
+    """What was written: (referred objects, expressions) of each split; held-out images without a candidate box."""
 
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -69,7 +69,7 @@ class Report:
 def read_corpus(
     refs_file: Path, instances_file: Path, image_root: Path, image_folder: str = "", detections_file: Path | None = None
 ) -> Corpus:
-    """Read and check the public files; whether the pictures exist is not looked at.
+    """Read and check the public files; whether the images exist is not looked at.
 
     image_folder: below the image root, where the file names of instances.json are; `train2014` for COCO's.
     detections_file: MAttNet's list of {image_id, box, ...}, or a dict from image id to boxes as ALBEF published it. Without
@@ -84,7 +84,7 @@ def read_corpus(
         if image_id in pictures:
             raise UserError(f"{place}.id: {image_id} stands twice; remove one")
         if min(width, height) < 1:
-            raise UserError(f"{place}: a picture of {width} x {height} pixels")
+            raise UserError(f"{place}: an image of {width} x {height} pixels")
         path = f"{image_folder}/{name}" if image_folder else name
         try:
             path = below(image_root, path)
@@ -134,7 +134,7 @@ def _read_refs(
             raise UserError(f"{place}.ann_id: {annotation_id} is no annotation of {instances_file}")
         owner, box = boxes[annotation_id]
         if owner != image_id or image_id not in pictures:
-            raise UserError(f"{place}.image_id: {image_id} is not the picture of annotation {annotation_id}")
+            raise UserError(f"{place}.image_id: {image_id} is not the image of annotation {annotation_id}")
         if _area(box) <= 0:
             raise UserError(f"{place}: annotation {annotation_id} has the box {box}, which has no area")
         expressions = []
@@ -180,12 +180,12 @@ def _read_detections(file: Path) -> dict[int, list[Box]]:
 def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_missing: bool = False) -> Report:
     """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} with the expression's sent_id, and {name}_boxes.json.
 
-    test holds testA and testB. The boxes file has what the evaluation needs: of every held-out object its picture, true box
-    and split; of every such picture its size and candidate boxes. Raises UserError for a picture that is absent
+    test holds testA and testB. The boxes file has what the evaluation needs: of every held-out object its image, true box
+    and split; of every such image its size and candidate boxes. Raises UserError for an image that is absent
     (with `skip_missing` its objects are left out and counted) and for a split that has none; nothing is written then.
     """
     if not image_root.is_dir():
-        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+        raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     report = Report()
     there: dict[int, str | None] = {}
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
@@ -210,7 +210,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     for split in SPLITS:
         own = [ref for ref in kept if ref.split == split]
         if not own:
-            raise UserError(f"split {split} has no expression (pictures absent: {report.missing[split]})")
+            raise UserError(f"split {split} has no expression (images absent: {report.missing[split]})")
         report.counts[split] = (len(own), sum(len(ref.expressions) for ref in own))
     held_out = [ref for ref in kept if ref.split != "train"]
     images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
@@ -230,7 +230,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     }
     report.without_candidates = sum(not entry["boxes"] for entry in boxes["images"].values())
     if report.without_candidates == len(images):
-        raise UserError("no held-out picture has a candidate box; are the detections of other pictures?")
+        raise UserError("no held-out image has a candidate box; are the detections of other images?")
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
         write_list(report.files[-1], entries)

@@ -40,7 +40,7 @@ class Split:
 
 @dataclass
 class Report:
-    """What was written of one split. missing: pairs left out because their picture is absent."""
+    """What was written of one split. missing: pairs left out because their image is absent."""
 
     file: Path
     pairs: int
@@ -50,9 +50,9 @@ class Report:
 
 
 def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Split:
-    """Read and check a jsonl file; whether the pictures exist is not looked at.
+    """Read and check a jsonl file; whether the images exist is not looked at.
 
-    picture: path below the image root, {id} standing for the row's Flickr id without `.jpg`. Raises `UserError` naming
+    image: path below the image root, {id} standing for the row's Flickr id without `.jpg`. Raises `UserError` naming
     file, line and field for a missing file, malformed JSON, a field that is absent or of the wrong type, an unknown
     label, a path that leaves `image_root`, and when no pair is left.
     """
@@ -89,11 +89,11 @@ def write_lists(
 ) -> dict[str, Report]:
     """Write `{name}_{split}.json` under `output`, one {image, sentence, label} for each pair, in the order of the file.
 
-    Raises `UserError` for an absent picture (with `skip_missing` its pairs are left out and counted) and for a split that
+    Raises `UserError` for an absent image (with `skip_missing` its pairs are left out and counted) and for a split that
     has none, before any list is written.
     """
     if not image_root.is_dir():
-        raise UserError(f"{image_root}: no such folder; give the folder of the pictures with --image-root")
+        raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     kept: dict[str, list[Pair]] = {}
     there: dict[str, str | None] = {}
     for split, content in splits.items():
@@ -105,7 +105,7 @@ def write_lists(
                 raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
         kept[split] = [replace(pair, image=image) for pair in content.pairs if (image := there[pair.image])]
         if not kept[split]:
-            raise UserError(f"{image_root}: has no picture of split {split}; give the folder that holds the pictures")
+            raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the pictures")
     reports = {}
     for split, pairs in kept.items():
         file = output / f"{name}_{split}.json"
@@ -117,7 +117,7 @@ def write_lists(
 
 
 def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
-    """How many pictures two splits have in common, for every two that have any: SNLI-VE's own have none."""
+    """How many images two splits have in common, for every two that have any: SNLI-VE's own have none."""
     images = {split: {pair.image for pair in content.pairs} for split, content in splits.items()}
     names: Sequence[str] = list(images)
     counts = {(a, b): len(images[a] & images[b]) for i, a in enumerate(names) for b in names[i + 1 :]}

@@ -75,7 +75,7 @@ _STARTS = {"train": "train", "val": "val", "test_dev": "test-dev", "test": "test
 
 @dataclass
 class PartLists:
-    """What a part's files hold: entries of the list, pictures that are absent, annotations for the answer list."""
+    """What a part's files hold: entries of the list, images that are absent, annotations for the answer list."""
 
     entries: list[Record]
     images: int
@@ -84,9 +84,9 @@ class PartLists:
 
 
 def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_missing: bool = False) -> PartLists:
-    """Read and check a part; every picture must exist.
+    """Read and check a part; every image must exist.
 
-    skip_missing: questions about an absent picture are left out and counted, of train alone: what is evaluated must be whole.
+    skip_missing: questions about an absent image are left out and counted, of train alone: what is evaluated must be whole.
     The entries hold answer_type and question_type too, which the accuracy is broken down by.
     Raises `UserError` naming file, index and field.
     """
@@ -131,7 +131,7 @@ def genome_entries(
 
     Answers take the form of VQA's by the official normalisation ("Two." is "2"). answers: keep only those in this list.
     Left out are questions or answers without a word, answers that are not listed, and with `skip_missing` questions about
-    absent pictures, which are an error else.
+    absent images, which are an error else.
     """
     folders = {folder: _names(root / folder) for folder in GENOME_FOLDERS}
     wanted = None if answers is None else set(answers)
@@ -147,7 +147,7 @@ def genome_entries(
             dropped["answer not in the list"] += 1
         elif folder is None:
             if not skip_missing:
-                raise UserError(f"{root}: no picture {name}; complete the download or use --skip-missing")
+                raise UserError(f"{root}: no image {name}; complete the download or use --skip-missing")
             dropped["picture absent"] += 1
         else:
             image = f"{folder}/{name}" if folder else name
@@ -164,10 +164,10 @@ def genome_entries(
 
 
 def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
-    """The questions but for those about pictures of COCO with one of these ids, by Visual Genome's image_data.json."""
+    """The questions but for those about images of COCO with one of these ids, by Visual Genome's image_data.json."""
     document = read_json(image_data)
     if not isinstance(document, list):
-        raise UserError(f"{image_data}: wants a list of pictures, got {kind(document)}")
+        raise UserError(f"{image_data}: wants a list of images, got {kind(document)}")
     held = set()
     for index, entry in enumerate(document):
         place = f"{image_data}: [{index}]"

@@ -1,4 +1,4 @@
-"""Scenes: the built-in data, small pictures of coloured shapes with texts that are true of them."""
+"""Scenes: the built-in data, small images of coloured shapes with texts that are true of them."""
 
 from .captions import captions
 from .corpus import Request, build_corpus

@@ -1,4 +1,4 @@
-"""Backgrounds: for each kind one large procedural canvas, computed once; a picture takes a window of it."""
+"""Backgrounds: for each kind one large procedural canvas, computed once; an image takes a window of it."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 from .scene import BACKGROUNDS
 
-_SPAN = 4  # a canvas is this many pictures wide
+_SPAN = 4  # a canvas is this many images wide
 
 
 @cache
@@ -22,7 +22,7 @@ def canvas(kind: str, image_size: int) -> np.ndarray:
 
 @cache
 def grain(image_size: int) -> np.ndarray:
-    """Unit noise, float32 [2 s, 2 s, 3], that pictures take windows of."""
+    """Unit noise, float32 [2 s, 2 s, 3], that images take windows of."""
     side = 2 * image_size
     return np.random.default_rng([7919, 99]).standard_normal((side, side, 3), dtype=np.float32)
 

@@ -1,4 +1,4 @@
-"""Five captions for a scene: varied wording and coverage, each true of the picture."""
+"""Five captions for a scene: varied wording and coverage, each true of the image."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def caption(scene: Scene, dice: Dice) -> str:
     total = len(scene.things)
     count = total if total <= 3 else 3 if dice.chance(0.7) else 2
     chosen = dice.sample(scene.things, count)
-    # What names fewer objects says more about them, or too many pictures would fit.
+    # What names fewer objects says more about them, or too many images would fit.
     detail = dice.pick((0.3, 0.6, 0.9)) if count == 3 else dice.pick((0.6, 0.8, 1.0))
     background = word_for(BACKGROUND_PHRASES, scene.background, dice) if dice.chance(0.6) else ""
     while True:
@@ -93,7 +93,7 @@ def _related(chosen: Sequence[Thing], detail: float, dice: Dice) -> str | None:
 
 
 def _placed(chosen: Sequence[Thing], detail: float, dice: Dice) -> str | None:
-    """Objects by the part of the picture they are in, where they are clearly in one."""
+    """Objects by the part of the image they are in, where they are clearly in one."""
     phrases = []
     placed = 0
     for thing in chosen:

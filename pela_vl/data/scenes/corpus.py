@@ -24,7 +24,7 @@ from .export import scene_record, write_raw_files
 from .scene import SPLITS, Split, sample_scene
 from .sheet import write_contact_sheet
 
-GENERATOR_VERSION = 1  # raise it whenever a picture or a text of a given (seed, split, index) changes
+GENERATOR_VERSION = 1  # raise it whenever an image or a text of a given (seed, split, index) changes
 CHUNK = 200  # scenes
 _REQUEST, _MANIFEST, _PARTS = ".request.json", "scenes.json", ".parts"
 

@@ -56,7 +56,7 @@ class ObjectMask:
         return int(self.inside.sum())
 
     def runs(self, image_size: int) -> list[int]:
-        """COCO's uncompressed run lengths over the whole picture: column by column, beginning with pixels outside."""
+        """COCO's uncompressed run lengths over the whole image: column by column, beginning with pixels outside."""
         height, width = self.inside.shape
         full = np.zeros((image_size, image_size), bool)
         full[self.top : self.top + height, self.left : self.left + width] = self.inside

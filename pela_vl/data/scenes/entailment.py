@@ -1,4 +1,4 @@
-"""Hypotheses about a scene: one that follows from the picture, one that contradicts it, one that it leaves open."""
+"""Hypotheses about a scene: one that follows from the image, one that contradicts it, one that it leaves open."""
 
 from .describe import definite, phrase
 from .questions import contradicted, some_fields
@@ -6,7 +6,7 @@ from .scene import BACKGROUNDS, ENTAILMENT, Dice, Scene, relations
 from .words import BACKGROUND_PHRASES, NUMBER_WORDS, RELATION_PHRASES, sentence, with_article, word_for
 
 LABELS = ("entailment", "neutral", "contradiction")
-# What no picture of a shape can tell.
+# What no image of a shape can tell.
 UNSEEN = ("made of paper", "made of metal", "heavy", "old", "new")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 

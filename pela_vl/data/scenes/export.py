@@ -22,7 +22,7 @@ Record = dict[str, Any]
 Records = Callable[[str | None], Iterable[Record]]
 
 _OBJECTS = 4  # the most a scene holds: ids of objects and expressions leave room for so many
-_QUESTION_IDS = 1000  # a picture, as in VQA v2
+_QUESTION_IDS = 1000  # an image, as in VQA v2
 
 
 def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
@@ -54,7 +54,7 @@ def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
 def write_raw_files(output: Path, records: Records, announce: Callable[[str], None]) -> None:
     """Write every annotation file; `announce` is told the name of each file, or group of files, that comes next.
 
-    Paths and ids of pictures: `file_name` and `filepath`/`filename` start from `output`; VQA's image_id and SNLI-VE's
+    Paths and ids of images: `file_name` and `filepath`/`filename` start from `output`; VQA's image_id and SNLI-VE's
     Flickr30K_ID name `images/{split}/scene_{image_id:08d}.jpg`.
     """
     announce("dataset_scenes.json")

@@ -19,7 +19,7 @@ Relation = Literal["left", "right", "above", "below"]
 Item = TypeVar("Item")
 
 # Streams keep what is random in one part of a scene (its layout, its pixels, each kind of text) independent of the
-# others, so that a change to, say, the questions leaves pictures and captions as they are.
+# others, so that a change to, say, the questions leaves images and captions as they are.
 LAYOUT, PIXELS, CAPTIONS, REFERRING, QUESTIONS, ENTAILMENT, CANDIDATES = range(7)
 
 # Diameters as shares of the picture's side: 12-14, 17-19 and 24-26 pixels at 64.
@@ -87,7 +87,7 @@ class Scene:
 
 
 def signature(background: str, things: Sequence[Thing]) -> str:
-    """What is in a picture, regardless of where: two scenes of different splits never share it."""
+    """What is in an image, regardless of where: two scenes of different splits never share it."""
     return "|".join([background, *sorted(f"{t.colour} {t.shape} {t.size} {t.texture}" for t in things)])
 
 
@@ -167,7 +167,7 @@ def relations(a: Thing, b: Thing) -> list[Relation]:
 
 
 def places(thing: Thing) -> list[str]:
-    """Parts of the picture that the object's centre is clearly in: left, right, top, bottom or middle."""
+    """Parts of the image that the object's centre is clearly in: left, right, top, bottom or middle."""
     found = []
     if abs(thing.x - 0.5) > 0.16:
         found.append("left" if thing.x < 0.5 else "right")

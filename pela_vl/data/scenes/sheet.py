@@ -1,4 +1,4 @@
-"""The contact sheet: pictures with one caption each, to see at a glance what a corpus holds."""
+"""The contact sheet: images with one caption each, to see at a glance what a corpus holds."""
 
 import textwrap
 from pathlib import Path
@@ -15,7 +15,7 @@ _COLUMNS, _ROWS, _SIDE, _CELL = 8, 5, 192, (216, 268)
 
 
 def write_contact_sheet(path: Path, seed: int, image_size: int, available: int) -> None:
-    """PNG of the first validation pictures, enlarged, with their first captions."""
+    """PNG of the first validation images, enlarged, with their first captions."""
     width, height = _CELL
     sheet = Image.new("RGB", (_COLUMNS * width, _ROWS * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

@@ -76,9 +76,9 @@ def check_text(entry: Entry, field: str, text: str) -> None:
 
 
 def dense_image_ids(entries: Sequence[Entry]) -> np.ndarray:
-    """Number the pictures from 0, int64 [n]: entries agree when their path does, or their `image_id` within one file.
+    """Number the images from 0, int64 [n]: entries agree when their path does, or their `image_id` within one file.
 
-    Ids of different files are not compared, as two data sets may use the same one for different pictures.
+    Ids of different files are not compared, as two data sets may use the same one for different images.
     """
     known: dict[tuple[object, ...], int] = {}
     ids, count = [], 0

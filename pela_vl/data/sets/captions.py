@@ -30,8 +30,8 @@ from pela_vl.data.transforms import Transform, require_transform
 class CaptionPairs(Dataset):
     """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), whatever the workers.
 
-    Of an entry with several captions one is drawn each time. When the transform flips the picture, the words left and
-    right change places in the caption. A picture that cannot be read is replaced by the next one that can.
+    Of an entry with several captions one is drawn each time. When the transform flips the image, the words left and
+    right change places in the caption. An image that cannot be read is replaced by the next one that can.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class CaptionPairs(Dataset):
         field: str = "caption",
         stored_pixels: bool = False,
     ) -> None:
-        """cache_mb: MiB of decoded pictures to keep in memory; worth it for small pictures only. field: of the text.
-        stored_pixels: leave pictures as they are stored, for lists whose annotations are in pixels.
+        """cache_mb: MiB of decoded images to keep in memory; worth it for small images only. field: of the text.
+        stored_pixels: leave images as they are stored, for lists whose annotations are in pixels.
 
         Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
         """
@@ -64,11 +64,11 @@ class CaptionPairs(Dataset):
 
     @property
     def image_count(self) -> int:
-        """Number of different pictures."""
+        """Number of different images."""
         return int(self.image_ids.max()) + 1
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        """Return the pair for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
         transform = require_transform(self.transform)
@@ -79,7 +79,7 @@ class CaptionPairs(Dataset):
 def draw_pair(
     image: Image.Image, captions: Sequence[str], transform: Transform, max_words: int, seed: Sequence[int]
 ) -> tuple[torch.Tensor, str]:
-    """Draw one of the captions and a view of the picture, left and right changing places in both: all from `seed`."""
+    """Draw one of the captions and a view of the image, left and right changing places in both: all from `seed`."""
     rng = np.random.default_rng(seed)
     caption = clean_caption(captions[int(rng.integers(len(captions)))], max_words)
     tensor, flipped = transform(image, rng)
@@ -89,8 +89,8 @@ def draw_pair(
 class EvalPictures(Dataset):
     """Pictures of a test, each once however many texts it has, and the texts of each.
 
-    images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the picture of each text. image2texts:
-    for each picture the indices of its texts. An item is a picture, float32 [3, H, W].
+    images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the image of each text. image2texts:
+    for each image the indices of its texts. An item is an image, float32 [3, H, W].
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class EvalPictures(Dataset):
         max_words: int = 30,
         cache_mb: float = 0,
     ) -> None:
-        """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent picture."""
+        """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent image."""
         images: list[str] = []
         self.texts: list[str] = []
         self.image2texts: list[list[int]] = []
@@ -128,17 +128,17 @@ class EvalPictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` when it cannot be read: a test without it would be another test."""
         return self.transform(self.read(self.images[index]), None)[0]
 
 
 class RetrievalEval(EvalPictures):
-    """Pictures and captions of a retrieval test, each picture with one caption or more."""
+    """Pictures and captions of a retrieval test, each image with one caption or more."""
 
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
     ) -> None:
-        """Raises `UserError` as `CaptionPairs` does, and for a picture that is absent."""
+        """Raises `UserError` as `CaptionPairs` does, and for an image that is absent."""
         entries = _load_captions([file], image_root)
         pairs = ((entry, caption) for entry in entries for caption in _as_list(entry.values["caption"]))
         super().__init__(pairs, image_root, transform, max_words, cache_mb)

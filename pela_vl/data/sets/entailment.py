@@ -1,7 +1,7 @@
 """Picture-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
 
-As for captions, and unlike the released code, the words left and right change places when the picture is flipped:
-"the man on the left" is otherwise turned from a consequence of the picture into a contradiction of it.
+As for captions, and unlike the released code, the words left and right change places when the image is flipped:
+"the man on the left" is otherwise turned from a consequence of the image into a contradiction of it.
 """
 
 import os
@@ -55,7 +55,7 @@ class EntailmentBatch(Movable):
 class EntailmentPairs(Dataset):
     """Training pairs: a pure function of (seed, epoch, index), whatever the workers.
 
-    A picture that cannot be read is replaced, with its sentence and label, by the next entry whose picture can.
+    An image that cannot be read is replaced, with its sentence and label, by the next entry whose image can.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class EntailmentPairs(Dataset):
         seed: int = 0,
         cache_mb: float = 0,
     ) -> None:
-        """transform: may be set later, as an attribute. cache_mb: MiB of decoded pictures to keep in memory.
+        """transform: may be set later, as an attribute. cache_mb: MiB of decoded images to keep in memory.
 
         Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside `image_root`, a
         label that is none of `LABELS` or a sentence without words.
@@ -85,7 +85,7 @@ class EntailmentPairs(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> EntailmentSample:
-        """Return the pair for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        """Return the pair for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
         drawn = draw_pair(
@@ -113,15 +113,15 @@ class EntailmentCollate:
 
 
 class EntailmentEval(EvalPictures):
-    """A test: every picture once, with its sentences. targets: int64 [T], indices of `LABELS`, one for each of `texts`.
+    """A test: every image once, with its sentences. targets: int64 [T], indices of `LABELS`, one for each of `texts`.
 
-    SNLI-VE has about 18 sentences a picture, so it pays to encode each picture once.
+    SNLI-VE has about 18 sentences an image, so it pays to encode each image once.
     """
 
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
     ) -> None:
-        """Raises `UserError` as `EntailmentPairs` does, and for a picture that is absent."""
+        """Raises `UserError` as `EntailmentPairs` does, and for an image that is absent."""
         entries = _load_pairs([file], image_root)
         pairs = ((entry, entry.values["sentence"]) for entry in entries)
         super().__init__(pairs, image_root, transform, max_words, cache_mb)
@@ -131,7 +131,7 @@ class EntailmentEval(EvalPictures):
 def _load_pairs(files: Sequence[PathLike], image_root: PathLike) -> list[Entry]:
     entries = load_annotations(files, {"image": (str,), "sentence": (str,), "label": (str,)})
     for entry in entries:
-        # ALBEF's lists name Flickr's pictures by their number alone
+        # ALBEF's lists name Flickr's images by their number alone
         if os.path.splitext(entry.values["image"])[1].lower() not in _SUFFIXES:
             entry.values["image"] += ".jpg"
         check_image(entry, image_root)

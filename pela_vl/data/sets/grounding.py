@@ -1,6 +1,6 @@
-"""The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by picture.
+"""The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by image.
 
-Boxes are in pixels of the stored files, so pictures are read as they are stored, whatever their EXIF orientation says.
+Boxes are in pixels of the stored files, so images are read as they are stored, whatever their EXIF orientation says.
 Training is on image-text pairs alone: `CaptionPairs(..., field="text", stored_pixels=True)` of data/sets/captions.py.
 """
 
@@ -20,14 +20,14 @@ from pela_vl.data.sets.annotations import PathLike, check_image, check_text, loa
 from pela_vl.data.text import clean_caption
 from pela_vl.data.transforms import Transform
 
-Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the annotated picture
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the annotated image
 
 FORMAT = "pela_vl/boxes/1"
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A text that refers to one object: `image` is the number of its picture in the data set, `raw` the text as given."""
+    """A text that refers to one object: `image` is the number of its image in the data set, `raw` the text as given."""
 
     text: str
     raw: str
@@ -49,9 +49,9 @@ class Picture:
 
 
 class GroundingEval(Dataset):
-    """Pictures, each once, with their expressions. An item is a picture, float32 [3, H, W].
+    """Pictures, each once, with their expressions. An item is an image, float32 [3, H, W].
 
-    pictures, expressions: in the files' order. by_image: for each picture the indices of its expressions.
+    images, expressions: in the files' order. by_image: for each image the indices of its expressions.
     candidates_from: "detections" or "instances".
     """
 
@@ -66,8 +66,8 @@ class GroundingEval(Dataset):
     ) -> None:
         """files: lists of {image, text, ref_id}, ours or as ALBEF published them; boxes_file: of build_refcoco_plus.py.
 
-        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, a box outside its picture,
-        or an absent picture.
+        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, a box outside its image,
+        or an absent image.
         """
         boxes = _load_boxes(boxes_file)
         self.candidates_from: str = boxes["candidates"]
@@ -108,7 +108,7 @@ class GroundingEval(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the picture. Raises `ImageError` when it cannot be read or has not the annotated size."""
+        """Return the image. Raises `ImageError` when it cannot be read or has not the annotated size."""
         picture = self.pictures[index]
         image = self.read(picture.path)
         check_size(resolve_image(self.read.root, picture.path), image, picture.width, picture.height)
@@ -118,7 +118,7 @@ class GroundingEval(Dataset):
 def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
     image = boxes["images"].get(str(ref.get("image_id")))
     if not isinstance(image, dict) or not isinstance(image.get("boxes"), list):
-        raise UserError(f"{place}: its picture {ref.get('image_id')} is not in the file; build it again")
+        raise UserError(f"{place}: its image {ref.get('image_id')} is not in the file; build it again")
     if os.path.basename(image.get("image", "")) != os.path.basename(path):
         raise UserError(f"{place}: is an object of {image.get('image')}, but the list has it in {path}")
     candidates = [_numbers(box, place) for box in image["boxes"]]

@@ -19,7 +19,7 @@ def shard_name(number: int) -> str:
 
 
 def sample_members(key: str, picture: bytes, record: Mapping[str, Any]) -> bytes:
-    """The bytes of a sample in its tar file: the picture and its record ({"caption", "image_id", "source"})."""
+    """The bytes of a sample in its tar file: the image and its record ({"caption", "image_id", "source"})."""
     return _member(f"{key}.jpg", picture) + _member(f"{key}.json", json.dumps(record).encode())
 
 

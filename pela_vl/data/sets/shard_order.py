@@ -11,13 +11,13 @@ WINDOW = 16384
 def epoch_order(
     sizes: Sequence[int], seed: int, epoch: int, batch: int, lanes: int = LANES, window: int = WINDOW
 ) -> np.ndarray:
-    """A permutation of the samples, int64 [n], to be cut into global batches of `batch` (samples of all ranks together).
+    """A permutation of the samples, int64 [n], to be cut into global batches of `batch` (samples of all processes together).
 
     sizes: samples of each shard. The shards are put in random order, and what follows is cut into `lanes` stretches of equal
     length. Every batch takes as many samples of each lane, in the same rows: rank r of w has the rows of its share of the
-    lanes, and thus touches about 1/w of the shards (at most `lanes` ranks gain from that). Within a lane the samples come
+    lanes, and thus touches about 1/w of the shards (at most `lanes` processes gain from that). Within a lane the samples come
     through a bounded shuffle: none comes more than `window` / `lanes` places early or late. The result depends on
-    the arguments alone, so that any number of ranks and workers with the same `batch` sees the same batches, and a run can
+    the arguments alone, so that any number of processes and workers with the same `batch` sees the same batches, and a run can
     start anywhere in it without reading what came before.
     """
     rng = np.random.default_rng([seed, epoch])

@@ -24,8 +24,8 @@ class ShardPairs(Dataset):
     """Training pairs of shard folders, one folder after the other: as `CaptionPairs` has them of lists and loose files.
 
     A sample is the same function of (seed, epoch, index); only the order of an epoch differs (`order`, for `EpochSampler`). A
-    member that is no picture, or has no caption with a word, is replaced by the next one and reported in `Sample.bad`.
-    Memory does not grow with the pictures or captions: both stay in the shards.
+    member that is no image, or has no caption with a word, is replaced by the next one and reported in `Sample.bad`.
+    Memory does not grow with the images or captions: both stay in the shards.
     """
 
     def __init__(

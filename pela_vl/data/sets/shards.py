@@ -1,4 +1,4 @@
-"""Shards: tar files of picture and caption pairs, in folders that data_prep/build_pretrain_corpus.py writes.
+"""Shards: tar files of image and caption pairs, in folders that data_prep/build_pretrain_corpus.py writes.
 
 A folder holds `index.json` and `shard-000000.tar`, ...; a pair is two neighbouring members `<key>.jpg` and `<key>.json`. A
 sample is named by its number: shards in the order of the index, members in the order of the tar file.
@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Member:
-    """One sample as it lies in its shard. name: of the picture, `<shard>/<key>.jpg`, for messages."""
+    """One sample as it lies in its shard. name: of the image, `<shard>/<key>.jpg`, for messages."""
 
     name: str
     picture: bytes
@@ -89,7 +89,7 @@ class ShardReader:
 
     That pass finds the members, checks the shard against the index, and brings the file into the page cache, from where its
     samples are then taken: the disk sees sequential reads only, whatever the order of the numbers within a shard and however
-    many processes share it. Positions are kept for the last `max_open` shards used; picture bytes are not kept at all. A shard at
+    many processes share it. Positions are kept for the last `max_open` shards used; image bytes are not kept at all. A shard at
     an address (s3://, ...) is first copied to a temporary file without a name, which goes when the shard is given up.
     """
 
@@ -154,15 +154,15 @@ class ShardReader:
 
 
 def scan_shard(shard: Shard, handle: int) -> tuple[np.ndarray, list[str]]:
-    """Read a shard from front to back; returns where its samples lie, and the names of their pictures.
+    """Read a shard from front to back; returns where its samples lie, and the names of their images.
 
-    handle: the open file, which is left open. The table is int64 [samples, 4]: position and size of the picture, position and
+    handle: the open file, which is left open. The table is int64 [samples, 4]: position and size of the image, position and
     size of the record. Raises `UserError` for a file that is cut, not the tar file that it is meant to be, or holds another
     number of samples than the index says.
     """
     rows: list[tuple[int, int, int, int]] = []
     names: list[str] = []
-    pending: tuple[str, int, int] | None = None  # a picture whose record comes next
+    pending: tuple[str, int, int] | None = None  # an image whose record comes next
     try:
         with open(handle, "rb", buffering=0, closefd=False) as file:
             for name, position, size in _members(shard.path, _Stream(file).take):
@@ -174,7 +174,7 @@ def scan_shard(shard: Shard, handle: int) -> tuple[np.ndarray, list[str]]:
                     names.append(pending[0])
                     pending = None
                 else:
-                    raise _damaged(shard.path, f"member {name}: a picture and its record do not stand together")
+                    raise _damaged(shard.path, f"member {name}: an image and its record do not stand together")
     except OSError as error:
         raise _damaged(shard.path, f"cannot be read ({error.strerror})") from None
     if pending is not None or len(rows) != shard.samples:

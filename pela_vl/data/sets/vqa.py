@@ -2,7 +2,7 @@
 
 "answer" is a text or a list of texts. A question of VQA v2 has ten, and each different one counts by how many gave it; one of
 Visual Genome has one, which counts half. As for captions, and unlike the released code, the words left and right change places
-in question and answers when the picture is flipped.
+in question and answers when the image is flipped.
 """
 
 import os
@@ -76,7 +76,7 @@ class WeightedAnswers:
 
 
 class PictureReader:
-    """Reads pictures of both data sets, each below its own root."""
+    """Reads images of both data sets, each below its own root."""
 
     def __init__(self, image_root: PathLike, genome_root: PathLike | None = None, cache_mb: float = 0) -> None:
         self.roots = {"vqa": image_root, "vg": image_root if genome_root is None else genome_root}
@@ -121,7 +121,7 @@ class VqaBatch(Movable):
 class VqaQuestions(Dataset):
     """Training questions: a pure function of (seed, epoch, index), whatever the workers.
 
-    A question whose picture cannot be read is replaced by the next one whose picture can.
+    A question whose image cannot be read is replaced by the next one whose image can.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class VqaQuestions(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> VqaSample:
-        """Return the question for (epoch, index). Raises `UserError` when many pictures in a row cannot be read."""
+        """Return the question for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
         image, index, bad = read_or_next(self.read, self.images, wanted)
         tensor, flipped = require_transform(self.transform)(image, np.random.default_rng([self.seed, epoch, wanted]))
@@ -213,16 +213,16 @@ class AskedQuestion:
 
 
 class VqaEval(Dataset):
-    """Questions to answer, those about one picture together. An item is a picture, float32 [3, H, W].
+    """Questions to answer, those about one image together. An item is an image, float32 [3, H, W].
 
-    asked: questions, ordered by the first mention of their picture. texts: the cleaned questions. images: every picture once.
-    owner: int64, the picture of each question.
+    asked: questions, ordered by the first mention of their image. texts: the cleaned questions. images: every image once.
+    owner: int64, the image of each question.
     """
 
     def __init__(
         self, asked: Sequence[AskedQuestion], read: PictureReader, transform: Transform, max_words: int = 50
     ) -> None:
-        """Raises `UserError` for a picture that is absent or outside its root, and for an id that stands twice."""
+        """Raises `UserError` for an image that is absent or outside its root, and for an id that stands twice."""
         number: dict[Place, int] = {}
         for question in asked:
             if question.image not in number:
@@ -246,7 +246,7 @@ class VqaEval(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the picture. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` when it cannot be read: a test without it would be another test."""
         return self.transform(self.read(self.images[index]), None)[0]
 
 

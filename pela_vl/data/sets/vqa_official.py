@@ -11,11 +11,11 @@ from pela_vl.data.raw import kind, read_json, typed
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 PATTERNS = {
-    # the pictures of test-dev are among those of test
+    # the images of test-dev are among those of test
     "mscoco": "{subset}/COCO_{subset}_{image_id:012d}.jpg",
     "scenes": "images/{subset}/scene_{image_id:08d}.jpg",
 }
-"""Where the picture of a question lies below the image root, by the question file's data_type."""
+"""Where the image of a question lies below the image root, by the question file's data_type."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def read_genome(path: Path) -> list[GenomeQuestion]:
     document = read_json(path)
     if not isinstance(document, list) or not document:
         raise UserError(
-            f"{path}: wants a list of pictures with their questions, got {'an empty list' if document == [] else kind(document)}"
+            f"{path}: wants a list of images with their questions, got {'an empty list' if document == [] else kind(document)}"
         )
     questions: list[GenomeQuestion] = []
     for index, entry in enumerate(document):
@@ -164,14 +164,14 @@ def paired(file: QuestionFile, path: Path, annotations: list[Annotation]) -> lis
     for question, annotation in pairs:
         if question.image_id != annotation.image_id:
             raise UserError(
-                f"{path}: question {question.question_id} is about picture {annotation.image_id} here and about "
+                f"{path}: question {question.question_id} is about image {annotation.image_id} here and about "
                 f"{question.image_id} in {file.path.name}"
             )
     return pairs
 
 
 def image_path(file: QuestionFile, image_id: int, pattern: str | None = None) -> str:
-    """The path below the image root of a question's picture.
+    """The path below the image root of a question's image.
 
     pattern: with {image_id} (a format may follow, as {image_id:012d}) and {subset}; None takes the one of the file's
     data_type. Raises `UserError` where there is none or it cannot be filled in.
@@ -180,7 +180,7 @@ def image_path(file: QuestionFile, image_id: int, pattern: str | None = None) ->
     if pattern is None:
         raise UserError(
             f"{file.path}: data_type {file.data_type!r} is none of {', '.join(PATTERNS)}; say with --image-pattern where "
-            "the pictures lie, as {subset}/{image_id}.jpg"
+            "the images lie, as {subset}/{image_id}.jpg"
         )
     try:
         return pattern.format(image_id=image_id, subset=file.data_subtype.replace("test-dev", "test"))

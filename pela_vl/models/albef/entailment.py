@@ -1,4 +1,4 @@
-"""ALBEF for visual entailment (SNLI-VE): does the picture entail the sentence, contradict it, or neither?
+"""ALBEF for visual entailment (SNLI-VE): does the image entail the sentence, contradict it, or neither?
 
 Shapes: B pairs, N image tokens, L text tokens, D text width. No forward here has a side effect.
 """

@@ -88,7 +88,7 @@ class AlbefVqa(AlbefModel):
     def encode_question(self, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor | None = None) -> Tensor:
         """images [I, 3, S, S]; ids, mask [B, L] -> fused question states [B, L, D].
 
-        owner int64 [B]: the picture that each question is about; None: a picture a question.
+        owner int64 [B]: the image that each question is about; None: an image a question.
         """
         return self.question_hidden(images, ids, mask, owner)[0]
 

@@ -58,7 +58,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def samples(folder: Path) -> list[tuple[bytes, dict]]:
-    """The pictures and texts of a folder of shards, by the format's description alone."""
+    """The images and texts of a folder of shards, by the format's description alone."""
     found = []
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
         with tarfile.open(folder / shard["name"]) as archive:

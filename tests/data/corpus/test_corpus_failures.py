@@ -39,7 +39,7 @@ def request(folder: Path) -> Request:
 
 
 def after(number: int, then, monkeypatch) -> None:
-    """Do something once `number` pictures have been taken."""
+    """Do something once `number` images have been taken."""
     take, left = Gate.take, [number]
 
     def counted(self, finding):

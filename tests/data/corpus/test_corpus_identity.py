@@ -1,4 +1,4 @@
-"""Who is the same picture: by number and path where these are unique, by pixels always; and Visual Genome as ALBEF had it."""
+"""Who is the same image: by number and path where these are unique, by pixels always; and Visual Genome as ALBEF had it."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ def drops(folder: Path, sources: list, held_out: list) -> dict[object, str]:
 
 @pytest.mark.parametrize("at_hand", [True, False])
 def test_one_test_picture_does_not_take_its_namesakes_along(tmp_path, at_hand):
-    """cat/001.png is a test picture; dog/001.png and cow/001.png are others."""
+    """cat/001.png is a test image; dog/001.png and cow/001.png are others."""
     names = ["cat/001.png", "dog/001.png", "cow/001.png", "cat/002.png"]
     for seed, name in enumerate(names):
         save(tmp_path / "pics" / name, seed)
@@ -54,7 +54,7 @@ def test_one_test_picture_does_not_take_its_namesakes_along(tmp_path, at_hand):
 
 
 def test_numbered_folders_keep_their_training_part(tmp_path):
-    """train/000000.png and test/000000.png: every training picture has a namesake that is tested on."""
+    """train/000000.png and test/000000.png: every training image has a namesake that is tested on."""
     train, test = ([f"{split}/{k:06d}.png" for k in range(5)] for split in ("train", "test"))
     for seed, name in enumerate(train + test):
         save(tmp_path / "pics" / name, seed)
@@ -106,7 +106,7 @@ REGIONS = [
 
 @pytest.fixture
 def genome(tmp_path):
-    """Three pictures of 80 x 60; the first is COCO's 501, a val picture of RefCOCO+, the second Flickr's 888."""
+    """Three images of 80 x 60; the first is COCO's 501, a val image of RefCOCO+, the second Flickr's 888."""
     for number in (1, 2, 3):
         save(tmp_path / "vg" / "VG_100K" / f"{number}.jpg", number)
     (tmp_path / "vg" / "regions.json").write_text(
@@ -137,7 +137,7 @@ def test_visual_genomes_filters(genome):
     held_out = held_out_units("refs", [str(genome / "refs(unc).p")], ["vg"])
     made = build_genome(genome, held_out, 0.2)
     assert made["pictures"]["dropped"] == {"held_out_id": 1}
-    # of each picture: the car, once, and the sky
+    # of each image: the car, once, and the sky
     assert made["captions"] == {
         "listed": 12,
         "kept": 4,

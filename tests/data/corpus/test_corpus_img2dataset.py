@@ -1,4 +1,4 @@
-"""img2dataset's outputs in their true shape: tars with their tables, and parquet files that hold the pictures."""
+"""img2dataset's outputs in their true shape: tars with their tables, and parquet files that hold the images."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def picture(number: int) -> bytes:
 
 
 def sidecar(key: str, number: int, caption: str | None = None) -> dict[str, object]:
-    """What img2dataset 1.4x writes beside a picture."""
+    """What img2dataset 1.4x writes beside an image."""
     return {
         "caption": caption or f"web caption {number}", "url": f"http://static.flickr.com/1/{900 + number}_ab.jpg", "key": key,
         "status": "success", "error_message": None, "width": 96, "height": 80, "original_width": 96, "original_height": 80,

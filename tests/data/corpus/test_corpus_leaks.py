@@ -1,4 +1,4 @@
-"""No picture of a test or validation set enters, whichever way it is recognised."""
+"""No image of a test or validation set enters, whichever way it is recognised."""
 
 import json
 import pickle
@@ -99,7 +99,7 @@ def test_a_folder_of_pictures_by_content(pictures):
 
 @pytest.mark.parametrize("there, reason", [(True, "held_out_id"), (False, "missing")])
 def test_what_a_held_out_picture_is_called_elsewhere_is_held_out_too(pictures, there, reason):
-    """COCO's 102 is a test picture. SBU knows it by Flickr's number, Visual Genome by COCO's."""
+    """COCO's 102 is a test image. SBU knows it by Flickr's number, Visual Genome by COCO's."""
     entries = [{"filename": "x.jpg", "cocoid": 102, "split": "test"}]
     (pictures / "karpathy.json").write_text(json.dumps({"images": entries}))
     (pictures / "sbu").mkdir()

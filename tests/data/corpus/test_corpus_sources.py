@@ -189,7 +189,7 @@ def test_tables_that_name_their_columns(tmp_path):
 
 
 def img2dataset(folder: Path, kind: str, sidecars: bool = True, parquet: bool = True) -> None:
-    """Two shards as img2dataset leaves them: pictures 0 and 2 of the first came, 1 failed; the second has one."""
+    """Two shards as img2dataset leaves them: images 0 and 2 of the first came, 1 failed; the second has one."""
     folder.mkdir()
     for shard, rows in (("00000", [(0, "ok"), (1, "HTTP Error 404"), (2, "ok")]), ("00001", [(10000, "ok")])):
         files = {}

@@ -60,7 +60,7 @@ def test_a_run_goes_on_inside_one_raw_file_and_reads_the_next_from_its_start(sou
 
 
 def test_every_sources_list_is_json_also_the_empty_one(sources, tmp_path):
-    units = [*sources, *make_coco(tmp_path, "four", range(3))]  # equal to pictures of the first source
+    units = [*sources, *make_coco(tmp_path, "four", range(3))]  # equal to images of the first source
     report, _ = build_corpus(request(units, tmp_path), tmp_path / "out", progress=False)
     lists = {
         name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("one", "two", "three", "four")

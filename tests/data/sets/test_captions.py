@@ -18,7 +18,7 @@ REAL = Path(__file__).parents[3] / "../shared/data/coco_ccby_small"
 
 @pytest.fixture
 def root(tmp_path):
-    """Six pictures of one grey each, a0.png to a5.png, the value being ten times the number."""
+    """Six images of one grey each, a0.png to a5.png, the value being ten times the number."""
     for i in range(6):
         Image.new("RGB", (8, 8), (10 * i,) * 3).save(tmp_path / f"a{i}.png")
     return tmp_path
@@ -38,7 +38,7 @@ def pairs(root, content, transform=None, **options):
 
 
 def number_of(tensor):
-    """Which picture of `root` a tensor shows."""
+    """Which image of `root` a tensor shows."""
     black, white = (eval_transform(1)(Image.new("RGB", (1, 1), (v,) * 3))[0][0] for v in (0, 255))
     return round(float((tensor[0].mean() - black) / (white - black)) * 25.5)
 
@@ -157,7 +157,7 @@ def test_unreadable_pictures_are_replaced_by_the_next_and_reported(root):
     assert number_of(sample.image) == 4
     assert [(Path(path).name, reason) for path, reason in sample.bad] == [
         ("a2.png", "no such file"),
-        ("a3.png", "not a picture that can be decoded"),
+        ("a3.png", "not an image that can be decoded"),
     ]
     (root / "a5.png").unlink()
     assert data[(0, 5)].index == 0

@@ -1,4 +1,4 @@
-"""Boxes and pictures in one frame: the stored pixels, whatever the EXIF orientation says."""
+"""Boxes and images in one frame: the stored pixels, whatever the EXIF orientation says."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The order of an epoch over shards: a permutation, bounded, the same for every number of ranks."""
+"""The order of an epoch over shards: a permutation, bounded, the same for every number of processes."""
 
 import numpy as np
 import pytest
@@ -46,18 +46,18 @@ def test_ranks_share_the_batches_of_one_rank_with_no_loss(world, drop_last):
         return EpochSampler(232, 16 // world, rank, world, seed=3, drop_last=drop_last, order=order)
 
     alone = [[i for _, i in batch] for batch in sampler(0, 1)]
-    ranks = [[[i for _, i in batch] for batch in sampler(rank, world)] for rank in range(world)]
+    processes = [[[i for _, i in batch] for batch in sampler(rank, world)] for rank in range(world)]
     for step, batch in enumerate(alone):
-        union = [i for batches in ranks for i in batches[step]]
+        union = [i for batches in processes for i in batches[step]]
         assert union[: len(batch)] == batch
-    seen = [i for batches in ranks for batch in batches for i in batch]
+    seen = [i for batches in processes for batch in batches for i in batch]
     if drop_last:
         assert len(seen) == len(set(seen)) == 232 // 16 * 16
     else:
         assert set(seen) == set(range(232)) and len(seen) - 232 == -(232 % 16) % world
     late = sampler(0, world)
     late.set_position(0, 9)
-    assert [[i for _, i in batch] for batch in late] == ranks[0][9:]
+    assert [[i for _, i in batch] for batch in late] == processes[0][9:]
 
 
 def test_a_rank_needs_its_share_of_the_shards_and_few_at_a_time():

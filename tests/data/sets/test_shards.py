@@ -172,7 +172,7 @@ def damage_record(path):
         (Path.unlink, "no such shard, but index.json names it"),
         (cut, "has 5000 bytes, index.json says .* changed or cut"),
         (flip_header, "no tar header at byte 0: the shard is damaged"),
-        (misname, "member 00000000x.json: a picture and its record do not stand together"),
+        (misname, "member 00000000x.json: an image and its record do not stand together"),
         (damage_record, "the record of 000000000.jpg is not readable"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Forks the ranks of a test from a process that has imported the library, since that takes seconds a process.
+"""Forks the processes of a test from a process that has imported the library, since that takes seconds a process.
 
-Started by the fixture `forked_ranks`. A request is a line of JSON on standard input; the exit codes of the ranks and what
+Started by the fixture `forked_processes`. A request is a line of JSON on standard input; the exit codes of the processes and what
 they printed are the answer, a line on standard output.
 """
 
@@ -25,7 +25,7 @@ def work(request: dict[str, Any], rank: int, log: TextIO) -> None:
 
 
 def start(request: dict[str, Any], rank: int, log: TextIO) -> int:
-    """Fork one rank; its process id."""
+    """Fork one process; its process id."""
     child = os.fork()
     if child:
         return child
@@ -42,7 +42,7 @@ def start(request: dict[str, Any], rank: int, log: TextIO) -> int:
 
 
 def answer(request: dict[str, Any]) -> list[tuple[int, str]]:
-    """(exit code, output) of every rank, once all have ended."""
+    """(exit code, output) of every process, once all have ended."""
     logs = [tempfile.TemporaryFile("w+") for _ in range(request["world"])]
     children = [start(request, rank, log) for rank, log in enumerate(logs)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -1,4 +1,4 @@
-"""Every method on two ranks under the deepspeed launcher, and what it leaves on one."""
+"""Every method on two processes under the deepspeed launcher, and what it leaves on one."""
 
 import json
 import math
@@ -34,7 +34,7 @@ JOBS = [
 @pytest.fixture(scope="module")
 def trained(every_list, tmp_path_factory) -> Path:
     """The folder of one launch that runs all, one after the other in the same processes."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("processes")
     (folder / "jobs.json").write_text(json.dumps([job | {"listed": str(every_list)} for job in JOBS]))
     launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
     assert launcher, "the deepspeed launcher is not installed beside this Python"
@@ -74,7 +74,7 @@ def test_whitened_factors_are_the_main_ranks(every_list, trained, tmp_path):
     assert all(torch.equal(value, other["weights"][name]) for name, value in main["weights"].items())
     alone = whitened_factors(every_list, tmp_path, ONE)
     assert alone["plan"] == main["plan"]
-    # by its own samples the other rank would have had others
+    # by its own samples the other process would have had others
     assert whitened_factors(every_list, tmp_path, replace(ONE, rank=1))["plan"] != main["plan"]
     for name, value in alone["weights"].items():
         torch.testing.assert_close(main["weights"][name], value)
