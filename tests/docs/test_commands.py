@@ -126,6 +126,8 @@ def _paths(command: Command) -> None:
     elif name == "build_pretrain_corpus":
         command.writes = [s.output]
         command.reads = [s.raw]
+    elif name == "build_imagenet":
+        command.writes = [f"{o.output}/{part}" for part in ("train", "val")]
     elif name == "build_scenes":
         command.writes = [f"{o.output}/*"]
     elif name == "compress":
