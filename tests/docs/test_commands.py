@@ -126,9 +126,7 @@ def _paths(command: Command) -> None:
     elif name == "build_pretrain_corpus":
         command.writes = [s.output]
         command.reads = [s.raw]
-    elif name == "build_imagenet":
-        command.writes = [f"{o.output}/{part}" for part in ("train", "val")]
-    elif name == "build_scenes":
+    elif name in ("build_scenes", "build_imagenet", "build_objects"):
         command.writes = [f"{o.output}/*"]
     elif name == "compress":
         command.writes = [str(o.output)] if o.output else []
