@@ -77,7 +77,7 @@ def why_absent(root: PathLike, path: str) -> str:
     if os.path.islink(full):
         return f"{full}: is a link to {os.readlink(full)}, which is not there"
     if not os.path.isdir(root):
-        return f"{os.fspath(root)}: no such folder of pictures"
+        return f"{os.fspath(root)}: no such folder of images"
     if os.path.isdir(full):
         return f"{full}: is a folder, not an image"
     return f"{full}: no such image"

@@ -23,7 +23,7 @@ _LARGEST_SIDE = 512  # pixels of a panel
 
 @dataclass
 class Seen:
-    """match: ITM probability. similarity: ITC cosine. words: with a heat map [H, W] of the picture's size each.
+    """match: ITM probability. similarity: ITC cosine. words: with a heat map [H, W] of the image's size each.
     whole: the mean over all tokens, [CLS] among them, as grounding uses it."""
 
     image: Image.Image

@@ -1,4 +1,4 @@
-"""Weakly supervised grounding of a data set: every expression to one of its picture's candidate boxes.
+"""Weakly supervised grounding of a data set: every expression to one of its image's candidate boxes.
 
 An image is encoded once for all its expressions, heat maps are made in batches and boxes scored on the device. Each process
 takes its share of the images and all get the whole.
@@ -104,7 +104,7 @@ def expression_heat(
     device: torch.device,
     autocast: Autocast,
 ) -> list[Tensor]:
-    """Heat maps [height, width] of some expressions at their pictures' sizes, for looking at."""
+    """Heat maps [height, width] of some expressions at their images' sizes, for looking at."""
     layer = choose_layer(model, settings.score, settings.layer)
     training = model.training
     model.eval()

@@ -33,7 +33,7 @@ def test_reasons(tmp_path):
     assert "back slashes" in why_absent(root, "a\\b.jpg")
     assert f"is a link to {tmp_path / 'nowhere'}, which is not there" in why_absent(root, "dead")
     assert "is a folder" in why_absent(root, "folder") and "no such image" in why_absent(root, "x")
-    assert "no such folder of pictures" in why_absent(tmp_path / "gone", "x")
+    assert "no such folder of images" in why_absent(tmp_path / "gone", "x")
     for path, reason in (
         ("../x", "is not below"),
         ("/etc/x", "is absolute and lies elsewhere"),

@@ -143,7 +143,7 @@ def test_filters_by_source_and_own_data(scenes, tmp_path):
             "sources.coco: .*absent.json: no such file or folder",
         ),
         (["sources.coco.parts=[{path: captions_train.json}]"], "coco: 1 paths given; wants ANNOTATIONS IMAGES"),
-        (["sources.coco.parts=[{path: captions_train.json, images: contact_sheet.png}]"], "is no folder of pictures"),
+        (["sources.coco.parts=[{path: captions_train.json, images: contact_sheet.png}]"], "is no folder of images"),
         (
             ["sources.sbu={kind: img2dataset, parts: [{path: contact_sheet.png}]}"],
             "sources.sbu: .*no such file or folder",

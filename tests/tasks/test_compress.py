@@ -202,7 +202,7 @@ def _dense(*more: object) -> Callable[[Path], list]:
         (_low_rank, r"PELA\.pth is low rank already; compress the dense"),
         (_dense("--exclude", "visual_encode"), "'visual_encode' matches no module"),
         (_dense("--kappa", 0.5), "kappa 0.5 is below 1"),
-        (_dense("--kappa", 900), "process 0 at kappa 900"),
+        (_dense("--kappa", 900), "rank 0 at kappa 900"),
         (_dense("--image-size", 50), "50 is no multiple of the patch size 16"),
         (_dense("--image-size", -32), "--image-size -32"),
         (lambda folder: ["--random", "albef_huge"], "'albef_huge' is none of"),

@@ -191,7 +191,7 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
                 committed = time.monotonic()
             bar.update(len(findings), f"{gate.admitted} kept")
     if not gate.admitted:
-        raise UserError(f"nothing is left of {done} records: {_why(state, gate)}; check the folders of pictures")
+        raise UserError(f"nothing is left of {done} records: {_why(state, gate)}; check the folders of images")
     writer.finish()
     state.set_fact("finished", True)
     save([len(request.units()), 0], done)

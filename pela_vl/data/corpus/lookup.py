@@ -45,7 +45,7 @@ def look_up(settings: CorpusSettings) -> tuple[Request | None, list[Entry]]:
         if found:
             filters[name] = _changed(source.filters, settings.filters)
             if filters[name].min_region_area and any(part.image_data is None for part in found):
-                raise UserError(f"sources.{name}: min_region_area wants image_data, which has the pictures' sizes")
+                raise UserError(f"sources.{name}: min_region_area wants image_data, which has the images' sizes")
     held_out: list[Unit] = []
     for name, held in settings.held_out.items():
         found, entry = _find(settings, name, [PartSettings(held.path, held.images)], held)

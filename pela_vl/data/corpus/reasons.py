@@ -3,10 +3,10 @@
 PICTURES = {
     "malformed_entry": "the raw file's entry lacks a field or has one of the wrong type",
     "unknown_image": "captions of an image id that the raw file does not describe",
-    "path_outside_root": "the picture's path leaves the folder of pictures",
+    "path_outside_root": "the image's path leaves the folder of images",
     "download_failed": "the downloader's table says that there is no image",
     "other_download": "what lies beside the image names another address than the table of captions",
-    "no_caption": "the raw file has no caption of the picture",
+    "no_caption": "the raw file has no caption of the image",
     "no_caption_left": "none of its captions passes the filters",
     "missing": "no file where the image should be",
     "empty_file": "zero bytes",
@@ -28,8 +28,8 @@ CAPTIONS = {
     "empty": "no word is left after cleaning",
     "too_short": "fewer than min_words words",
     "too_long": "more than max_words words",
-    "small_region": "its region covers less than min_region_area of the picture",
-    "repeated": "the same words as an earlier caption of the picture",
+    "small_region": "its region covers less than min_region_area of the image",
+    "repeated": "the same words as an earlier caption of the image",
     "with_picture": "a fit caption whose image was dropped",
 }
 MENDED = {

@@ -66,7 +66,7 @@ class PartSettings:
     """One file of a source with the images that it names; paths start at `raw` where they are not absolute.
 
     path: the annotations, the table, or the folder that img2dataset wrote. images: folder of the images. image_data: Visual
-    Genome's, which tells COCO's and Flickr's numbers and the pictures' sizes. strip: what a list's paths begin with on the
+    Genome's, which tells COCO's and Flickr's numbers and the images' sizes. strip: what a list's paths begin with on the
     machine that wrote it, cut off.
     """
 

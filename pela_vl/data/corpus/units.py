@@ -50,7 +50,7 @@ class Unit:
     def image_folder(self) -> str:
         """`images`. Raises ValueError for a unit without."""
         if self.images is None:
-            raise ValueError(f"{self.path}: a unit of kind {self.kind} that names no folder of pictures")
+            raise ValueError(f"{self.path}: a unit of kind {self.kind} that names no folder of images")
         return self.images
 
 
@@ -77,7 +77,7 @@ def source_units(source: str, kind: str, arguments: list[str], part: int = 1, st
     if kind == "img2dataset":
         return [_unit("shard", source, shard, arguments[0], part=part) for shard in find_shards(arguments[0])]
     if not os.path.isdir(arguments[1]):
-        raise UserError(f"{source}: {arguments[1]} is no folder of pictures")
+        raise UserError(f"{source}: {arguments[1]} is no folder of images")
     extra = arguments[2] if len(arguments) > 2 else None
     return [replace(_unit(kind, source, arguments[0], arguments[1], extra, part), strip=strip)]
 
@@ -94,9 +94,9 @@ _WANTED = {
 def held_out_units(kind: str, arguments: list[str], sources: Sequence[str] = ()) -> list[Unit]:
     """The unit of one held-out set: FILE [IMAGES], or a FOLDER of images (kind "images")."""
     if len(arguments) > (1 if kind == "images" else 2):
-        raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its pictures")
+        raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its images")
     if len(arguments) == 2 and not os.path.isdir(arguments[1]):
-        raise UserError(f"held-out {kind}: {arguments[1]} is no folder of pictures")
+        raise UserError(f"held-out {kind}: {arguments[1]} is no folder of images")
     images = arguments[1] if len(arguments) > 1 else None
     return [replace(_unit(kind, "", arguments[0], images), sources=tuple(sources))]
 

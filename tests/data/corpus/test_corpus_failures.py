@@ -65,7 +65,7 @@ def test_a_source_that_is_unmounted_half_way(coco, monkeypatch, how):
         build_corpus(request(coco), coco / "out", progress=False)
     assert not (coco / "out" / "report.json").exists()
     # still unmounted: nothing is counted as missing
-    with pytest.raises(UserError, match="the source has gone away|is no folder of pictures"):
+    with pytest.raises(UserError, match="the source has gone away|is no folder of images"):
         build_corpus(request(coco), coco / "out", progress=False)
     swap(coco, "disk")
     report, worked = build_corpus(request(coco), coco / "out", progress=False)
