@@ -44,7 +44,7 @@ def test_device_is_chosen_in_one_place(monkeypatch):
         choose_device("cuda")
 
 
-def test_an_error_of_our_own_is_not_taken_for_a_lost_rank():
+def test_an_error_of_our_own_is_not_taken_for_a_lost_process():
     with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.lost_processes_named():
         raise RuntimeError("Connection closed by peer")  # with one process there is no peer
 

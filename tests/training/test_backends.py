@@ -56,7 +56,7 @@ def same(result, reference, first=0):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process_and_their_state_resumes_anywhere(tmp_path, reference, forked_processes):
+def test_two_processes_train_as_one_and_their_state_resumes_anywhere(tmp_path, reference, forked_processes):
     """The state that two processes wrote at ZeRO 2 goes on in one process, without DeepSpeed."""
     assert min(reference["norms"]) > 0.5  # clipping acts at every step
     results = run_processes(
@@ -82,14 +82,14 @@ def stopped_at_zero2(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_state_of_two_ranks_goes_on_locally(stopped_at_zero2, tmp_path, reference):
+def test_state_of_two_processes_goes_on_locally(stopped_at_zero2, tmp_path, reference):
     shutil.copytree(stopped_at_zero2, tmp_path / "run")
     job = {"folder": str(tmp_path / "run"), "stage": None, "steps": STEPS, "accumulation": 2, "resume": True}
     same(run_job(job, ONE), reference, HALF)
 
 
 @pytest.mark.slow
-def test_one_rank_at_every_stage_trains_as_the_local_backend(stopped_at_zero2, tmp_path, reference):
+def test_one_process_at_every_stage_trains_as_the_local_backend(stopped_at_zero2, tmp_path, reference):
     """Accumulation 2; and a state written by two processes at ZeRO 2 resumed by one process at the others."""
     jobs = [{"name": f"zero{stage}", "stage": stage, "steps": STEPS, "accumulation": 2} for stage in (0, 1, 2)]
     for stage in (0, 1):
