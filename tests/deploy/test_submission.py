@@ -165,7 +165,7 @@ vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 10, question_batch: 1}
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_killed_and_gone_on_with_by_one(settings, vqa_listed, tmp_path):
+def test_two_processes_killed_and_gone_on_with_by_one(settings, vqa_listed, tmp_path):
     """The real thing: SIGKILL to both processes while they work, then one process, against an undisturbed run on two."""
     path = questions(vqa_listed, "train")
     command = [SCRIPT, "--config", str(config(settings, tmp_path)), "--questions", str(path), "--output"]

@@ -94,7 +94,7 @@ def test_zero_shot_refuses_what_was_trained_on_the_data(settings):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_ranks_evaluate_as_one(settings, tmp_path):
+def test_two_processes_evaluate_as_one(settings, tmp_path):
     """The same files, to the byte: no pair twice, none lost, though the images do not divide by the processes."""
     runner.train(Entailment(), settings, resume=False)
     settings.init.checkpoint, settings.model.size = settings.output + "/best.safetensors", None

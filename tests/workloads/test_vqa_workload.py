@@ -126,7 +126,7 @@ vqa: {{answer_list: "{settings.vqa.answer_list}", k_test: 8, question_batch: 5}}
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_train_and_evaluate_as_one(settings, tmp_path):
+def test_two_processes_train_and_evaluate_as_one(settings, tmp_path):
     """DeepSpeed on two processes against one process with the same global batches; then one checkpoint evaluated by both."""
     losses = {}
     for name, world in (("one", 1), ("two", 2)):
