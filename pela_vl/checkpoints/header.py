@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pela_vl.base.errors import UserError
 from pela_vl.data.normalization import CLIP, Normalization
 
 FORMAT = "pela_vl/2"
@@ -127,5 +128,5 @@ def _parse_config(config: type, values: Any) -> Any:
         raise ValueError(f"its config does not have the entries of a {config.__name__}: {', '.join(wrong) or 'none'}")
     try:
         return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UserError) as error:
         raise ValueError(f"its config: {error}") from None

@@ -69,7 +69,10 @@ def load_ours(path: str | os.PathLike[str], header: Header | None = None, **opti
     if header is None:
         raise UserError(f"checkpoint {path}: not written by this project")
     weights, ema = split_ema(read_weights(path))
-    model = build_model(header, **options)
+    try:
+        model = build_model(header, **options)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
     load_strict(model, weights, str(path), KINDS[header.kind].optional)
     return LoadedModel(model, header, ema)
 

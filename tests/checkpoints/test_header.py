@@ -59,7 +59,7 @@ DAMAGED = {
     "merging": (config(token_merging=[1, 2, 3]), "token_merging"),
     "a size that the tensors contradict": (config(vision_depth=10**9), "vision_depth is 1000000000.*tensors say 2"),
     "a vocabulary that the tensors contradict": (config(vocab_size=10**9), "vocab_size"),
-    "a process that the tensors contradict": (
+    "a rank that the tensors contradict": (
         changed(ranks=HEADER.ranks | {next(iter(HEADER.ranks)): 10**9}),
         "rank 1000000000, which its tensors do not have",
     ),

@@ -1,7 +1,11 @@
 """An image classifier for a run: from a released file, from a checkpoint of ours, and anew."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from vision_files import SWIN, VIT, released, timm_twin
 
 from pela_vl.base.errors import UserError
@@ -87,3 +91,34 @@ def test_what_does_not_go_together_is_said(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load_classifier(given, checkpoint, None)
+
+
+DAMAGED = {
+    "classes": (8, "classes is 8 and the tensors say 7"),
+    "depths": ([10**9], "depths, added up, is 1000000000"),
+    "width": (64, "width is 64 and the tensors say"),
+    "image_size": (10**6, "positions of image_size"),
+    "heads": (["2"], "heads .*want whole numbers"),
+    "window": (2.5, "window 2.5: want whole numbers"),
+    "drop_path": (1.5, "drop_path 1.5"),
+    "backbone": ("resnet18", "resnet18: cannot be built"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [(kind, entry) for kind in SIZES for entry in DAMAGED if (kind, entry) != ("swin", "image_size")],  # any fits there
+)
+def test_a_damaged_header_is_one_line_that_names_the_file(kind, entry, tmp_path):
+    value, match = DAMAGED[entry]
+    _, file, settings = released_file(kind, tmp_path)
+    loaded, path = load_classifier(settings, file, None), tmp_path / "ours.safetensors"
+    save_model(path, loaded.model, loaded.header)
+    with safe_open(path, "pt") as opened:
+        content = json.loads(opened.metadata()["pela_vl"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    content["header"]["config"][entry] = value
+    save_file(tensors, path, {"pela_vl": json.dumps(content)})
+    with pytest.raises(UserError, match=match) as error:
+        load_classifier(ModelSettings(), str(path), None)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,12 +1,15 @@
 """The numbers that decide a vision model: enough to build it again, and plain enough for a checkpoint's header."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pela_vl.base.errors import UserError
 
 DROP_PATH_RULES = ("linear", "constant")
+_BLOCK = re.compile(r"backbone\.(layers\.\d+\.)?blocks\.\d+\.")
+_MOST_PREFIX = 8  # class, distillation and register tokens
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,41 @@ class VisionConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        for name in ("classes", "image_size", "patch_size", "width", "window", "depths", "heads"):
+            value = getattr(self, name)
+            if any(type(number) is not int for number in (value if isinstance(value, tuple) else (value,))):
+                raise UserError(f"{name} {value!r}: want whole numbers")
         if self.drop_path_rule not in DROP_PATH_RULES:
             raise UserError(f"drop_path_rule {self.drop_path_rule!r}: choose one of {', '.join(DROP_PATH_RULES)}")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path {self.drop_path}: want a rate from 0 to below 1")
         if self.classes < 0 or self.image_size < 1:
             raise UserError(f"classes {self.classes}, image_size {self.image_size}: want 0 and 1 at least")
+
+    def differences(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """Where numbers contradict the tensors of a checkpoint; nothing is built for it.
+
+        Args:
+            shapes: Name -> shape of every tensor of the file.
+
+        Returns:
+            A text for each contradiction; empty if there is none.
+        """
+        blocks = {match[0] for name in shapes if (match := _BLOCK.match(name))}
+        patch = shapes.get("backbone.patch_embed.proj.weight", ())
+        head = shapes.get("backbone.head.weight", shapes.get("backbone.head.fc.weight", (0,)))
+        found = [("classes", self.classes, head[0])]
+        if self.depths:
+            found.append(("depths, added up,", sum(self.depths), len(blocks)))
+        if self.width and patch:
+            found.append(("width", self.width, patch[0]))
+        positions = shapes.get("backbone.pos_embed")
+        if positions and patch:
+            side = self.image_size // patch[-1]
+            prefix = positions[1] - side**2  # class token and its like
+            if not 0 <= prefix <= _MOST_PREFIX:
+                found.append(("positions of image_size", side**2, positions[1]))
+        return [f"{name} is {ours} and the tensors say {theirs}" for name, ours, theirs in found if ours != theirs]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data, which `from_dict` takes."""
