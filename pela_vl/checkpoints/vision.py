@@ -92,9 +92,12 @@ def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) ->
         config: What to build.
         where: The file's name, for messages.
     """
-    model, notes = build_vision(config), list(converted.notes)
+    notes = list(converted.notes)
     try:
+        model = build_vision(config)
         apply_plan(model, converted.ranks, init="empty")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except PlanError as error:
         raise UserError(f"{where}: does not fit {config.backbone}: {error}") from None
     weights = _resampled(converted.weights, model)

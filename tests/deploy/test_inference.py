@@ -47,7 +47,7 @@ def test_outputs_are_the_same(low_rank, measure, monkeypatch):
 
 @pytest.mark.parametrize("rank, stays", [(6, True), (7, False), (12, False)])
 def test_a_product_that_has_fewer_operations_replaces_its_factors(rank, stays):
-    # dense 256 multiply-adds a token; the factors 32 a process, which count 1.2-fold: 230 and 269
+    # dense 256 multiply-adds a token; the factors 32 a rank, which count 1.2-fold: 230 and 269
     model = nn.Sequential(LowRankLinear(16, 16, rank))
     x = torch.randn(3, 16)
     expected = model(x)

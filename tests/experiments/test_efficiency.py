@@ -71,7 +71,7 @@ def check_operations(rows: list[Row], printed: int) -> None:
 
 
 def test_one_rank_with_copied_heads_gives_both_printed_counts_of_lora(rows, costs):
-    """Of all processes, heads trained in place, copied in the trained model, or copied in its EMA model too."""
+    """Of all ranks, heads trained in place, copied in the trained model, or copied in its EMA model too."""
     names = ("ALBEF retrieval", "ALBEF VQA")
     dense, at16 = ([costs[name, method].parameters for name in names] for method in ("full", "lora"))
     copied = [efficiency.peft_parameters(row) for row in rows if row.method == "lora"]

@@ -1,7 +1,7 @@
 """One process of the runs of test_methods_on_processes.py: `method_worker.py jobs.json`, started by the deepspeed launcher.
 
 All runs share one process group, which takes longer to start than a run. What a run's evaluation gives goes to
-metrics.json, and what every process holds of a whitened model to factors.<rank>.pt, both in the folder of jobs.json.
+metrics.json, and what every process holds of a whitened model to factors.<process>.pt, both in the folder of jobs.json.
 """
 
 import json
@@ -25,7 +25,7 @@ def settings_of_job(job: dict, folder: Path) -> Settings:
 
 
 def whitened_factors(listed: Path, folder: Path, world: World) -> dict:
-    """Of the model and its EMA model. Process 1 is given fewer samples: alone it would come to other processes and factors."""
+    """Of the model and its EMA model. Process 1 is given fewer samples: alone it would come to other ranks and factors."""
     made = settings_of("retrieval", "svd", listed, folder / "whitened")
     made.compress.init, made.compress.ranks, made.compress.samples = "whitened", "allocated", 12 - 6 * world.process
     trainee = assemble(TASKS["retrieval"](), made, world)

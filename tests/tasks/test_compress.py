@@ -49,7 +49,7 @@ def residual(dense: torch.Tensor, state: dict[str, torch.Tensor], layer: str) ->
 
 
 def best(dense: torch.Tensor, rank: int) -> float:
-    """The smallest residual that any matrices of this process leave."""
+    """The smallest residual that any matrices of this rank leave."""
     values = torch.linalg.svdvals(dense.double())
     return float(values[rank:].norm() / values.norm())
 

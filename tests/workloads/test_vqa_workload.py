@@ -58,7 +58,7 @@ def test_a_run_leaves_weights_predictions_and_pictures(settings, vqa_listed, tmp
 
 
 def test_low_rank_from_a_dense_start(settings, vqa_listed, tmp_path):
-    """Compressed when it starts, fine-tuned, and read back with its process plan."""
+    """Compressed when it starts, fine-tuned, and read back with its rank plan."""
     settings.compress.kappa, settings.data.val = 3, None
     _, metrics = runner.train(Vqa(), settings, resume=False)
     again = Settings(output=str(tmp_path / "again"), data=settings.data, vqa=settings.vqa)
