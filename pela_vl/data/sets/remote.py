@@ -10,7 +10,7 @@ from pela_vl.base.errors import UserError
 PathLike = str | os.PathLike[str]
 _CHUNK = 8 * 2**20  # bytes copied at a time
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
-_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
 
 
 def is_remote(path: PathLike) -> bool:
