@@ -1,4 +1,4 @@
-"""Pictures to normalised tensors: the training augmentation of ALBEF and the plain resize of evaluation.
+"""Images to normalised tensors: the training augmentation of ALBEF and the plain resize of evaluation.
 
 Every random number comes from the generator that is passed in, so a sample is a function of its seed alone.
 H, W: height and width, both the image size S.

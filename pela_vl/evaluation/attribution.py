@@ -25,7 +25,7 @@ THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
 
 @dataclass
 class Images:
-    """Pictures made ready for heat maps. states of I images is what the chosen ViT block reads, for ITC; keys_values are
+    """Images made ready for heat maps. states of I images is what the chosen ViT block reads, for ITC; keys_values are
     those of every fusion layer, for ITM. The other one is absent. source [I, N], for ITM: of the image's `TokenStates`."""
 
     states: Merged | None

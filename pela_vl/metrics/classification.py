@@ -24,7 +24,7 @@ def class_metrics(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, float
     and "mean", which is the accuracy again. A class without samples has no entry."""
     total, hits = int(matrix.sum()), np.diag(matrix)
     if total == 0:
-        raise ValueError("no sample to judge")
+        raise ValueError("no sample to count")
     accuracy = 100.0 * float(hits.sum()) / total
     per_class = {
         name: 100.0 * float(hits[i]) / float(matrix[i].sum()) for i, name in enumerate(classes) if matrix[i].sum()

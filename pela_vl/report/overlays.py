@@ -1,4 +1,4 @@
-"""Pictures with heat maps and boxes drawn on them, for people to judge by. Pillow only."""
+"""Images with heat maps and boxes drawn on them, for people to look at. Pillow only."""
 
 from collections.abc import Sequence
 

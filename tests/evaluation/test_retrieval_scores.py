@@ -22,7 +22,7 @@ ONE = World(0, 1, torch.device("cpu"), launched=False)
 
 
 def make_data(folder) -> RetrievalEval:
-    """Pictures with one to three captions of different lengths, some longer than MAX_TOKENS."""
+    """Images with one to three captions of different lengths, some longer than MAX_TOKENS."""
     content, rng = [], np.random.default_rng(0)
     for i in range(IMAGES):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")

@@ -15,7 +15,7 @@ from .records import Record, flickr_identity, picture_identities
 
 
 def coco_records(source: str, annotations: str, images: str, scratch: Path) -> Iterator[Record]:
-    """Pictures in the file's order, each with its captions in the file's order. scratch: a file name for the join."""
+    """Images in the file's order, each with its captions in the file's order. scratch: a file name for the join."""
     scratch.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(scratch, isolation_level=None)) as table:

@@ -17,7 +17,7 @@ _FOLDERS = ("VG_100K", "VG_100K_2", ".")
 
 
 def genome_records(source: str, regions: str, images: str, image_data: str | None, scratch: Path) -> Iterator[Record]:
-    """Pictures in the order of the regions' file.
+    """Images in the order of the regions' file.
 
     images: the folder above VG_100K and VG_100K_2, or one that holds all images itself. image_data: tells which
     images COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which

@@ -89,7 +89,7 @@ class SourceSettings:
 
 @dataclass
 class HeldOutSettings:
-    """Pictures that must not enter.
+    """Images that must not enter.
 
     kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all images of a questions
     file), images (all below a folder, by content). path: the file or folder. images: folder of its images, whose content

@@ -151,7 +151,7 @@ def _make_chunks(
 
 
 def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> int:
-    """Pictures of one chunk, then its records; the records' file appears only when all is written."""
+    """Images of one chunk, then its records; the records' file appears only when all is written."""
     split, start, end = job
     lines = []
     try:

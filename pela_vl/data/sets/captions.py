@@ -87,7 +87,7 @@ def draw_pair(
 
 
 class EvalPictures(Dataset):
-    """Pictures of a test, each once however many texts it has, and the texts of each.
+    """Images of a test, each once however many texts it has, and the texts of each.
 
     images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the image of each text. image2texts:
     for each image the indices of its texts. An item is an image, float32 [3, H, W].
@@ -133,7 +133,7 @@ class EvalPictures(Dataset):
 
 
 class RetrievalEval(EvalPictures):
-    """Pictures and captions of a retrieval test, each image with one caption or more."""
+    """Images and captions of a retrieval test, each image with one caption or more."""
 
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0

@@ -1,4 +1,4 @@
-"""Picture-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
+"""Image-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
 
 As for captions, and unlike the released code, the words left and right change places when the image is flipped:
 "the man on the left" is otherwise turned from a consequence of the image into a contradiction of it.
