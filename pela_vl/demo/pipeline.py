@@ -26,7 +26,7 @@ from pela_vl.demo.stages import Stage, make_stage, set_arguments
 from pela_vl.settings import ModelSettings, Settings
 from pela_vl.training.run_log import read_log
 from pela_vl.training.runner import evaluate_checkpoint
-from pela_vl.workloads.retrieval import Retrieval
+from pela_vl.workloads.pretraining import Pretraining
 
 TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
@@ -228,7 +228,7 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
     points = []
     for name in (TEACHER, TRUNCATED):
         checkpoint, world = str(paths.checkpoints[name]), start("cpu")
-        evaluation, _ = evaluate_checkpoint(Retrieval(), settings, checkpoint, settings.data.val, world)
+        evaluation, _ = evaluate_checkpoint(Pretraining(), settings, checkpoint, settings.data.val, world)
         points.append({"name": name, "step": 0, "mean": evaluation.metrics["mean"]})
     for line in read_log(paths.root / "pela" / "log.jsonl"):
         if line.get("event") == "evaluation":
