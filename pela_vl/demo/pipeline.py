@@ -20,6 +20,7 @@ from pela_vl.base.files import atomic_json
 from pela_vl.base.system import usable_cores
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import read_weights
+from pela_vl.cost import Flops
 from pela_vl.data.images import resolve_image
 from pela_vl.demo.downstream import downstream_results, list_stages, tuning_stages
 from pela_vl.demo.stages import Stage, make_stage, set_arguments
@@ -156,12 +157,13 @@ def collect(paths: Paths, seconds: float, all_tasks: bool = False) -> dict[str, 
     models = []
     for name in paths.checkpoints:
         when = "before" if name == TEACHER else "after"
+        flops = Flops(**compressed["flops"][when])
         models.append(
             {
                 "name": name,
                 "params": compressed["parameters"][when],
                 "linear_params": sum(layer[when] for layer in compressed["layers"]),
-                "gflops": sum(compressed["flops"][when].values()) / 1e9,
+                "gflops": flops.total / 1e9,
                 "images_per_s": speeds[name],
                 "zero_shot": _evaluation(paths, name, False)["metrics"],
                 "fine_tuned": _evaluation(paths, name, True)["metrics"],

@@ -39,6 +39,10 @@ def test_the_whole_demo_at_a_small_size(tmp_path):
     demo = json.loads((tmp_path / "demo" / "demo.json").read_text())
     teacher, truncated, pela = demo["models"]
     assert truncated["params"] == pela["params"] < 0.5 * teacher["params"]
+    counted = json.loads((tmp_path / "demo" / "compress.json").read_text())["flops"]
+    for model, when in ((teacher, "before"), (truncated, "after"), (pela, "after")):
+        parts = [counted[when][part] for part in ("linear", "conv", "attention")]  # without element-wise work
+        assert model["gflops"] * 1e9 == pytest.approx(sum(parts))
     assert truncated["zero_shot"]["mean"] < teacher["zero_shot"]["mean"]
     assert len(demo["curves"]["PELA pre-training"]) == 3
     assert {"itc", "itm", "mlm", "fd", "rwp"} == set(demo["curves"]["PELA pre-training"][0]["terms"])
