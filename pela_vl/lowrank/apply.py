@@ -243,12 +243,20 @@ def low_rank_layer(linear: Dense, up: Tensor, down: Tensor, bias: nn.Parameter |
     # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
     layer = LowRankLinear(inputs, outputs, rank, bias is not None, "meta", up.dtype)
     wanted = linear.weight.requires_grad
-    layer.up.weight = nn.Parameter(up.detach().contiguous(), requires_grad=wanted)
-    layer.down.weight = nn.Parameter(down.detach().contiguous(), requires_grad=wanted)
+    layer.up.weight = nn.Parameter(_row_by_row(up), requires_grad=wanted)
+    layer.down.weight = nn.Parameter(_row_by_row(down), requires_grad=wanted)
     if bias is not None:
         layer.up.bias = bias
     carry_over(linear, layer)
     return layer.train(linear.training)
+
+
+def _row_by_row(factor: Tensor) -> Tensor:
+    """A copy whose strides are those of a new tensor.
+
+    `contiguous()` keeps the strides (1, O) of a transposed column [O, 1], and DeepSpeed cannot view such a tensor as bytes.
+    """
+    return factor.detach().clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

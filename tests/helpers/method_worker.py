@@ -44,7 +44,7 @@ def main() -> None:
     folder, jobs = file.parent, json.loads(file.read_text())
     torch.set_num_threads(1)
     world = start("cpu")
-    runner.start = lambda device: world
+    runner.start = lambda *arguments: world
     runner.stop = lambda destroy=None: destroy() if destroy else None
     metrics = {}
     for job in jobs:

@@ -10,6 +10,7 @@ from torch import nn
 
 import pela_vl
 from pela_vl.lowrank import LowRankLinear, PlanError, apply_plan, low_rank_layers, merge_dense, plan_ranks, rank_plan
+from pela_vl.lowrank.apply import low_rank_layer
 
 
 def small() -> nn.Sequential:
@@ -217,3 +218,12 @@ def test_importing_the_package_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = pela_vl.nonsense
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_factors_made_of_transposed_matrices_can_be_viewed_as_bytes(rank):
+    """As DeepSpeed views every parameter before it is broadcast; a column [O, 1] of strides (1, O) counts as contiguous."""
+    up, down = torch.randn(rank, 16).T, torch.randn(24, rank).T
+    layer = low_rank_layer(nn.Linear(24, 16), up, down, None)
+    for factor, given in ((layer.up.weight, up), (layer.down.weight, down)):
+        assert factor.data.view(torch.uint8).numel() == 4 * given.numel() and torch.equal(factor, given)

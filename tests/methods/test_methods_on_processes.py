@@ -68,13 +68,13 @@ def test_a_checkpoint_of_two_ranks_loads_and_evaluates_on_one(every_list, traine
         assert runner.evaluate(TASKS[task](), again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
 
 
-def test_whitened_factors_are_the_main_ranks(every_list, trained, tmp_path):
+def test_whitened_factors_are_the_ones_of_process_0(every_list, trained, tmp_path):
     main, other = (torch.load(trained / f"factors.{rank}.pt") for rank in range(2))
     assert main["plan"] == other["plan"] and main["weights"].keys() == other["weights"].keys()
     assert all(torch.equal(value, other["weights"][name]) for name, value in main["weights"].items())
     alone = whitened_factors(every_list, tmp_path, ONE)
     assert alone["plan"] == main["plan"]
     # by its own samples the other process would have had others
-    assert whitened_factors(every_list, tmp_path, replace(ONE, rank=1))["plan"] != main["plan"]
+    assert whitened_factors(every_list, tmp_path, replace(ONE, process=1))["plan"] != main["plan"]
     for name, value in alone["weights"].items():
         torch.testing.assert_close(main["weights"][name], value)

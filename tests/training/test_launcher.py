@@ -43,7 +43,9 @@ def test_pretraining_in_bf16_with_activation_checkpointing_and_resumed_without_l
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(set(line["terms"]) == {"itc", "itm", "mlm", "fd", "rwp"} for line in lines)
     assert all(isinstance(line["grad_norm"], float) and line["loss"] > 0 for line in lines)
-    launch("pretrain", pela_config, run, *common, "train.steps=6", processes=0, more=["--resume"])
+    launch(
+        "pretrain", pela_config, run, *common, "train.steps=6", "train.accumulation=4", processes=0, more=["--resume"]
+    )
     assert [line["step"] for line in training_lines(run)] == [0, 1, 2, 3, 4, 5]
 
 

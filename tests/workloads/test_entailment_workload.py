@@ -104,4 +104,4 @@ def test_two_processes_evaluate_as_one(settings, tmp_path):
         config.dump_yaml(settings, file)
         finish(start_processes(["tasks/entailment.py", "--config", str(file), "--evaluate"], world))
     for name in ("evaluation.json", "evaluation_val.json", "entailment_test.json", "confusion_test.png"):
-        assert (tmp_path / "ranks1" / name).read_bytes() == (tmp_path / "ranks2" / name).read_bytes()
+        assert (tmp_path / "processes1" / name).read_bytes() == (tmp_path / "processes2" / name).read_bytes()
