@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.positions import grid_of
-from pela_vl.checkpoints.reading import listed, read_state, unwrap
+from pela_vl.checkpoints.reading import factor_ranks, listed, read_state, unwrap
 from pela_vl.checkpoints.tables import ABSENT, MOMENTUM_PARTS, QUEUES, TABLES, TIES, momentum_of
 
 _POSITIONS = "visual_encoder.pos_embed"
@@ -80,9 +80,9 @@ def convert_checkpoint(source: str | os.PathLike[str] | Mapping[str, object]) ->
     try:
         kind = recognise(state)
         online, momentum, queues, ignored = _sort(kind, state)
-        ranks = _ranks(online)
+        ranks = factor_ranks(online)
         _check_momentum(online, momentum)
-        _ranks(momentum)
+        factor_ranks(momentum)
         image_size, patch_size = _image_size(online)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -143,21 +143,6 @@ def _check_ties(kind: str, weights: Weights, dropped: Weights) -> None:
             raise UserError(f"{tied} is tied to {partner}, which is missing")
         if not torch.equal(dropped[tied], weights[partner]):
             raise UserError(f"{tied} differs from {partner}, to which it is tied: it would be lost")
-
-
-def _ranks(weights: Weights) -> dict[str, int]:
-    """Rank of every low-rank layer. Raises UserError for a factor without partner or of a shape that does not fit."""
-    ranks = {}
-    suffixes = (".down.weight", ".up.weight", ".up.bias")
-    layers = dict.fromkeys(name.removesuffix(s) for name in weights for s in suffixes if name.endswith(s))
-    for layer in layers:
-        down, up = weights.get(f"{layer}.down.weight"), weights.get(f"{layer}.up.weight")
-        if down is None or up is None or f"{layer}.weight" in weights or f"{layer}.bias" in weights:
-            raise UserError(f"{layer}: expected two factors (0.weight and 1.weight) and no dense weight beside them")
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise UserError(f"{layer}: factors {list(up.shape)} and {list(down.shape)} do not fit together")
-        ranks[layer] = down.shape[0]
-    return ranks
 
 
 def _check_momentum(online: Weights, momentum: Weights) -> None:

@@ -110,3 +110,18 @@ def listed(names: list[str], most: int = 20) -> str:
     """Names on one line, the first `most` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def factor_ranks(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Rank of every low-rank layer. Raises UserError for a factor without partner or of a shape that does not fit."""
+    ranks = {}
+    suffixes = (".down.weight", ".up.weight", ".up.bias")
+    layers = dict.fromkeys(name.removesuffix(s) for name in weights for s in suffixes if name.endswith(s))
+    for layer in layers:
+        down, up = weights.get(f"{layer}.down.weight"), weights.get(f"{layer}.up.weight")
+        if down is None or up is None or f"{layer}.weight" in weights or f"{layer}.bias" in weights:
+            raise UserError(f"{layer}: expected two factors (0.weight and 1.weight) and no dense weight beside them")
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+            raise UserError(f"{layer}: factors {list(up.shape)} and {list(down.shape)} do not fit together")
+        ranks[layer] = down.shape[0]
+    return ranks

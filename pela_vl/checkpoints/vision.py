@@ -10,14 +10,13 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
-from pela_vl.checkpoints.reading import listed, read_state, unwrap
+from pela_vl.checkpoints.reading import factor_ranks, listed, read_state, unwrap
 from pela_vl.checkpoints.vision_tables import VISION_TABLES, downsample_at_the_start
 from pela_vl.lowrank import PlanError, apply_plan
 from pela_vl.models.vision import VisionConfig, VisionModel, build_vision
 
 HEAD = "backbone.head."
 """What the classifier's parameters begin with."""
-_FACTORS = (".down.weight", ".up.weight", ".up.bias")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def convert_vision(source: str | os.PathLike[str] | Mapping[str, object]) -> Con
     try:
         kind = recognise_vision(state)
         weights, ignored = _rename(kind, state)
-        ranks = _ranks(weights)
+        ranks = factor_ranks(weights)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     head = weights.get("backbone.head.fc.weight" if kind == "swin" else "backbone.head.weight")
@@ -139,19 +138,6 @@ def _rename(kind: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if twice:
         raise UserError(f"keys that name one parameter twice: {listed(twice)}")
     return weights, notes
-
-
-def _ranks(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Rank of every low-rank layer. Raises UserError for a factor without partner or of a shape that does not fit."""
-    ranks = {}
-    for layer in dict.fromkeys(n.removesuffix(s) for n in weights for s in _FACTORS if n.endswith(s)):
-        down, up = weights.get(f"{layer}.down.weight"), weights.get(f"{layer}.up.weight")
-        if down is None or up is None or f"{layer}.weight" in weights or f"{layer}.bias" in weights:
-            raise UserError(f"{layer}: expected two factors (0.weight and 1.weight) and no dense weight beside them")
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise UserError(f"{layer}: factors {list(up.shape)} and {list(down.shape)} do not fit together")
-        ranks[layer] = down.shape[0]
-    return ranks
 
 
 def _resampled(weights: dict[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
