@@ -60,7 +60,7 @@ def test_every_photograph_is_in_one_list(tmp_path, script, capsys):
     assert [len(entries) for entries in lists] == [len(whole) - 21, 5, 16]
     listed = sorted((entry["image"], entry["caption"]) for entries in lists for entry in entries)
     assert listed == sorted((entry["image"], entry["caption"]) for entry in whole)
-    assert "16 pictures" in capsys.readouterr().out
+    assert "16 images" in capsys.readouterr().out
 
 
 def write_folder(folder: Path, entries: list[dict]) -> Path:
