@@ -12,7 +12,9 @@ Dense: TypeAlias = Any
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D (y = x W + b with W [I, O]), told by its class, for nothing is imported."""
+    """Whether a module is transformers' Conv1D (y = x W + b with W [I, O]), by class name: transformers is not
+    imported.
+    """
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
 
 

@@ -1,8 +1,9 @@
-"""Pivoted factors: a product of rank R stored in R (I + O - R) numbers in place of R (I + O), and computed in as many steps.
+"""Pivoted factors: a product of rank R stored in R (I + O - R) numbers instead of R (I + O), with as many
+multiplications.
 
-R rows of a matrix of rank R span all others: up @ down = P [1; A] B, where B [R, I] is those rows, A [O - R, R] says how the
-other rows follow from them, and P puts the rows in order. So y = P [z; A z] with z = B x. The rows are chosen by a QR
-decomposition with pivoting, which keeps A small and the form well-conditioned.
+R rows of a matrix of rank R span all its rows: up @ down = P [1; A] B. B [R, I] holds R of the rows, A [O - R, R]
+expresses the other rows by them, and P is a permutation. So y = P [z; A z] with z = B x. The R rows are chosen by QR
+decomposition with column pivoting of the transpose, which keeps the entries of A small.
 
 Shapes: N = any leading dimensions, I = input width, O = output width, R = rank.
 """
@@ -37,7 +38,19 @@ class PivotedLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises ValueError when `rank` is not in 1..min(in_features, out_features - 1)."""
+        """Create the layer with torch's Linear initialisation and the outputs in order.
+
+        Args:
+            in_features: input width I.
+            out_features: output width O.
+            rank: R in 1..min(I, O - 1).
+            bias: add a bias [O], initially zero.
+            device: of the parameters; None: torch's default.
+            dtype: of the parameters; None: torch's default.
+
+        Raises:
+            ValueError: If `rank` is out of range.
+        """
         super().__init__()
         if not 1 <= rank <= min(in_features, out_features - 1):
             raise ValueError(f"rank {rank} is not in 1..{min(in_features, out_features - 1)}")
@@ -66,9 +79,10 @@ class PivotedLinear(nn.Module):
 
 @torch.no_grad()
 def pivot_layer(layer: LowRankLinear) -> PivotedLinear | None:
-    """The pivoted form of a LowRankLinear, or None where it is no gain or not exact enough.
+    """The pivoted form of a LowRankLinear, or None where it saves nothing or is not exact enough.
 
-    Exact: relative error of the product (Frobenius) at most TOLERANCE as computed in fp32, no entry of A above CONDITION.
+    Exact enough: the relative Frobenius error of the product computed in fp32 is at most TOLERANCE, and no entry of A
+    exceeds CONDITION.
     """
     up, down = layer.up.weight.double(), layer.down.weight.double()
     outputs, rank = up.shape
