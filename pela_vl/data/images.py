@@ -1,7 +1,7 @@
-"""Reading of images: any usual file comes out as 8-bit RGB, any damaged one as an `ImageError`.
+"""Reading images: any common format becomes 8-bit RGB, any damaged file raises `ImageError`.
 
-Images are turned upright by their EXIF orientation. Where annotations are in pixels (boxes, masks) they are in those of the
-file, so there `stored_pixels` leaves the image as it is stored.
+Images are turned upright by their EXIF orientation. Boxes and masks are annotated in the pixels of the stored file, so
+for these `stored_pixels` leaves the orientation as it is.
 """
 
 import io
@@ -61,10 +61,13 @@ class Picture:
 
 
 def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
-    """Join an image root and the path of an annotation; raises `UserError` when the path leaves the root.
+    """Join an image root and the path of an annotation.
 
-    The check is on the spelling of the path: links below the root are the owner's own doing and are followed. An
-    absolute path is accepted when it lies below the root.
+    The check is on the spelling of the path; links below the root are followed. An absolute path is accepted when it
+    lies below the root.
+
+    Raises:
+        UserError: If the path leaves the root.
     """
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, relative))
@@ -78,14 +81,25 @@ def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
 def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
     """Read an image as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    stored_pixels: do not turn it. Of an animation the first frame is read. Raises `ImageError` for a file that is absent,
-    no image, truncated or larger than `MAX_PIXELS`.
+    Of an animation the first frame is read. With `stored_pixels` the image is not rotated.
+
+    Raises:
+        ImageError: If the file is absent, no image, truncated or larger than `MAX_PIXELS`.
     """
     return read_picture(path, stored_pixels=stored_pixels).image
 
 
 def read_picture(path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False) -> Picture:
-    """As `read_image`, and tell what had to be changed. With `content` that is the file and `path` only its name."""
+    """Read an image as `read_image` does, and report what had to be changed.
+
+    Args:
+        path: of the file; with `content`, only its name in messages.
+        content: the encoded bytes; None: read `path`.
+        stored_pixels: do not apply the EXIF rotation.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
     if content is None and not os.path.isfile(path):
         raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file", MISSING)
     try:
@@ -165,7 +179,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, height: int) -> None:
-    """Raise `ImageError` when an image has another size than its annotations in pixels were made for."""
+    """Check that an image has the size that its annotations refer to.
+
+    Args:
+        path: named in the error.
+        image: as read.
+        width: annotated, in pixels.
+        height: annotated, in pixels.
+
+    Raises:
+        ImageError: If the size differs.
+    """
     if image.size != (width, height):
         turned = " (it may have been turned by its EXIF orientation)" if image.size == (height, width) else ""
         raise ImageError(
@@ -177,9 +201,17 @@ def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, hei
 
 
 def check_box(box: Sequence[float], width: int, height: int, place: str, tolerance: float = 1.0) -> None:
-    """Raise `UserError` naming `place` when a box [x, y, width, height] lies outside its image.
+    """Check that a box lies inside its image.
 
-    tolerance: pixels that a box may stick out, as rounded coordinates do.
+    Args:
+        box: [x, y, width, height] in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        place: where the box is written, for the error.
+        tolerance: pixels that a box may extend beyond the image, as rounded coordinates do.
+
+    Raises:
+        UserError: If it does not.
     """
     x, y, w, h = box
     if min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance:
@@ -192,8 +224,8 @@ def check_box(box: Sequence[float], width: int, height: int, place: str, toleran
 class ImageReader:
     """`read_image` below one root, with an optional cache of decoded images.
 
-    The cache takes images until `cache_mb` MiB are full and then takes no more: a shuffled pass over the data gains
-    nothing from replacing entries. Each worker of a loader has its own.
+    The cache fills up to `cache_mb` MiB and never evicts: a shuffled pass over the data gains nothing from replacing
+    entries. Each worker of a loader has a separate cache.
     """
 
     def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0, stored_pixels: bool = False) -> None:
@@ -224,10 +256,19 @@ class ImageReader:
 def read_or_next(
     read: Callable[[Name], Read], images: Sequence[Name], wanted: int, hint: str = "check image_root"
 ) -> tuple[Read, int, tuple[tuple[str, str], ...]]:
-    """Read the image `wanted`, or the next one that can be read, going round at the end.
+    """Read the image `wanted`, or the next readable one, wrapping around at the end.
 
-    Returns what `read` gave, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
-    ending in `hint` after `MAX_REPLACEMENTS` in a row, or all there are.
+    Args:
+        read: reads one entry of `images`; an `ImageError` moves on to the next.
+        images: what `read` is called with.
+        wanted: index to start at.
+        hint: end of the error message: what to check.
+
+    Returns:
+        What `read` returned, its index, and (path, reason) of the images that could not be read before it.
+
+    Raises:
+        UserError: After `MAX_REPLACEMENTS` failures in a row, or when no entry can be read.
     """
     bad: dict[str, str] = {}
     for step in range(min(len(images), MAX_REPLACEMENTS)):

@@ -1,4 +1,4 @@
-"""Which sample comes when, on which process, and how batches are brought in; everything can start at any batch."""
+"""Sampling and loading: which sample comes when, on which process. An epoch can start at any batch."""
 
 import gc
 import re
@@ -169,12 +169,18 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Loader:
-    """Make a loader whose every iteration runs through `sampler` once; a training loop sets the position before.
+    """Create a loader whose every iteration runs through `sampler` once. A training loop sets the sampler's position
+    before.
 
-    workers: processes that read ahead, kept from epoch to epoch, no more than a list of batches has entries; 0 reads in this
-    process.
+    Iterating leaves the global random state alone, so that a resumed run draws the same numbers.
 
-    Iterating does not touch the global random state, so that a resumed run is on the same numbers.
+    Args:
+        dataset: indexed with the elements of the sampler's batches.
+        sampler: yields batches of keys; or a list of them.
+        collate: turns a list of samples into a batch.
+        workers: processes that read ahead, kept from epoch to epoch; 0 reads in this process. Not more than a list has
+            batches.
+        pin_memory: copy batches to page-locked memory.
     """
     if not isinstance(sampler, Sampler):
         workers = min(workers, len(sampler))
@@ -194,21 +200,41 @@ def make_loader(
 
 
 def make_image_loader(dataset: Dataset, indices: Sequence[int], batch_size: int, workers: int = 0) -> Loader:
-    """Load images for evaluation in the order of `indices`: batches of (images [B, 3, H, W], indices int64 [B])."""
+    """Load images for evaluation: batches of (images [B, 3, H, W], indices int64 [B]).
+
+    Args:
+        dataset: gives an image float32 [3, H, W] by index.
+        indices: which images, in this order.
+        batch_size: B; the last batch may be smaller.
+        workers: processes that read ahead; 0 reads in this process.
+    """
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return make_loader(_Numbered(dataset), batches, _stack_numbered, workers)
 
 
 def split_range(n: int, rank: int, world: int) -> range:
-    """Contiguous part of range(n) for one process; the parts cover everything once and differ in length by one at most."""
+    """The contiguous part of range(n) that one process takes. The parts cover everything once and differ in length by
+    at most one.
+
+    Args:
+        n: length of the range.
+        rank: index of this process, in 0..world - 1.
+        world: number of processes.
+    """
     return range(n * rank // world, n * (rank + 1) // world)
 
 
 class BadImageCounter:
-    """Count the samples whose image could not be read, and stop when they are too many.
+    """Count the samples whose image could not be read, and stop when there are too many.
 
-    max_share: largest share of such samples that is put up with, 0 for none at all. min_seen: samples to see before
-    judging, as the share of the first few says little. seen, replaced: counts so far. examples: reason by path.
+    Args:
+        max_share: largest tolerated fraction of such samples; 0 tolerates none.
+        min_seen: samples to see before the fraction is checked, as that of the first few says little.
+
+    Attributes:
+        seen: samples so far.
+        replaced: samples so far whose image was unreadable.
+        examples: reason by path, of at most MAX_EXAMPLES images.
     """
 
     MAX_EXAMPLES = 1000
@@ -219,7 +245,7 @@ class BadImageCounter:
         self.examples: dict[str, str] = {}
 
     def update(self, batch: Batch) -> None:
-        """Take a batch into account. Raises `UserError` naming some of the images when the share is exceeded."""
+        """Count a batch. Raises `UserError` naming some of the images when the fraction is exceeded."""
         self.seen += len(batch)
         self.replaced += batch.replaced
         for path, reason in batch.bad:
@@ -229,7 +255,7 @@ class BadImageCounter:
             self.check()
 
     def check(self) -> None:
-        """Judge by what was seen, however little; for the end of an epoch. Raises as `update` does."""
+        """Check the fraction, however few samples were seen; for the end of an epoch. Raises as `update` does."""
         if self.replaced > self.max_share * self.seen:
             shown = "; ".join(f"{path} ({reason})" for path, reason in list(self.examples.items())[:3])
             raise UserError(
@@ -239,7 +265,7 @@ class BadImageCounter:
 
 
 class _Carried(Dataset):
-    """Give a `UserError` back as a value: raised in a worker, the loader would bury it in a traceback."""
+    """Return a `UserError` as a value: raised in a worker, it would arrive wrapped in the worker's traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

@@ -1,7 +1,7 @@
-"""Where an image lies below an image root: the one rule that every reader follows.
+"""Paths of images below an image root: the one rule that every reader follows.
 
-A path counts by its spelling. It must stay below the root, and so an absolute path may be given when it lies there. Links are
-followed: folders that are links are the owner's own doing.
+A path is checked by its spelling. It must stay below the root; an absolute path is accepted when it lies there. Links
+are followed.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""Reads pickles of plain data (lists, dicts, text, numbers) without the possibility that they run code.
+"""Reads pickles of plain data (lists, dicts, text, numbers) without running code.
 
-A pickle is a program for a small machine. Every instruction is looked at first; any that could import a name or call
-something is refused, so the file is loaded only if it cannot do more than build plain containers.
+A pickle is a program for a small stack machine. Every instruction is checked first. A file with an instruction that
+could import a name or call something is refused.
 """
 
 import io

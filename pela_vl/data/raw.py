@@ -1,4 +1,4 @@
-"""Checks that the readers of raw public files share, and the writing of the lists made of them."""
+"""Checks shared by the readers of raw public files, and writing of lists."""
 
 import json
 import os
@@ -21,9 +21,16 @@ def kind(value: Any) -> str:
 
 @contextmanager
 def reading(path: str | os.PathLike[str], if_absent: str, if_garbled: str, **options: Any) -> Iterator[TextIO]:
-    """Open a UTF-8 file to be read within the block; options: of `open`.
+    """Open a UTF-8 file for reading within the block.
 
-    Raises `UserError` for a file that is absent (if_absent: what to do then), unreadable or no UTF-8 (if_garbled).
+    Args:
+        path: of the file.
+        if_absent: end of the error for an absent file: what to do.
+        if_garbled: end of the error for a file that is not UTF-8: what to do.
+        options: further arguments of `open`.
+
+    Raises:
+        UserError: If the file is absent, unreadable or not UTF-8.
     """
     try:
         with open(path, **{"encoding": "utf-8"} | options) as file:
@@ -37,7 +44,17 @@ def reading(path: str | os.PathLike[str], if_absent: str, if_garbled: str, **opt
 
 
 def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
-    """Return entry[name]; raises `UserError` naming `place` and the field when it is absent or of another type."""
+    """Return entry[name] after a check of its type.
+
+    Args:
+        place: where the entry is, for the error.
+        entry: a JSON object.
+        name: the field.
+        wanted: str, int or list. A bool is no int.
+
+    Raises:
+        UserError: Naming place and field, when it is absent or of another type.
+    """
     if name not in entry:
         raise UserError(f"{place}.{name}: is missing; {_WANTED[wanted]} is wanted")
     value = entry[name]
@@ -61,7 +78,17 @@ def read_json(path: str | os.PathLike[str], if_absent: str | None = None) -> Any
 
 
 def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of the objects in the list `key` of a JSON document; wanted: what the file should be, for messages."""
+    """(place, entry) of each object in the list `key` at the top of a JSON document.
+
+    Args:
+        path: of the file, for errors.
+        content: the document.
+        key: name of the list.
+        wanted: what the file should be, for errors.
+
+    Raises:
+        UserError: If there is no such list, or an element is no object.
+    """
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UserError(f"{path}: has no list '{key}' at its top; {wanted} is wanted")

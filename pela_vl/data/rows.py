@@ -1,7 +1,7 @@
-"""Rows of a table of captions (CSV or TSV), each by itself: a mark out of place spoils its own row and no other.
+"""Rows of a table of captions (CSV or TSV), parsed so that a misplaced quotation mark spoils only its row.
 
-In CSV a cell may be quoted, and a quoted cell may hold separators, doubled marks and line breaks. TSV has no quoting: a
-quotation mark is one.
+In CSV a cell may be quoted, and a quoted cell may hold separators, doubled quotation marks and line breaks. TSV has no
+quoting.
 """
 
 import codecs
@@ -19,7 +19,12 @@ _LONGEST = 50  # lines that a quoted cell may span; more is a mark that was neve
 
 @dataclass(frozen=True)
 class Row:
-    """One row. line: where it begins, from 1. problem: why its cells cannot be told apart, "" if they can."""
+    """One row.
+
+    Attributes:
+        line: number of its first line, from 1.
+        problem: why it cannot be split into cells; "" if it can.
+    """
 
     line: int
     cells: list[str]
@@ -27,10 +32,13 @@ class Row:
 
 
 def read_rows(path: str | os.PathLike[str], delimiter: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a UTF-8 table, empty lines left out; a byte order mark is dropped.
+    """Yield the rows of a UTF-8 table without empty lines and byte order mark.
 
-    delimiter: None for a tab, or a comma where the name ends in `.csv`. Bytes that are no UTF-8 stay as lone surrogates.
-    A first row with names of columns is a row like others. Raises `UserError` for a file that is absent or unreadable.
+    The delimiter None means a comma for names ending in `.csv`, and a tab otherwise. Bytes that are not UTF-8 are kept
+    as lone surrogates. A header is a row like any other.
+
+    Raises:
+        UserError: If the file is absent or unreadable.
     """
     if delimiter is None:
         delimiter = "," if os.fspath(path).lower().endswith(".csv") else "\t"

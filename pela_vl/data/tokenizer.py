@@ -89,9 +89,16 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int, eos: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenise a batch: `[CLS] w1 w2 ...`, followed by `[SEP]` only with `eos`.
 
-        Returns ids and mask, both int64 [B, L], L being the longest of the batch, at most `max_tokens` (which counts
-        `[CLS]` and, with `eos`, the `[SEP]` that truncation spares). The mask is 1 on tokens and 0 on padding.
-        Raises ValueError when `max_tokens` leaves no room for a word.
+        Args:
+            texts: B texts.
+            max_tokens: longest row; it counts `[CLS]` and, with `eos`, the `[SEP]`, which truncation never removes.
+            eos: end every row with `[SEP]`.
+
+        Returns:
+            ids and mask, both int64 [B, L], L being the longest of the batch. The mask is 1 on tokens and 0 on padding.
+
+        Raises:
+            ValueError: If `max_tokens` leaves no room for a word.
         """
         room = max_tokens - (2 if eos else 1)
         if room < 1:

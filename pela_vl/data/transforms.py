@@ -37,7 +37,18 @@ def train_transform(
     augment: bool = True,
     normalization: Normalization = CLIP,
 ) -> "TrainTransform":
-    """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`."""
+    """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`.
+
+    Args:
+        image_size: width and height of the result in pixels.
+        min_scale: smallest fraction of the area that a crop keeps, in (0, 1].
+        hflip: probability of a horizontal flip.
+        augment: apply `random_augment` too.
+        normalization: of the channels.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
     return TrainTransform(image_size, min_scale, hflip, augment, normalization)
 
 
@@ -50,8 +61,11 @@ def eval_transform(image_size: int, normalization: Normalization = CLIP) -> "Eva
 class TrainTransform:
     """Random resized crop (bicubic), horizontal flip, then two random augmentations.
 
-    image_size: side of the result in pixels. min_scale: least share of the area that a crop keeps; 1 keeps the whole
-    image, whatever its shape. hflip: probability of a flip. augment: whether to apply `random_augment`.
+    Attributes:
+        image_size: width and height of the result in pixels.
+        min_scale: smallest fraction of the area that a crop keeps; 1 keeps the whole image, whatever its shape.
+        hflip: probability of a flip.
+        augment: whether to apply `random_augment`.
     """
 
     image_size: int
@@ -91,14 +105,23 @@ class EvalTransform:
         _check_size(self.image_size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
+        """Return float32 [3, H, W] and False. `rng` is unused; training transforms need it."""
         return to_tensor(resize(image, self.image_size), self.normalization), False
 
 
 def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a crop (left, top, right, bottom) with area share in [min_scale, 1] and log-uniform aspect ratio in `RATIO`.
+    """Draw a crop with a log-uniform aspect ratio in `RATIO`.
 
-    Ten draws are tried; when none fits, the largest central crop whose ratio lies in `RATIO` is taken.
+    Ten draws are tried. When none fits, the largest central crop whose ratio lies in `RATIO` is taken.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        min_scale: smallest fraction of the area; the largest is 1.
+        rng: where the draws come from.
+
+    Returns:
+        (left, top, right, bottom) in pixels.
     """
     area, (low, high) = width * height, RATIO
     for _ in range(10):

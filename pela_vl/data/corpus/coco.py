@@ -15,7 +15,20 @@ from .records import Record, flickr_identity, picture_identities
 
 
 def coco_records(source: str, annotations: str, images: str, scratch: Path) -> Iterator[Record]:
-    """Images in the file's order, each with its captions in the file's order. scratch: a file name for the join."""
+    """One record per image in the file's order, with its captions in the file's order.
+
+    Images and captions are joined in a temporary database on disk, so memory does not grow with the file. Captions of
+    unknown images come last, as records with a problem.
+
+    Args:
+        source: the source's name, stored in the records.
+        annotations: path of COCO's captions_*.json.
+        images: folder of the images.
+        scratch: path of the temporary database; it is deleted afterwards.
+
+    Raises:
+        UserError: If the file is no file of COCO captions or malformed.
+    """
     scratch.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(scratch, isolation_level=None)) as table:

@@ -17,11 +17,18 @@ _FOLDERS = ("VG_100K", "VG_100K_2", ".")
 
 
 def genome_records(source: str, regions: str, images: str, image_data: str | None, scratch: Path) -> Iterator[Record]:
-    """Images in the order of the regions' file.
+    """One record per image in the order of the regions' file, with the phrases of its regions as captions.
 
-    images: the folder above VG_100K and VG_100K_2, or one that holds all images itself. image_data: tells which
-    images COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which
-    each phrase's region gets its share of the image. scratch: a file name for the join.
+    Args:
+        source: the source's name, stored in the records.
+        regions: path of region_descriptions.json.
+        images: the folder above VG_100K and VG_100K_2, or one that holds all images itself.
+        image_data: path of image_data.json; None: not at hand. It says which images are in COCO and Flickr too, which
+            the leak check needs, and the images' sizes, from which the area fraction of each region is computed.
+        scratch: path of the temporary database; it is deleted afterwards.
+
+    Raises:
+        UserError: If a file is malformed.
     """
     scratch.unlink(missing_ok=True)
     try:

@@ -11,9 +11,16 @@ from .records import Record, picture_identities
 
 
 def list_records(source: str, file: str, images: str, strip: str = "") -> Iterator[Record]:
-    """A record for each run of entries with the same image; its id is the number of the first entry.
+    """One record per run of entries with the same image; its id is the number of the first entry.
 
-    strip: what the paths begin with on the machine that wrote the list, cut off; the rest lies below `images`.
+    Args:
+        source: the source's name, stored in the records.
+        file: path of the list.
+        images: folder below which the paths lie.
+        strip: prefix of the paths on the machine that wrote the list, which is removed; "" for none.
+
+    Raises:
+        UserError: If the file is no JSON list.
     """
     last: Record | None = None
     for number, (name, entry) in enumerate(json_items(file)):

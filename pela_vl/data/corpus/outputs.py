@@ -1,6 +1,6 @@
-"""What the corpus is written as: ALBEF's JSON lists or webdataset tar shards, by appending alone.
+"""Writers of the corpus: ALBEF's JSON lists or webdataset tar shards. Files are only appended to.
 
-A file's committed length is all that is needed to go on after a kill: what lies beyond is cut off.
+The committed length of each file is enough to resume after a kill: bytes beyond it are cut off.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ DROPPED = "dropped.jsonl"
 
 
 class AppendedFiles:
-    """Files of one folder that only grow, taken back to their last committed lengths when opened."""
+    """Files of one folder that only grow. When opened they are truncated to their last committed lengths."""
 
     def __init__(self, folder: Path, state: State) -> None:
         folder.mkdir(exist_ok=True)
@@ -40,6 +40,16 @@ class AppendedFiles:
                 os.truncate(path, size)
 
     def append(self, name: str, content: bytes, samples: int = 0) -> None:
+        """Append bytes to a file; they count once `sync` has run and the state is committed.
+
+        Args:
+            name: of the file in the folder; created on first use.
+            content: the bytes.
+            samples: number of samples in `content`, for the index and the report.
+
+        Raises:
+            UserError: If the disk refuses.
+        """
         try:
             if name not in self._open:
                 self._open[name] = open(self.folder / name, "ab")
@@ -73,7 +83,7 @@ class AppendedFiles:
 
 
 class Writer(Protocol):
-    """Adds one admitted finding after the other; `number` counts them from 0 through the whole corpus."""
+    """Writes admitted findings one by one; `number` counts them from 0 through the whole corpus."""
 
     def add(self, finding: Finding, number: int) -> None: ...
 
@@ -100,9 +110,10 @@ class ListWriter:
 
 
 class ShardWriter:
-    """Shards as `shard_format` has them. `shards.open` of them are filled at a time, chosen for each sample by a hash.
+    """Writes shards in the format of `shard_format`. `shards.open` of them are filled at a time, chosen for each sample
+    by a hash.
 
-    Which shard a sample goes to depends on its number alone, so the files are the same bytes however the work was done.
+    The shard of a sample depends on its number alone, so the files are byte-identical for any number of workers.
     """
 
     def __init__(self, files: AppendedFiles, shards: Shards) -> None:

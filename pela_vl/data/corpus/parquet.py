@@ -39,7 +39,18 @@ def parquet_rows(path: str, with_pictures: bool = False) -> Iterator[tuple[dict[
 
 
 def parquet_picture(path: str, group: int, row: int) -> bytes:
-    """The file of one image. Rows are asked for in order, so the last group is kept."""
+    """The encoded bytes of one image.
+
+    The last two row groups stay in memory, because rows are asked for in order.
+
+    Args:
+        path: of the parquet file.
+        group: row group.
+        row: row in the group.
+
+    Raises:
+        CutFile: If the file is damaged.
+    """
     return _pictures(path, group)[row].as_py()
 
 

@@ -1,4 +1,4 @@
-"""What a build remembers on disk: how far it is, what was seen, what was counted. Changes count from `commit` on."""
+"""Progress of a corpus build, on disk: position, keys seen, counts, file lengths. Changes take effect at `commit`."""
 
 import json
 import sqlite3
@@ -27,7 +27,7 @@ def unwritable(path: Path, error: sqlite3.Error) -> UserError:
 
 
 class State:
-    """One SQLite file. Everything between two calls of `commit` is undone when the process dies."""
+    """One SQLite file. Changes since the last `commit` are undone when the process dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,4 +105,11 @@ class State:
         return {name: (size, samples) for name, size, samples in rows}
 
     def set_file(self, name: str, size: int, samples: int) -> None:
+        """Record the length of an output file, which a resumed build truncates the file to.
+
+        Args:
+            name: of the file.
+            size: bytes.
+            samples: samples in it.
+        """
         self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, size, samples))

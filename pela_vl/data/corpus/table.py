@@ -21,11 +21,19 @@ _HEADERS = {
 
 
 def table_records(source: str, table: str, images: str) -> Iterator[Record]:
-    """A record for each row; its id is the row's number from 0, a first line of column names not counted.
+    """One record per row; its id is the row's number from 0, a first line of column names not counted.
 
-    A row has an address and a caption, in either order, or what the first line names: url or image, and caption. Of
-    consecutive rows with equal `image` one record is made. Bytes that are no UTF-8 stay as lone surrogates. A malformed row is
-    a record too, whose detail names its line.
+    A row is an address and a caption, in either order, or what the first line names: url or image, and caption.
+    Consecutive rows with equal `image` become one record. Bytes that are not UTF-8 are kept as lone surrogates. A
+    malformed row is a record too, whose detail names its line.
+
+    Args:
+        source: the source's name, stored in the records.
+        table: path of the TSV or CSV file.
+        images: folder of the images.
+
+    Raises:
+        UserError: If the file cannot be read, or its first line names columns but no caption or no image.
     """
     yield from _merged(_records(source, table, images))
 

@@ -64,10 +64,18 @@ def read_devkit(path: Path) -> list[str]:
 
 
 def unpack_train(source: Path, output: Path, report: bool = True) -> None:
-    """Make `output` with a folder a class, of the tar of tars, or of a folder of classes, or of the classes' tars.
+    """Create a folder per class from ImageNet's training images.
 
-    Class folders are links to those of a folder. A class that is there already is left as it is: the same call goes on
-    after an interruption. Raises UserError for a source of no such kind and for a damaged tar.
+    A class folder that exists already is left as it is, so the same call resumes after an interruption.
+
+    Args:
+        source: ILSVRC2012_img_train.tar, a folder of class folders (these are linked), or a folder of the classes'
+            tars.
+        output: where the class folders go.
+        report: show progress.
+
+    Raises:
+        UserError: If `source` is none of these, or a tar is damaged.
     """
     output.mkdir(parents=True, exist_ok=True)
     _remove_parts(output)
@@ -100,11 +108,17 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
 
 
 def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = True) -> None:
-    """Make `output` with a folder a class, of the validation tar or a folder of its images.
+    """Create a folder per class from ImageNet's validation images. An existing `output` is left as it is.
 
-    synsets: of image 1, 2, ... (`read_devkit`). The images of a folder are linked. A folder of class folders is linked as
-    it is and needs no synsets. An `output` that is there already is left as it is. Raises UserError for an image without a
-    label, one that is absent, and a damaged tar.
+    Args:
+        source: ILSVRC2012_img_val.tar, a folder of its images (these are linked), or a folder of class folders (linked
+            as it is).
+        synsets: of images 1, 2, ... (`read_devkit`); empty for a folder of class folders.
+        output: where the class folders go; it appears only when complete.
+        report: show progress.
+
+    Raises:
+        UserError: If an image has no label or is absent, or the tar is damaged.
     """
     if output.exists():
         return
@@ -149,7 +163,16 @@ def count_images(folder: Path) -> Counted:
 
 
 def check_counts(train: Counted, val: Counted, partial: bool = False) -> None:
-    """Raise UserError unless both are whole (`partial` lets any number pass), without empty files, of the same classes."""
+    """Check that training and validation images are complete, not empty, and of the same classes.
+
+    Args:
+        train: what `count_images` found.
+        val: likewise.
+        partial: accept any number of images and classes, for a part of ImageNet.
+
+    Raises:
+        UserError: Saying what is missing.
+    """
     for split, counted, images in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
         if counted.empty:
             raise UserError(
@@ -165,7 +188,10 @@ def check_counts(train: Counted, val: Counted, partial: bool = False) -> None:
 
 
 def find_rotten(folder: Path, report: bool = True) -> list[tuple[str, str]]:
-    """Decode every image below `folder`: (path below it, reason) of those that cannot be. Training passes over them."""
+    """Decode every image below `folder`; return (path below it, reason) of those that cannot be decoded.
+
+    Training skips such images.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     paths = sorted(

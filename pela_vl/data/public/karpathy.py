@@ -1,4 +1,4 @@
-"""Karpathy split files (dataset_flickr30k.json, dataset_coco.json) and the ALBEF retrieval lists made of them."""
+"""Karpathy split files (dataset_flickr30k.json, dataset_coco.json) to ALBEF's retrieval lists."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,11 +93,20 @@ def _check_image(place: str, entry: dict[str, Any], image_root: Path) -> Karpath
 def write_lists(
     images: Sequence[KarpathyImage], image_root: Path, output: Path, name: str, skip_missing: bool = False
 ) -> Report:
-    """Write `{name}_{train,val,test,pretrain}.json` under `output`.
+    """Write `{name}_{train,val,test,pretrain}.json`.
 
-    train holds one {image, caption, image_id} for each caption; val and test one {image, caption: [..]} for each
-    image, and so does pretrain, over the images of train. Raises `UserError` for an absent image (with
-    `skip_missing` it is left out and counted) and for a split that has none; no list is written then.
+    train has one {image, caption, image_id} per caption. val and test have one {image, caption: [..]} per image; so has
+    pretrain, over the images of train.
+
+    Args:
+        images: what `read_karpathy` returned.
+        image_root: folder below which the images lie.
+        output: folder of the lists.
+        name: prefix of the lists' names.
+        skip_missing: leave out and count absent images instead of raising.
+
+    Raises:
+        UserError: If an image is absent or a split has none. No list is written then.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")

@@ -1,4 +1,4 @@
-"""Anyone's own images: a table of captions to the retrieval lists, split by image."""
+"""User data: a table of images and captions to retrieval lists, split by image."""
 
 import hashlib
 import os
@@ -33,11 +33,19 @@ class Table:
 
 
 def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: bool = False) -> Table:
-    """Read a CSV file with a header naming the columns image (a path below `image_root`) and caption; others are ignored.
+    """Read a CSV file with a header naming the columns image and caption. Other columns are ignored.
 
-    An image has as many captions as rows. Raises `UserError` naming file and line for a file that cannot be read, columns
-    that are absent, a path that leaves the root, and (unless `skip_bad`, which notes them) a malformed row or one without path
-    or caption.
+    An image has as many captions as rows.
+
+    Args:
+        path: of the table.
+        image_root: folder that the column image is relative to.
+        delimiter: one character between cells.
+        skip_bad: record malformed rows, and rows without path or caption, in `Table.bad` instead of raising.
+
+    Raises:
+        UserError: Naming file and line, if the file cannot be read, a column is absent, a path leaves the root, or a
+            row is bad.
     """
     table = Table()
     for place, image, caption, reason in _rows(path, delimiter):
@@ -60,10 +68,19 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
 
 
 def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
-    """Decode every image once; returns a digest of the bytes of each that is fit for use.
+    """Decode every image once.
 
-    Raises `UserError` for a folder that is absent and, unless `skip_bad` (which notes them in `table.bad`), for images
-    that are absent or cannot be decoded.
+    Args:
+        table: its images are read; unusable ones are added to `table.bad` with `skip_bad`.
+        image_root: folder of the images.
+        skip_bad: record unusable images instead of raising.
+        report: show progress.
+
+    Returns:
+        SHA-256 of the file's bytes, of each usable image.
+
+    Raises:
+        UserError: If the folder is absent, no image is usable or, without `skip_bad`, any is not.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
@@ -92,11 +109,22 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
 def split_pictures(
     table: Table, digests: dict[str, str], val: float = 0.1, test: float = 0.1
 ) -> tuple[list[KarpathyImage], int]:
-    """Share the images out: about `test` of them to test on, `val` to validate on, at least one each, the rest to train.
+    """Split the images into training, validation and test sets, at least one image in each.
 
-    The order is that of the digests, so the same images are always split alike, whatever their order in the table; and
-    images that are equal byte for byte come to the same side. Returns the images in the order of the table and how many
-    are such copies. Raises `UserError` when there are fewer than three different images.
+    The split follows the order of the digests, so the same images are always split alike, in whatever order the table
+    has them. Byte-identical images go to the same split.
+
+    Args:
+        table: gives the captions.
+        digests: of the usable images (`check_pictures`).
+        val: fraction of the images to validate on.
+        test: fraction of the images to test on.
+
+    Returns:
+        The images in the order of the table, and how many are copies of another.
+
+    Raises:
+        UserError: If there are too few different images.
     """
     different = sorted(set(digests.values()))
     held = [max(1, round(share * len(different))) for share in (test, val)]

@@ -1,4 +1,4 @@
-"""RefCOCO+ from its public files: refs(unc).p, instances.json and detected boxes, to the lists that grounding reads.
+"""RefCOCO+'s public files (refs(unc).p, instances.json, detected boxes) to the lists that grounding reads.
 
 Boxes are [x, y, width, height] in pixels of the image.
 """
@@ -45,7 +45,14 @@ class Ref:
 
 @dataclass
 class Corpus:
-    """pictures and candidates by image id; candidates_from: "detections" or "instances"."""
+    """The content of the public files.
+
+    Attributes:
+        pictures: path and size by image id.
+        refs: the referred objects.
+        candidates: candidate boxes by image id.
+        candidates_from: "detections" or "instances".
+    """
 
     pictures: dict[int, Picture]
     refs: list[Ref]
@@ -69,12 +76,18 @@ class Report:
 def read_corpus(
     refs_file: Path, instances_file: Path, image_root: Path, image_folder: str = "", detections_file: Path | None = None
 ) -> Corpus:
-    """Read and check the public files; whether the images exist is not looked at.
+    """Read and check the public files. Whether the images exist is not checked.
 
-    image_folder: below the image root, where the file names of instances.json are; `train2014` for COCO's.
-    detections_file: MAttNet's list of {image_id, box, ...}, or a dict from image id to boxes as ALBEF published it. Without
-    it every object of instances.json that is no crowd is a candidate.
-    Raises UserError naming file, entry and field for whatever does not fit.
+    Args:
+        refs_file: refs(unc).p.
+        instances_file: instances.json.
+        image_root: folder of the images.
+        image_folder: folder below `image_root` where the file names of instances.json are; `train2014` for COCO's.
+        detections_file: MAttNet's list of {image_id, box, ...}, or ALBEF's dict from image id to boxes. None: every
+            object of instances.json that is no crowd is a candidate.
+
+    Raises:
+        UserError: Naming file, entry and field of whatever does not fit.
     """
     instances = read_json(instances_file)
     pictures = {}
@@ -178,11 +191,21 @@ def _read_detections(file: Path) -> dict[int, list[Box]]:
 
 
 def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_missing: bool = False) -> Report:
-    """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} with the expression's sent_id, and {name}_boxes.json.
+    """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} plus sent_id, and {name}_boxes.json.
 
-    test holds testA and testB. The boxes file has what the evaluation needs: of every held-out object its image, true box
-    and split; of every such image its size and candidate boxes. Raises UserError for an image that is absent
-    (with `skip_missing` its objects are left out and counted) and for a split that has none; nothing is written then.
+    test holds testA and testB. The boxes file has what the evaluation needs: the image, true box and split of every
+    held-out object, and the size and candidate boxes of every held-out image.
+
+    Args:
+        corpus: what `read_corpus` returned.
+        image_root: folder of the images.
+        output: folder of the lists.
+        name: prefix of the files' names.
+        skip_missing: leave out and count objects whose image is absent instead of raising.
+
+    Raises:
+        UserError: If an image is absent, a split has no expression, or no held-out image has a candidate box. Nothing
+            is written then.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")

@@ -1,4 +1,4 @@
-"""SNLI-VE's raw files (snli_ve_{train,dev,test}.jsonl) and the ALBEF entailment lists made of them."""
+"""SNLI-VE's raw files (snli_ve_{train,dev,test}.jsonl) to ALBEF's entailment lists."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,11 +50,16 @@ class Report:
 
 
 def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Split:
-    """Read and check a jsonl file; whether the images exist is not looked at.
+    """Read and check a jsonl file. Whether the images exist is not checked.
 
-    image: path below the image root, {id} standing for the row's Flickr id without `.jpg`. Raises `UserError` naming
-    file, line and field for a missing file, malformed JSON, a field that is absent or of the wrong type, an unknown
-    label, a path that leaves `image_root`, and when no pair is left.
+    Args:
+        path: of the file.
+        image_root: folder of the images.
+        picture: pattern of an image's path below the root; {id} is replaced by the row's Flickr id without `.jpg`.
+
+    Raises:
+        UserError: Naming file, line and field, for malformed JSON, a field that is absent or of the wrong type, an
+            unknown label or a path that leaves `image_root`; and when no pair is left.
     """
     split = Split()
     for number, line in _lines(path):
@@ -87,10 +92,20 @@ def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Spl
 def write_lists(
     splits: Mapping[str, Split], image_root: Path, output: Path, name: str, skip_missing: bool = False
 ) -> dict[str, Report]:
-    """Write `{name}_{split}.json` under `output`, one {image, sentence, label} for each pair, in the order of the file.
+    """Write `{name}_{split}.json`, one {image, sentence, label} per pair, in the order of the file.
 
-    Raises `UserError` for an absent image (with `skip_missing` its pairs are left out and counted) and for a split that
-    has none, before any list is written.
+    Args:
+        splits: what `read_snli_ve` returned, by split.
+        image_root: folder of the images.
+        output: folder of the lists.
+        name: prefix of the lists' names.
+        skip_missing: leave out and count pairs whose image is absent instead of raising.
+
+    Returns:
+        A report per split.
+
+    Raises:
+        UserError: If an image is absent or a split has none, before any list is written.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
@@ -117,7 +132,7 @@ def write_lists(
 
 
 def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
-    """How many images two splits have in common, for every two that have any: SNLI-VE's own have none."""
+    """How many images two splits have in common, for every two splits that have any. The published splits have none."""
     images = {split: {pair.image for pair in content.pairs} for split, content in splits.items()}
     names: Sequence[str] = list(images)
     counts = {(a, b): len(images[a] & images[b]) for i, a in enumerate(names) for b in names[i + 1 :]}

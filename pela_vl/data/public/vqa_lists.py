@@ -1,4 +1,4 @@
-"""From VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
+"""VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
 
 import os
 from collections import Counter
@@ -84,11 +84,17 @@ class PartLists:
 
 
 def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_missing: bool = False) -> PartLists:
-    """Read and check a part; every image must exist.
+    """Read and check one part of VQA. Its entries hold answer_type and question_type too, for the accuracy's breakdown.
 
-    skip_missing: questions about an absent image are left out and counted, of train alone: what is evaluated must be whole.
-    The entries hold answer_type and question_type too, which the accuracy is broken down by.
-    Raises `UserError` naming file, index and field.
+    Args:
+        part: the files.
+        image_root: folder of the images.
+        pattern: of an image's path below the root (`vqa_official.image_path`); None: COCO's names.
+        skip_missing: leave out and count questions about absent images. Only in train: an evaluation set must be
+            complete.
+
+    Raises:
+        UserError: Naming file, index and field.
     """
     file = read_questions(part.questions)
     annotations = read_annotations(part.annotations) if part.annotations else []
@@ -127,11 +133,22 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
 def genome_entries(
     questions: Sequence[GenomeQuestion], root: Path, answers: Sequence[str] | None = None, skip_missing: bool = False
 ) -> tuple[list[Record], Counter[str]]:
-    """Entries of Visual Genome's questions, and what was left out by reason.
+    """List entries of Visual Genome's questions.
 
-    Answers take the form of VQA's by the official normalisation ("Two." is "2"). answers: keep only those in this list.
-    Left out are questions or answers without a word, answers that are not listed, and with `skip_missing` questions about
-    absent images, which are an error else.
+    Answers are normalised by VQA's official rules ("Two." becomes "2"). Questions or answers without a word are left
+    out.
+
+    Args:
+        questions: what was read of Visual Genome.
+        root: folder of the images, or the one above VG_100K and VG_100K_2.
+        answers: keep only questions with an answer in this list; None: all.
+        skip_missing: leave out and count questions about absent images instead of raising.
+
+    Returns:
+        The entries, and how many questions were left out by reason.
+
+    Raises:
+        UserError: If an image is absent.
     """
     folders = {folder: _names(root / folder) for folder in GENOME_FOLDERS}
     wanted = None if answers is None else set(answers)
@@ -164,7 +181,16 @@ def genome_entries(
 
 
 def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
-    """The questions but for those about images of COCO with one of these ids, by Visual Genome's image_data.json."""
+    """The questions, without those about certain COCO images.
+
+    Args:
+        questions: of Visual Genome.
+        image_data: path of Visual Genome's image_data.json, which gives COCO's ids.
+        coco_ids: ids of the images to leave out.
+
+    Raises:
+        UserError: If the file is malformed.
+    """
     document = read_json(image_data)
     if not isinstance(document, list):
         raise UserError(f"{image_data}: wants a list of images, got {kind(document)}")

@@ -14,9 +14,16 @@ BORDER = 2  # pixels around the diameter, for the outline
 
 @cache
 def shape_masks(shape: str, diameter: int, angle: int, outline: float) -> tuple[np.ndarray, np.ndarray]:
-    """(fill, fill and outline), each float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
+    """Anti-aliased masks of a shape, cached.
 
-    `diameter` and `outline` (its width) are pixels, `angle` an index into ANGLES.
+    Args:
+        shape: one of SHAPES.
+        diameter: pixels.
+        angle: index into ANGLES.
+        outline: its width in pixels.
+
+    Returns:
+        (fill, fill and outline), each float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
     """
     side = (diameter + 2 * BORDER) * _SUPER
     image = Image.new("L", (side, side), 0)
@@ -27,7 +34,16 @@ def shape_masks(shape: str, diameter: int, angle: int, outline: float) -> tuple[
 
 @cache
 def texture_mask(texture: str, diameter: int, phase: int) -> np.ndarray:
-    """Share of the second colour, float32 [s, s, 1] in 0..1; `phase` in range(PHASES) shifts it."""
+    """Opacity of a texture's second colour, cached.
+
+    Args:
+        texture: one of TEXTURES.
+        diameter: of the shape, in pixels.
+        phase: shift of the texture, in range(PHASES).
+
+    Returns:
+        float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
+    """
     pixels = diameter + 2 * BORDER
     if texture == "plain":
         return np.zeros((pixels, pixels, 1), np.float32)

@@ -143,7 +143,16 @@ def some_fields(scene: Scene, dice: Dice) -> dict[str, str]:
 
 
 def contradicted(scene: Scene, fields: dict[str, str], dice: Dice) -> dict[str, str] | None:
-    """`fields` with one value changed so that no object fits; None if chance found none."""
+    """`fields` with one value changed so that no object of the scene fits.
+
+    Args:
+        scene: the scene.
+        fields: values by field of FIELDS.
+        dice: draws the field and its value.
+
+    Returns:
+        The changed values; None if eight draws found none.
+    """
     for _ in range(8):
         name = dice.pick(tuple(fields))
         changed = {**fields, name: dice.pick(_VALUES[name])}

@@ -39,7 +39,16 @@ def _expression(scene: Scene, thing: Thing, dice: Dice) -> str:
 
 
 def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[list[float]]:
-    """What a detector might propose, [x, y, width, height] in pixels: each object's box, shaken, and some others."""
+    """Boxes as a detector might propose them: each object's box, perturbed, and some of the background, shuffled.
+
+    Args:
+        scene: seeds the draws.
+        boxes: true boxes of its objects, [x, y, width, height] in pixels.
+        image_size: width and height of the image in pixels.
+
+    Returns:
+        Boxes [x, y, width, height] in pixels, inside the image.
+    """
     dice = scene.dice(CANDIDATES)
     found = []
     for x, y, width, height in boxes:

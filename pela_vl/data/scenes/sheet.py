@@ -15,7 +15,14 @@ _COLUMNS, _ROWS, _SIDE, _CELL = 8, 5, 192, (216, 268)
 
 
 def write_contact_sheet(path: Path, seed: int, image_size: int, available: int) -> None:
-    """PNG of the first validation images, enlarged, with their first captions."""
+    """Write a PNG of the first validation images, enlarged, with one caption each.
+
+    Args:
+        path: of the PNG.
+        seed: of the corpus.
+        image_size: of its images, in pixels.
+        available: number of validation images; at most 40 are shown.
+    """
     width, height = _CELL
     sheet = Image.new("RGB", (_COLUMNS * width, _ROWS * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

@@ -45,10 +45,20 @@ class CaptionPairs(Dataset):
         field: str = "caption",
         stored_pixels: bool = False,
     ) -> None:
-        """cache_mb: MiB of decoded images to keep in memory; worth it for small images only. field: of the text.
-        stored_pixels: leave images as they are stored, for lists whose annotations are in pixels.
+        """Read and check the lists. The images are not read yet.
 
-        Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
+        Args:
+            files: annotation lists.
+            image_root: folder of the images.
+            transform: may be None and set later, as an attribute.
+            max_words: captions are cut to this many words.
+            seed: of captions drawn and of augmentation.
+            cache_mb: MiB of decoded images to keep in memory, per worker; of use for small images only.
+            field: name of the text in the lists.
+            stored_pixels: do not apply EXIF rotation, for lists whose annotations are in pixels.
+
+        Raises:
+            UserError: For a malformed list, a path outside `image_root` or a caption without words.
         """
         entries = _load_captions(files, image_root, field)
         self.images = Texts(entry.values["image"] for entry in entries)
@@ -79,7 +89,18 @@ class CaptionPairs(Dataset):
 def draw_pair(
     image: Image.Image, captions: Sequence[str], transform: Transform, max_words: int, seed: Sequence[int]
 ) -> tuple[torch.Tensor, str]:
-    """Draw one of the captions and a view of the image, left and right changing places in both: all from `seed`."""
+    """Draw one caption and one view of an image. If the view is flipped, left and right are swapped in the caption too.
+
+    Args:
+        image: 8-bit RGB.
+        captions: of the image.
+        transform: draws the view.
+        max_words: the caption is cut to this many words.
+        seed: of all draws.
+
+    Returns:
+        The view float32 [3, H, W], and the cleaned caption.
+    """
     rng = np.random.default_rng(seed)
     caption = clean_caption(captions[int(rng.integers(len(captions)))], max_words)
     tensor, flipped = transform(image, rng)
@@ -87,10 +108,13 @@ def draw_pair(
 
 
 class EvalPictures(Dataset):
-    """Images of a test, each once however many texts it has, and the texts of each.
+    """Images of a test set, each once, and their texts. An item is an image, float32 [3, H, W].
 
-    images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the image of each text. image2texts:
-    for each image the indices of its texts. An item is an image, float32 [3, H, W].
+    Attributes:
+        images: paths below the root.
+        texts: T cleaned texts.
+        text2image: int64 [T], the image of each text.
+        image2texts: indices of the texts of each image.
     """
 
     def __init__(
@@ -101,7 +125,18 @@ class EvalPictures(Dataset):
         max_words: int = 30,
         cache_mb: float = 0,
     ) -> None:
-        """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent image."""
+        """Check that every image exists.
+
+        Args:
+            pairs: entries whose field 'image' was checked, with one text each.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: texts are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: If an image is absent.
+        """
         images: list[str] = []
         self.texts: list[str] = []
         self.image2texts: list[list[int]] = []

@@ -1,6 +1,7 @@
-"""The format of shards: what a folder's index holds and how samples lie in a tar file. Written and read by these functions.
+"""The format of shards: the index of a folder, and how samples lie in a tar file. Used for writing and reading.
 
-A folder holds `index.json` and `shard-000000.tar`, ...; a sample is two neighbouring members, `<key>.jpg` and `<key>.json`.
+A folder holds `index.json` and `shard-000000.tar`, ...; a sample is two neighbouring members, `<key>.jpg` and
+`<key>.json`.
 """
 
 import json
@@ -19,7 +20,13 @@ def shard_name(number: int) -> str:
 
 
 def sample_members(key: str, picture: bytes, record: Mapping[str, Any]) -> bytes:
-    """The bytes of a sample in its tar file: the image and its record ({"caption", "image_id", "source"})."""
+    """The bytes of a sample in its tar file.
+
+    Args:
+        key: name of both members, without suffix.
+        picture: the encoded JPEG.
+        record: {"caption", "image_id", "source"}.
+    """
     return _member(f"{key}.jpg", picture) + _member(f"{key}.json", json.dumps(record).encode())
 
 

@@ -149,7 +149,16 @@ def read_genome(path: Path) -> list[GenomeQuestion]:
 
 
 def paired(file: QuestionFile, path: Path, annotations: list[Annotation]) -> list[tuple[Question, Annotation]]:
-    """Every question with its annotation. Raises `UserError` listing ids that only one of the two files has."""
+    """Every question with its annotation.
+
+    Args:
+        file: the questions.
+        path: of the annotations, for errors.
+        annotations: what was read from `path`.
+
+    Raises:
+        UserError: Listing ids that only one of the two files has, or that are about different images.
+    """
     by_id = {annotation.question_id: annotation for annotation in annotations}
     asked = set(file.ids)
     without = [number for number in file.ids if number not in by_id]
@@ -171,10 +180,16 @@ def paired(file: QuestionFile, path: Path, annotations: list[Annotation]) -> lis
 
 
 def image_path(file: QuestionFile, image_id: int, pattern: str | None = None) -> str:
-    """The path below the image root of a question's image.
+    """Path below the image root of a question's image.
 
-    pattern: with {image_id} (a format may follow, as {image_id:012d}) and {subset}; None takes the one of the file's
-    data_type. Raises `UserError` where there is none or it cannot be filled in.
+    Args:
+        file: gives data_type and data_subtype.
+        image_id: of the question.
+        pattern: with {image_id} (a format may follow, as in {image_id:012d}) and {subset}; None: that of the file's
+            data_type.
+
+    Raises:
+        UserError: If the data_type has no pattern, or the pattern cannot be filled in.
     """
     pattern = pattern or PATTERNS.get(file.data_type)
     if pattern is None:
