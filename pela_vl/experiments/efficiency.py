@@ -1,7 +1,7 @@
 """The parameter and FLOP columns of the paper's Tables 1, 4 and 5, counted from the models themselves.
 
-Everything is built on the meta device: shapes without weights. How a number is counted stands in `CONDITIONS`.
-Shapes in comments: B images, L text tokens, T answer tokens, S pixels a side.
+Models are on the meta device: shapes without weights. `CONDITIONS` says how each number is counted.
+Shapes: B images, L text tokens, T answer tokens, S image size in pixels.
 """
 
 from collections.abc import Callable
@@ -65,17 +65,17 @@ class Subject:
     Args:
         table: Its number in the paper.
         name: Of the model.
-        build: Makes the dense model.
+        build: Creates the dense model.
         kappa: Of PELA's row.
         exclude: Patterns that PELA keeps dense.
         unit: Of the printed operations, "GFLOPs" or "TFLOPs".
-        forward: The paper's counted pass.
-        sample: What answering for one sample takes.
+        forward: The pass that the paper counts.
+        sample: The pass that answers for one sample.
         ema: The counted pass of the EMA model; None where there is none.
         without: Parts that the EMA model does not have.
-        own_step: The pass as this code makes it, where that differs from `forward`.
-        printed: method -> (million parameters, operations in `unit`). A method left out is not in the table, and an empty
-            dict means that the paper prints nothing.
+        own_step: The training pass of this code, where that differs from `forward`.
+        printed: Method -> (million parameters, operations in `unit`). Methods absent from it are not in the table. An
+            empty dict means that the paper prints nothing.
         settings: What the methods are counted with.
         elementwise: Whether `Row.flops` counts element-wise work too, as the profiler behind the paper's tables did.
     """
@@ -177,7 +177,13 @@ def peft_parameters(row: Row) -> int:
 
 
 def reshape(model: nn.Module, subject: Subject, method: str) -> None:
-    """Turn the dense model into that of a method, in place; the model may be on the meta device."""
+    """Turn the dense model into that of a method, in place.
+
+    Args:
+        model: what `subject.build` returned; it may be on the meta device.
+        subject: gives kappa, the patterns that stay dense, and the methods' settings.
+        method: a key of LABELS.
+    """
     if method == "pela":
         compress(model, subject.kappa, exclude=subject.exclude, init="empty")
     else:
@@ -221,8 +227,8 @@ def _classify(batch: int, model: nn.Module) -> None:
 def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
     """Both encoders and projections, then `pairings` image-text pairs a sample through fusion and matching head.
 
-    shared: an image's keys and values are computed once instead of once a pair. The last layer is counted for every
-    token, as the published code computes it, though the matching head reads only the first.
+    With `shared`, an image's keys and values are computed once instead of once a pair. The last layer is counted for
+    every token, as the published code computes it, though the matching head reads only the first.
     """
     ids, mask = _tokens(batch, TEXT_TOKENS)
     image, text = model.visual_encoder(_images(batch, PIXELS)).tokens, model.text_encoder.encode(ids, mask).tokens
@@ -254,7 +260,9 @@ _SETTINGS = Settings(model=ModelSettings(token_merging=MERGED_384))
 
 
 def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list[int], merge: int = 0) -> Subject:
-    """blocks: that a student of fewer layers keeps of each stage; merge: tokens a block. Both fit the printed figures."""
+    """A row of Table 1. `blocks`: layers of each stage in the smaller student; `merge`: tokens merged a block. Both fit
+    the printed figures.
+    """
     classify, dense = partial(_classify, 1), ("head", "patch_embed", *exclude)
     build = partial(timm.create_model, timm_name)
     method = MethodSettings(student=StudentSettings(blocks=blocks))
