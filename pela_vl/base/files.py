@@ -138,8 +138,10 @@ def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that takes the name `path` only when the block ends without an exception.
 
-    `mode` is "wb" or "w" (UTF-8). Missing parent folders are made; a link is written through. Raises `UserError` where
-    the disk refuses (full, read-only, a folder in the way).
+    `mode` is "wb" or "w" (UTF-8). Missing parent folders are created. Of a link, the target is written.
+
+    Raises:
+        UserError: Where the disk refuses (full, read-only, a folder in the way).
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}")
@@ -173,7 +175,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def atomic_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) -> None:
-    """Write `obj` as UTF-8 JSON, whole or not at all. Raises ValueError on NaN or infinity: they are not JSON."""
+    """Write an object as UTF-8 JSON, completely or not at all.
+
+    Args:
+        path: of the file.
+        obj: plain data.
+        indent: blanks per level; None: one line.
+
+    Raises:
+        ValueError: For NaN or infinity, which are not JSON.
+        UserError: Where the disk refuses.
+    """
     text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, "w") as stream:
         stream.write(text + "\n")
@@ -181,11 +193,14 @@ def atomic_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the name `path` only when the block ends without an exception.
+    """Give an empty folder to fill, which takes the name `path` only when the block ends without an exception.
 
-    An existing `path` is an error unless `replace`; then it stays whole until its successor is. Between the two renames
-    of a replacement the name is free for an instant: readers call `recover_folder` first. Left-overs of dead
-    processes beside `path` are cleared. Raises `UserError` where the disk refuses.
+    An existing `path` is an error unless `replace`; then it stays complete until its successor is. Between the two
+    renames of a replacement the name is free for an instant: readers call `recover_folder` first. Left-overs of dead
+    processes beside `path` are removed.
+
+    Raises:
+        UserError: Where the disk refuses, or `path` exists.
     """
     target = os.path.realpath(path)
     temporary, previous = _sibling(target, "tmp"), _sibling(target, "old")
@@ -220,7 +235,7 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
 
 
 def recover_folder(path: str | os.PathLike[str]) -> bool:
-    """Settle an interrupted replacement of `path`, then say whether the folder is there. Call it before reading."""
+    """Complete an interrupted replacement of `path`, then say whether the folder is there. Call it before reading."""
     target = os.path.realpath(path)
     if not os.path.isdir(target):
         remove_stale(os.path.dirname(target))

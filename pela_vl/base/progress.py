@@ -18,9 +18,18 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a loop of `total` units is, with the time left; `initial` units were done by an earlier run.
+    """Shows how far a loop is, with its speed and the time left.
 
     Without a terminal it prints at the first update, then every `interval` seconds, then at the end.
+
+    Args:
+        total: units of the loop; None: unknown.
+        label: what is done.
+        initial: units that an earlier run did.
+        unit: name of a unit, for the speed.
+        enabled: False shows nothing.
+        stream: None: stderr.
+        interval: seconds between lines without a terminal.
     """
 
     def __init__(
@@ -55,11 +64,11 @@ class Progress:
             )
 
     def to(self, done: int, note: str = "") -> None:
-        """Say that `done` units are done in all; `note` is a few words such as the losses."""
+        """Set the number of units done; `note` is a few words such as the losses."""
         self.update(done - self.done, note)
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Say that `count` more units are done."""
+        """Add `count` units to those done; `note` is a few words such as the losses."""
         self.done += count
         self.note = note or self.note
         if not self._enabled or self._closed:
@@ -74,7 +83,7 @@ class Progress:
             self._print(now)
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         if not self._enabled:
             return
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""What POSIX, Windows and macOS each do their own way: locks, processes, positioned reads, memory figures.
+"""Operating-system differences (POSIX, Windows, macOS): locks, processes, positioned reads, memory figures.
 
 Modules that only some systems have are imported here and nowhere else; where they are absent there is a portable path.
 """
@@ -70,7 +70,16 @@ def open_to_read(path: str | os.PathLike[str]) -> int:
 
 
 def read_at(handle: int, size: int, position: int) -> bytes:
-    """Up to `size` bytes from `position` of an open file."""
+    """Read from a position of an open file, without moving its offset where the system can do that.
+
+    Args:
+        handle: file descriptor (`open_to_read`).
+        size: bytes; fewer come at the file's end.
+        position: byte to start at.
+
+    Raises:
+        OSError: If the disk cannot be read.
+    """
     if hasattr(os, "pread"):
         return os.pread(handle, size, position)
     with _reading:
@@ -93,9 +102,9 @@ def peak_memory(children: bool = False) -> float:
 
 
 def usable_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
-    """Processor cores that this process may use: by the scheduler's affinity mask (SLURM, taskset) and a container's quota.
+    """CPU cores that this process may use, by its affinity mask (SLURM, taskset) and a container's quota.
 
-    quota: a file that says how many microseconds of processor time there are in each period.
+    `quota` is cgroup v2's cpu.max: microseconds of CPU time, and the period that they are for.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -109,7 +118,7 @@ def usable_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> in
 
 
 def wait_for_lock(handle: int, seconds: float) -> bool:
-    """`try_lock` again and again for some seconds: a process that was killed holds its lock until its memory is given back."""
+    """Retry `try_lock` for some seconds: a killed process holds its lock until its memory is released."""
     until = time.monotonic() + seconds
     while not try_lock(handle):
         if time.monotonic() > until:
