@@ -1,4 +1,4 @@
-"""The classes that a classifier recognises worst, as an image: how many of each, and what they are taken for."""
+"""The classes that a classifier recognises worst, as an image: the recall of each and its most frequent confusion."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A confusion matrix as an image: counts, and shares of the true class as shades."""
+"""A confusion matrix as an image: counts, with the fraction of the true class as shade."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,17 @@ _DARK = (31, 95, 170)
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, path: Path) -> None:
-    """Write a PNG of counts [C][C]: a row a true class, a column a predicted one; the shade is the share of the row."""
+    """Write a confusion matrix as PNG.
+
+    Args:
+        matrix: counts [C][C], a row per true class, a column per predicted one.
+        classes: C names.
+        title: above the matrix.
+        path: of the PNG.
+
+    Raises:
+        UserError: Where the disk refuses.
+    """
     side = _CELL * len(classes)
     picture = Image.new("RGB", (_LEFT + side + _EDGE, _TOP + side + _EDGE + 24), "white")
     draw, font, small = ImageDraw.Draw(picture), ImageFont.load_default(17), ImageFont.load_default(14)

@@ -1,10 +1,10 @@
-"""Numbers as a reader wants them: short, aligned, with their unit."""
+"""Numbers as short text with a unit."""
 
 import math
 
 
 def count(value: float, like: float | None = None) -> str:
-    """1234567 -> '1.23 M'. `like`: a number whose unit to share, as a column should: (986112, 2e6) -> '0.986 M'."""
+    """1234567 -> '1.23 M'. `like` is a number whose unit to use, so that a column has one: (986112, 2e6) -> '0.986 M'."""
     reference = value if like is None else like
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if reference >= 0.9995 * size:

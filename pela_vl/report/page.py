@@ -1,4 +1,4 @@
-"""The report page: one HTML file that needs nothing but itself."""
+"""The report page: one self-contained HTML file."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def render(run: Demo) -> str:
-    """The page's text."""
+    """The page as HTML."""
     sections = [_header(run), _recall(run), _tasks(run), _training(run), _spectra(run), _queries(run)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -16,7 +16,7 @@ SYMBOLS = (
 
 
 def image_queries(queries: Sequence[Query], models: Sequence[Model]) -> str:
-    """Each image with its own captions, and the captions that each model ranked first, side by side."""
+    """Each image with its true captions, and beside them the captions that each model ranked first."""
     return "".join(_image_query(query, models, place) for place, query in enumerate(queries, 1))
 
 

@@ -8,7 +8,7 @@ from pela_vl.report.schema import RECALLS, Demo, Layer, Task
 
 
 def key_figures(run: Demo) -> str:
-    """A tile a model: what it keeps of the teacher, and its mean recall against it."""
+    """One tile per model: its size relative to the teacher and its mean recall."""
     teacher = run.models[0]
     tiles = []
     for place, model in enumerate(run.models):
