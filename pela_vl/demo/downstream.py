@@ -115,7 +115,14 @@ def task_changes(scenes: Path, task: Downstream) -> list[str]:
 
 
 def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
-    """The commands that fine-tune every model for each task."""
+    """The stages that fine-tune every model for each task.
+
+    Args:
+        checkpoints: by model name.
+        root: folder of the demo's runs.
+        scenes: folder of the corpus.
+        steps: of each fine-tuning; None: the configuration's.
+    """
     stages = []
     for task in TASKS:
         for model, checkpoint in checkpoints.items():
@@ -130,17 +137,23 @@ def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, ste
 
 
 def task_lists(scenes: Path, task: Downstream) -> Path:
-    """Where a task's lists are."""
+    """Folder of a task's lists."""
     return scenes / "tasks" / task.name
 
 
 def task_folder(root: Path, task: Downstream, model: str) -> Path:
-    """Where a model's run of a task is."""
+    """Folder of a model's run of a task.
+
+    Args:
+        root: folder of the demo's runs.
+        task: the task.
+        model: name of the model; its first word names the folder.
+    """
     return root / task.name / model.split(" ")[0].lower()
 
 
 def downstream_results(models: list[str], root: Path) -> dict[str, Any]:
-    """The report's `tasks`: by task, the heads of the columns and each model's row of percentages."""
+    """The report's `tasks`: by task, the column heads and each model's row of percentages."""
     return {
         task.title: {
             "columns": [head for _, _, head in task.metrics],

@@ -151,7 +151,16 @@ def _steps(count: int) -> list[str]:
 
 
 def collect(paths: Paths, seconds: float, all_tasks: bool = False) -> dict[str, Any]:
-    """Read the stages' results into what the report shows; also written as demo.json."""
+    """Read the stages' results, measure the models' speed, and write demo.json.
+
+    Args:
+        paths: of the stages' results.
+        seconds: that all stages took.
+        all_tasks: whether the downstream tasks ran too.
+
+    Returns:
+        What the report shows (see `report.schema`).
+    """
     compressed = json.loads((paths.root / "compress.json").read_text(encoding="utf-8"))
     speeds = measure_speed({name: str(path) for name, path in paths.checkpoints.items()})
     models = []
@@ -224,7 +233,7 @@ def _curves(paths: Paths) -> dict[str, list[dict[str, Any]]]:
 
 
 def _recovery(paths: Paths) -> list[dict[str, Any]]:
-    """Validation recall on the way of the pre-training, and of the teacher and the start measured the same way."""
+    """Validation recall during pre-training, and of the teacher and the compressed model evaluated in the same way."""
     settings = config.load(Settings, paths.root / "pela" / "config.yaml")
     assert settings.data.val is not None, "the demo's pre-training has a validation file"
     points = []
@@ -274,7 +283,13 @@ def _data_uri(root: Path, image: str) -> str:
 
 @torch.no_grad()
 def measure_speed(checkpoints: dict[str, str], batch: int = 50, rounds: int = 7) -> dict[str, float]:
-    """Images a second through the image encoder of each model, the models taking turns; the median of the rounds."""
+    """Images a second through the image encoder of each model, measured in turn.
+
+    Args:
+        checkpoints: paths by model name.
+        batch: random images of a forward pass.
+        rounds: timed passes of each model, after one that is not timed. The median counts.
+    """
     models = {name: load_model(ModelSettings(), path, mlm=False).model.eval() for name, path in checkpoints.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(rounds + 1):
