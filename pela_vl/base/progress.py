@@ -44,7 +44,7 @@ class Progress:
     ) -> None:
         self.total, self.label, self.unit, self.interval = total, label, unit, interval
         self.done = self.initial = initial
-        self.note = ""
+        self.detail = ""
         self._stream = stream if stream is not None else sys.stderr
         self._enabled = enabled
         self._bar: tqdm | None = None
@@ -63,19 +63,19 @@ class Progress:
                 mininterval=0.2,
             )
 
-    def to(self, done: int, note: str = "") -> None:
-        """Set the number of units done; `note` is a few words such as the losses."""
-        self.update(done - self.done, note)
+    def to(self, done: int, detail: str = "") -> None:
+        """Set the number of units done; `detail` is a few words such as the losses."""
+        self.update(done - self.done, detail)
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """Add `count` units to those done; `note` is a few words such as the losses."""
+    def update(self, count: int = 1, detail: str = "") -> None:
+        """Add `count` units to those done; `detail` is a few words such as the losses."""
         self.done += count
-        self.note = note or self.note
+        self.detail = detail or self.detail
         if not self._enabled or self._closed:
             return
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            if detail:
+                self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(count)
             return
         now = time.monotonic()
@@ -120,6 +120,6 @@ class Progress:
                 parts.append(f"{clock((self.total - self.done) / rate)} left")
         if self.total and self.done >= self.total:
             parts.append(f"took {clock(elapsed)}")
-        if self.note:
-            parts.append(self.note)
+        if self.detail:
+            parts.append(self.detail)
         print("  ".join(parts), file=self._stream, flush=True)

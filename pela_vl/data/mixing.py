@@ -67,8 +67,8 @@ class Mixing:
         weight = float(rng.beta(alpha, alpha))
         if not cut or weight == 1.0:
             return Mix(weight)
-        side = np.sqrt(1 - weight)
-        cut_height, cut_width = int(height * side), int(width * side)
+        scale = np.sqrt(1 - weight)
+        cut_height, cut_width = int(height * scale), int(width * scale)
         y, x = int(rng.randint(0, height)), int(rng.randint(0, width))
         top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
         left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
@@ -78,8 +78,8 @@ class Mixing:
     def labels(self, targets: Tensor, mix: Mix) -> Tensor:
         """Soft labels [B, C] of targets int64 [B]: each row sums to 1."""
         off = self.smoothing / self.classes
-        own = torch.full((len(targets), self.classes), off).scatter_(1, targets[:, None], 1 - self.smoothing + off)
-        return own * mix.weight + own.flip(0) * (1 - mix.weight)
+        smooth = torch.full((len(targets), self.classes), off).scatter_(1, targets[:, None], 1 - self.smoothing + off)
+        return smooth * mix.weight + smooth.flip(0) * (1 - mix.weight)
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:

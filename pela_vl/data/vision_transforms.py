@@ -64,7 +64,7 @@ class AugmentTransform:
     _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        made = create_transform(
+        transform = create_transform(
             self.image_size,
             is_training=True,
             scale=(self.min_scale, 1.0),
@@ -77,11 +77,11 @@ class AugmentTransform:
             mean=MEAN,
             std=STD,
         )
-        for part in made.transforms:
+        for part in transform.transforms:
             for operation in getattr(part, "ops", ()):
                 if operation.aug_fn is posterize:
                     operation.aug_fn = _posterize
-        object.__setattr__(self, "_transform", made)
+        object.__setattr__(self, "_transform", transform)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
         """Return float32 [3, H, W], and False: no text depends on a flip."""

@@ -276,8 +276,8 @@ def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _data_uri(root: Path, image: str) -> str:
     buffer = io.BytesIO()
-    with Image.open(resolve_image(root, image)) as picture:
-        picture.convert("RGB").save(buffer, "PNG")
+    with Image.open(resolve_image(root, image)) as opened:
+        opened.convert("RGB").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -185,14 +185,14 @@ def launch_plan(grid: Grid, variants: dict[str, Variant], gpu_tflops: float, uti
             lines.append(f"# {run.name}: done")
             continue
         known = estimate(run, variants[run.name], gpu_tflops, utilisation) if run.name in variants else None
-        note = ""
+        cost = ""
         if known:
             total, assumed = total + known.hours, assumed or not known.counted
             where = "in the lists" if known.counted else "published"
-            note = f": {known.hours:.0f} GPU hours ({known.samples:,} samples {where}, {known.epochs:g} epochs, "
-            note += f"{known.flops / 1e12:.2f} TFLOPs each)"
+            cost = f": {known.hours:.0f} GPU hours ({known.samples:,} samples {where}, {known.epochs:g} epochs, "
+            cost += f"{known.flops / 1e12:.2f} TFLOPs each)"
         words = run.command if not run.command[0].endswith(".py") else ("python", *run.command)
-        lines += [f"# {run.name}{note}", shlex.join(words)]
+        lines += [f"# {run.name}{cost}", shlex.join(words)]
     if total:
         text = f"# {total:,.0f} GPU hours in all, at {utilisation:.0%} of {gpu_tflops:g} TFLOP/s; training alone"
         lines.append(text + (", with published sizes where a list is not here" if assumed else ""))

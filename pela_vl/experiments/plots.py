@@ -154,12 +154,12 @@ def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict
         Recall in percent by step, by kind of factors (a key of BEYOND).
     """
     runs = {way: [scale.pretrained(variant, seed)[1][0] for seed in seeds] for way, variant in BEYOND.items()}
-    whole = [place for place in range(len(seeds)) if all(grid.done(own[place]) for own in runs.values())]
+    complete = [place for place in range(len(seeds)) if all(grid.done(per_seed[place]) for per_seed in runs.values())]
     found: dict[str, dict[int, float]] = {}
-    for way, own in runs.items():
+    for way, per_seed in runs.items():
         points: dict[int, list[float]] = {}
-        for place in whole:
-            for line in read_log(own[place].makes[0].parent / "log.jsonl"):
+        for place in complete:
+            for line in read_log(per_seed[place].makes[0].parent / "log.jsonl"):
                 if line.get("event") == "evaluation":
                     points.setdefault(line["step"] + 1, []).append(line["mean"])
         found[way] = {step: sum(values) / len(values) for step, values in sorted(points.items())}
@@ -191,7 +191,7 @@ def _crossing(curve: dict[int, float], goal: float) -> float | None:
         if value >= goal:
             if before is None or before[1] >= value:
                 return float(step)
-            share = (goal - before[1]) / (value - before[1])
-            return before[0] + share * (step - before[0])
+            fraction = (goal - before[1]) / (value - before[1])
+            return before[0] + fraction * (step - before[0])
         before = (step, value)
     return None

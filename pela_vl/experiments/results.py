@@ -88,11 +88,11 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
     for row in table.rows:
         cells = []
         for column in table.columns:
-            own = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
-            runs |= own
+            by_name = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
+            runs |= by_name
             paper = row.paper.get(column.paper) if column.paper else None
-            values = (_value(scale, column, run, grid) for run in own.values())
-            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(own)))
+            values = (_value(scale, column, run, grid) for run in by_name.values())
+            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(by_name)))
         lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds, grid)))
     records = [grid.record(run) for run in in_order(runs.values())]
     threads = {record["threads"] for record in records if "threads" in record}

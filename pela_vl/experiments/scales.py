@@ -68,8 +68,8 @@ class Scale:
         arguments += ["--ranks", variant.ranks]
         needs: tuple[Run, ...] = ()
         if variant.init != "svd":
-            file, pictures = self.calibration
-            arguments += ["--init", variant.init, "--calibration", file, "--image-root", pictures]
+            file, image_root = self.calibration
+            arguments += ["--init", variant.init, "--calibration", file, "--image-root", image_root]
             arguments += [f"--{word}" for word in ("sequential", "measured") if getattr(variant, word)]
             needs = self.pretrain.needs
         return Run(f"compressed/{_factors(variant)}", ("tasks/compress.py", *arguments), (output,), needs)
@@ -173,11 +173,11 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         count = 4 if quick else _STEPS[task]
         return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
 
-    pictures = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
+    data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
     retrieval = Task(
         "tasks/retrieval.py",
         "configs/demo/retrieval.yaml",
-        (*small, *pictures, *steps("retrieval")),
+        (*small, *data, *steps("retrieval")),
         needs=(make_lists,),
     )
     tasks = {

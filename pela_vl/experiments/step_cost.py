@@ -164,8 +164,8 @@ def table(costs: list[StepCost], folder: Path) -> str:
     what = (
         f"**Table 8: a training step of DeiT-Base, batch {first.batch}, on {first.device}, {first.threads} thread(s)**"
     )
-    note = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
-    text = "\n".join([what, "", *lines, "", note])
+    legend = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
+    text = "\n".join([what, "", *lines, "", legend])
     rows = [",".join(asdict(first)), *(",".join(map(str, asdict(cost).values())) for cost in costs)]
     for name, content in (("table8.md", text), ("table8.csv", "\n".join(rows))):
         with atomic_write(folder / name, "w") as stream:

@@ -48,7 +48,7 @@ def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
     matches = [answer == prediction for answer in answers]
     total = sum(matches)
     # In the evaluator's order of additions, so that the last bit agrees too.
-    return float(sum(min(1, float(total - own) / _ENOUGH) for own in matches)) / len(matches)
+    return float(sum(min(1, float(total - match) / _ENOUGH) for match in matches)) / len(matches)
 
 
 def vqa_accuracy(predictions: Sequence[str], truths: Sequence[Truth]) -> dict[str, Any]:

@@ -37,10 +37,10 @@ def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tu
         chart.arrow((start[0], start[1]), (end[0], end[1]))
     middle = (chart.x.start + chart.x.stop) / 2
     for on_right in (True, False):
-        side = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
+        labels = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
         shift = -27 if on_right else -2  # above a point at the right border, beside one at the left
-        heights = spread_labels([chart.y(one[3]) + shift for one in side], chart.y.stop, chart.y.start - 18, 31)
-        for (place, name, params, recall), height in zip(side, heights, strict=True):
+        heights = spread_labels([chart.y(one[3]) + shift for one in labels], chart.y.stop, chart.y.start - 18, 31)
+        for (place, name, params, recall), height in zip(labels, heights, strict=True):
             chart.dot(params, recall, f"m{place}", 6, f"{name}: {params:.3g} M, {recall:.1f} %")
             at = chart.x(params)
             fits = _LETTER * len(name) < at - 13 - chart.x.start  # on the left, off the arrows, where it fits
@@ -182,8 +182,8 @@ def error_strip(kinds: Sequence[Kind]) -> str:
 
 def energy_text(kind: Kind) -> str:
     """Fraction of energy that the kept ranks hold, lowest to highest of the layers: 'keeps 71.0-80.2 % of the energy'."""
-    shares = [layer.energy_kept for layer in kind.layers]
-    low, high = percent(min(shares), 0), percent(max(shares), 0)
+    fractions = [layer.energy_kept for layer in kind.layers]
+    low, high = percent(min(fractions), 0), percent(max(fractions), 0)
     both = high if low == high else f"{low.removesuffix(' %')}\N{EN DASH}{high}"
     return f"keeps {both} of the energy"
 

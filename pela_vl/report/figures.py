@@ -29,9 +29,9 @@ def difference(value: float, minus: str = "\N{MINUS SIGN}") -> str:
     return ("+" if value > 0 else minus) + text
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(fraction: float, digits: int = 1) -> str:
     """0.414 -> '41.4 %'."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * fraction:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:

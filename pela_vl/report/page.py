@@ -54,14 +54,14 @@ def _header(run: Demo) -> str:
         "small model for a short while with the teacher as its guide, and all are compared on finding the captions of "
         f"an image and the image of a caption among {run.images:,} images and {run.texts:,} captions."
     )
-    note = (
+    legend = (
         "GFLOPs: 10<sup>9</sup> floating-point operations of one forward pass of an image-text pair. Images/s: "
         "measured on the machine named below. TR: text retrieved for an image; IR: image retrieved for a text; @k: a "
-        "right one is among the first k. Small figures compare with the teacher: a share, or points of recall."
+        "right one is among the first k. Small figures compare with the teacher: a fraction, or points of recall."
     )
     return (
         f'<h1>{escape(run.title)}</h1><p class="lead">{lead}</p>{tables.key_figures(run)}'
-        f"<h2>The models</h2>{tables.cost_table(run)}{tables.recall_table(run)}<p><small>{note}</small></p>"
+        f"<h2>The models</h2>{tables.cost_table(run)}{tables.recall_table(run)}<p><small>{legend}</small></p>"
     )
 
 
@@ -169,14 +169,14 @@ def _spectra(run: Demo) -> str:
 
 def _queries(run: Demo) -> str:
     parts = []
-    note = escape(f"{_UNCHOSEN} {run.queries_note}".strip())
+    remark = escape(f"{_UNCHOSEN} {run.queries_note}".strip())
     if run.image_queries:
         text = "Test images with their own captions, and the first captions that each model retrieved, best first."
-        parts.append(f"<h2>Captions for an image</h2><p>{text} {note}</p>")
+        parts.append(f"<h2>Captions for an image</h2><p>{text} {remark}</p>")
         parts.append(queries.image_queries(run.image_queries, run.models))
     if run.text_queries:
         text = "Test captions and the first images that each model retrieved, best on the left."
-        parts.append(f"<h2>Images for a caption</h2><p>{text} {note}</p>")
+        parts.append(f"<h2>Images for a caption</h2><p>{text} {remark}</p>")
         parts.append(queries.text_queries(run.text_queries, run.models))
     return "".join(parts)
 
@@ -192,8 +192,8 @@ def _footer(run: Demo) -> str:
     return "<footer>" + "".join(f"<p>{line}</p>" for line in lines) + "</footer>"
 
 
-def _figure(title: str, note: str, drawing: str) -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
+def _figure(title: str, subtitle: str, drawing: str) -> str:
+    small = f"<small>{escape(subtitle)}</small>" if subtitle else ""
     return f"<figure><figcaption><b>{escape(title)}</b>{small}</figcaption>{drawing}</figure>"
 
 

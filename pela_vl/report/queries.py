@@ -43,13 +43,13 @@ def _image_query(query: Query, models: Sequence[Model], place: int) -> str:
 def _text_query(query: Query, models: Sequence[Model]) -> str:
     columns = []
     for css, model, answers in _answers(query, models):
-        pictures = "".join(
+        images = "".join(
             f'<figure class="{_verdict(one)}"><img src="{one.content}" alt="rank {rank}" loading="lazy">{_mark(one)}'
             "</figure>"
             for rank, one in enumerate(answers, 1)
         )
         columns.append(
-            f'<section class="{css}"><h4>{escape(model.name)}</h4><div class="pictures">{pictures}</div></section>'
+            f'<section class="{css}"><h4>{escape(model.name)}</h4><div class="images">{images}</div></section>'
         )
     return (
         f'<article class="shelf"><blockquote>\N{LEFT DOUBLE QUOTATION MARK}{escape(query.question)}'

@@ -23,8 +23,8 @@ def format_table(demo: Mapping[str, Any]) -> str:
     if any(model.fine_tuned for model in run.models):
         blocks.append(_recalls(run, "fine-tuned", [model.fine_tuned for model in run.models]))
     blocks += [_task(run, task) for task in run.tasks]
-    note = f"Recall in % on {run.images} images and {run.texts} texts; TR: text for an image, IR: image for a text."
-    return "\n\n".join(["\n".join(block) for block in blocks] + [note])
+    legend = f"Recall in % on {run.images} images and {run.texts} texts; TR: text for an image, IR: image for a text."
+    return "\n\n".join(["\n".join(block) for block in blocks] + [legend])
 
 
 def _costs(run: Demo) -> list[str]:

@@ -31,12 +31,12 @@ def cost_table(run: Demo) -> str:
     teacher = run.models[0]
     rows = []
     for place, model in enumerate(run.models):
-        share = model.params / teacher.params
+        fraction = model.params / teacher.params
         linear = model.linear_params / teacher.linear_params if teacher.linear_params else 1.0
-        bar = f'<span class="bar"><i style="width:{100 * min(share, 1):.1f}%"></i></span>'
+        bar = f'<span class="bar"><i style="width:{100 * min(fraction, 1):.1f}%"></i></span>'
         cells = [
             count(model.params, teacher.params) + bar,
-            percent(share),
+            percent(fraction),
             f"{count(model.linear_params, teacher.linear_params)}{_small(percent(linear), place)}",
             f"{significant(model.gflops)}{_small(_ratio(model.gflops, teacher.gflops), place)}",
             f"{significant(model.images_per_s)}{_small(_ratio(model.images_per_s, teacher.images_per_s), place)}",

@@ -17,9 +17,14 @@ _RIGHT, _PARTLY, _WRONG, _GREY, _BAR = "#1a7f37", "#9a6700", "#cf222e", "#57606a
 
 @dataclass(frozen=True)
 class Answered:
-    """picture; question; ranked: (answer, probability), best first; truth: what people answered, empty if not known."""
+    """One question on the sheet.
 
-    picture: Image.Image
+    Attributes:
+        ranked: (answer, probability), best first.
+        truth: what people answered; empty if not known.
+    """
+
+    image: Image.Image
     question: str
     ranked: Sequence[tuple[str, float]]
     truth: Sequence[str] = ()
@@ -44,12 +49,12 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, question: Answered, x: int, y: int) -> None:
-    picture = question.picture
-    scale = _SIDE / max(picture.size)
-    width, height = picture.size
+    image = question.image
+    scale = _SIDE / max(image.size)
+    width, height = image.size
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     # small images, as those of scenes, are enlarged without smearing
-    sheet.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
+    sheet.paste(image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
     x, room = x + _SIDE + 10, _WIDTH - _SIDE - 2 * _MARGIN - 10
     font, small = ImageFont.load_default(14), ImageFont.load_default(13)
     lines = textwrap.wrap(question.question, 32)[:2]

@@ -97,10 +97,10 @@ class _Unfit(Exception):
 def _look_at_captions(record: Record, filters: Filters, finding: Finding) -> None:
     seen: set[str] = set()
     shares = record.shares or [1.0] * len(record.captions)
-    for caption, share in zip(record.captions, shares, strict=True):
+    for caption, fraction in zip(record.captions, shares, strict=True):
         text = clean_caption(caption, _ALL_WORDS) if isinstance(caption, str) else ""
         reason = _fault(caption, text, filters, seen)
-        if reason is None and share < filters.min_region_area:
+        if reason is None and fraction < filters.min_region_area:
             reason = "small_region"
         if reason is None:
             seen.add(text)
@@ -224,12 +224,12 @@ def content_digest(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def _shrunk(image: Image.Image, side: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `side`; nothing is enlarged."""
-    scale = side / min(image.size)
+def _shrunk(image: Image.Image, shortest: int, quality: int) -> bytes:
+    """A JPEG whose shorter side has at most `shortest` pixels; nothing is enlarged."""
+    scale = shortest / min(image.size)
     if scale < 1:
         width, height = image.size
-        size = max(side, round(width * scale)), max(side, round(height * scale))
+        size = max(shortest, round(width * scale)), max(shortest, round(height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)

@@ -59,13 +59,13 @@ class Gate:
         return None
 
     def _duplicate(self, finding: Finding) -> str | None:
-        own = key("id", finding.source, type(finding.id).__name__, finding.id)
-        if self.state.has_seen(own):
+        id_key = key("id", finding.source, type(finding.id).__name__, finding.id)
+        if self.state.has_seen(id_key):
             return "duplicate_id"
         assert finding.digest is not None  # what is fit was read
         if not self.state.is_new(key("content", finding.digest.hex())):
             return "duplicate_content"
-        self.state.is_new(own)
+        self.state.is_new(id_key)
         return None
 
     def _write_drop(self, finding: Finding, reason: str) -> None:

@@ -49,7 +49,7 @@ def _fill(table: sqlite3.Connection, image_data: str | None) -> None:
         if number is None:
             raise UserError(f"{image_data}: entry {place}: wants a whole number 'image_id' or 'id'")
         names = [f"{name}:{entry[f'{name}_id']}" for name in ("coco", "flickr") if entry.get(f"{name}_id")]
-        size = [_number(entry, side) or 0 for side in ("width", "height")]
+        size = [_number(entry, field) or 0 for field in ("width", "height")]
         table.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", (number, json.dumps(names), size[0] * size[1]))
     table.execute("COMMIT")
 
@@ -70,7 +70,7 @@ def _record(source: str, place: int, entry: Any, images: str, table: sqlite3.Con
 
 def _share(region: Any, pixels: int) -> float:
     """The share of the image that a region covers; 0 where it has no size."""
-    width, height = (_number(region, side) or 0 for side in ("width", "height"))
+    width, height = (_number(region, field) or 0 for field in ("width", "height"))
     return round(min(max(width, 0) * max(height, 0) / pixels, 1.0), 4)
 
 

@@ -88,11 +88,11 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                 raise UserError(f"{source}: holds neither a folder a class nor a tar a class")
             for name in folders:
                 _link(source / name, output / name)
-                progress.update(note=name)
+                progress.update(detail=name)
             for name in tars:
                 with open(source / name, "rb") as file:
                     _unpack_class(file, source / name, output / name.removesuffix(".tar"))
-                progress.update(note=name)
+                progress.update(detail=name)
             return
         with _opened(source) as outer:
             for member in outer:
@@ -104,7 +104,7 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                 folder = output / name.removesuffix(".tar")
                 if not folder.exists():
                     _unpack_class(_content(outer, member), source, folder)
-                progress.update(note=name)
+                progress.update(detail=name)
 
 
 def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = True) -> None:

@@ -127,16 +127,16 @@ def split_pictures(
         UserError: If there are too few different images.
     """
     different = sorted(set(digests.values()))
-    held = [max(1, round(share * len(different))) for share in (test, val)]
+    held = [max(1, round(fraction * len(different))) for fraction in (test, val)]
     if len(different) < 3 or sum(held) >= len(different):
         raise UserError(
             f"{len(different)} different images do not make a training, a validation ({val:g}) and a test ({test:g})"
             " split; add images or lower --val and --test"
         )
-    side = {d: "test" if i < held[0] else "val" if i < sum(held) else "train" for i, d in enumerate(different)}
+    split_of = {d: "test" if i < held[0] else "val" if i < sum(held) else "train" for i, d in enumerate(different)}
     number = {digest: index for index, digest in enumerate(different)}
     images = [
-        KarpathyImage(image.replace(os.sep, "/"), number[digest], side[digest], tuple(table.captions[image]))
+        KarpathyImage(image.replace(os.sep, "/"), number[digest], split_of[digest], tuple(table.captions[image]))
         for image, digest in digests.items()
     ]
     return images, len(images) - len(different)

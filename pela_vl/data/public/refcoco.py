@@ -90,11 +90,11 @@ def read_corpus(
         UserError: Naming file, entry and field of whatever does not fit.
     """
     instances = read_json(instances_file)
-    pictures = {}
+    images = {}
     for place, entry in list_entries(instances_file, instances, "images", _INSTANCES):
         image_id, name = typed(place, entry, "id", int), typed(place, entry, "file_name", str)
         width, height = typed(place, entry, "width", int), typed(place, entry, "height", int)
-        if image_id in pictures:
+        if image_id in images:
             raise UserError(f"{place}.id: {image_id} stands twice; remove one")
         if min(width, height) < 1:
             raise UserError(f"{place}: an image of {width} x {height} pixels")
@@ -103,7 +103,7 @@ def read_corpus(
             path = below(image_root, path)
         except UserError as error:
             raise UserError(f"{place}.file_name: {error}") from None
-        pictures[image_id] = Picture(path, width, height)
+        images[image_id] = Picture(path, width, height)
     boxes: dict[int, tuple[int, Box]] = {}
     objects: dict[int, list[Box]] = {}
     for place, entry in list_entries(instances_file, instances, "annotations", _INSTANCES):
@@ -114,17 +114,17 @@ def read_corpus(
         boxes[annotation_id] = (image_id, box)
         if not entry.get("iscrowd"):
             objects.setdefault(image_id, []).append(box)
-    refs, wordless = _read_refs(refs_file, instances_file, pictures, boxes)
+    refs, wordless = _read_refs(refs_file, instances_file, images, boxes)
     candidates = objects if detections_file is None else _read_detections(detections_file)
     kept = {image_id: [box for box in found if _area(box) > 0] for image_id, found in candidates.items()}
     dropped = sum(map(len, candidates.values())) - sum(map(len, kept.values()))
     named = [ref for ref in refs if ref.expressions]
-    return Corpus(pictures, named, kept, "instances" if detections_file is None else "detections", dropped,
+    return Corpus(images, named, kept, "instances" if detections_file is None else "detections", dropped,
                   wordless, sum(not ref.expressions for ref in refs))  # fmt: skip
 
 
 def _read_refs(
-    file: Path, instances_file: Path, pictures: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
+    file: Path, instances_file: Path, images: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
 ) -> tuple[list[Ref], int]:
     content = read_plain_pickle(file)
     if not isinstance(content, list) or not content:
@@ -146,7 +146,7 @@ def _read_refs(
         if annotation_id not in boxes:
             raise UserError(f"{place}.ann_id: {annotation_id} is no annotation of {instances_file}")
         owner, box = boxes[annotation_id]
-        if owner != image_id or image_id not in pictures:
+        if owner != image_id or image_id not in images:
             raise UserError(f"{place}.image_id: {image_id} is not the image of annotation {annotation_id}")
         if _area(box) <= 0:
             raise UserError(f"{place}: annotation {annotation_id} has the box {box}, which has no area")
@@ -214,14 +214,14 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     kept: list[Ref] = []
     for ref in corpus.refs:
-        picture = corpus.pictures[ref.image_id]
+        stored = corpus.pictures[ref.image_id]
         if ref.image_id not in there:
-            there[ref.image_id] = find(image_root, picture.path)
+            there[ref.image_id] = find(image_root, stored.path)
         path = there[ref.image_id]
         if path is None:
             if not skip_missing:
                 raise UserError(
-                    f"{why_absent(image_root, picture.path)}; complete the download, correct --image-root or "
+                    f"{why_absent(image_root, stored.path)}; complete the download, correct --image-root or "
                     "--image-folder, or use --skip-missing"
                 )
             report.missing[ref.split] += 1
@@ -231,10 +231,10 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
             {"image": path, "text": text, "ref_id": ref.ref_id, "sent_id": sent_id} for sent_id, text in ref.expressions
         ]
     for split in SPLITS:
-        own = [ref for ref in kept if ref.split == split]
-        if not own:
+        in_split = [ref for ref in kept if ref.split == split]
+        if not in_split:
             raise UserError(f"split {split} has no expression (images absent: {report.missing[split]})")
-        report.counts[split] = (len(own), sum(len(ref.expressions) for ref in own))
+        report.counts[split] = (len(in_split), sum(len(ref.expressions) for ref in in_split))
     held_out = [ref for ref in kept if ref.split != "train"]
     images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
     boxes: dict[str, Any] = {
@@ -243,11 +243,11 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
         "images": {
             str(image_id): {
                 "image": there[image_id],
-                "width": picture.width,
-                "height": picture.height,
+                "width": stored.width,
+                "height": stored.height,
                 "boxes": corpus.candidates.get(image_id, []),
             }
-            for image_id, picture in images.items()
+            for image_id, stored in images.items()
         },
         "refs": {str(ref.ref_id): {"image_id": ref.image_id, "split": ref.split, "box": ref.box} for ref in held_out},
     }

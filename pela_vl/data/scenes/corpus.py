@@ -168,8 +168,8 @@ def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> 
         for index in range(start, end):
             scene = sample_scene(request.seed, split, index)
             record = scene_record(scene, request.first_id(split) + index, request.image_size)
-            picture = Image.fromarray(render(scene, request.image_size))
-            picture.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
+            image = Image.fromarray(render(scene, request.image_size))
+            image.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
             lines.append(json.dumps(record, separators=(",", ":")))
         with atomic_write(_part(output, job), "w") as file:
             file.write("\n".join(lines) + "\n")

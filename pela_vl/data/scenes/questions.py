@@ -45,9 +45,9 @@ def questions(scene: Scene) -> list[Question]:
     result: list[Question] = []
     while len(result) < PER_IMAGE:
         maker = makers.pop()
-        made = maker(scene, dice)
-        if made is not None:
-            text, kind, answer = made
+        drafted = maker(scene, dice)
+        if drafted is not None:
+            text, kind, answer = drafted
             result.append(_answered(sentence(text, "?"), kind, answer, dice))
     return result
 

@@ -29,8 +29,8 @@ def write_contact_sheet(path: Path, seed: int, image_size: int, available: int) 
     for index in range(min(available, _COLUMNS * _ROWS)):
         scene = sample_scene(seed, "val", index)
         x, y = index % _COLUMNS * width + (width - _SIDE) // 2, index // _COLUMNS * height + 8
-        picture = Image.fromarray(render(scene, image_size)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x, y))
+        image = Image.fromarray(render(scene, image_size)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+        sheet.paste(image, (x, y))
         lines = textwrap.wrap(captions(scene)[index % PER_IMAGE], 28)
         draw.multiline_text((x, y + _SIDE + 3), "\n".join(lines), fill="black", font=font, spacing=1)
     with atomic_write(path, "wb") as file:

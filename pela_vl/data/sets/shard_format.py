@@ -19,15 +19,15 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def sample_members(key: str, picture: bytes, record: Mapping[str, Any]) -> bytes:
+def sample_members(key: str, jpeg: bytes, record: Mapping[str, Any]) -> bytes:
     """The bytes of a sample in its tar file.
 
     Args:
         key: name of both members, without suffix.
-        picture: the encoded JPEG.
+        jpeg: the encoded JPEG.
         record: {"caption", "image_id", "source"}.
     """
-    return _member(f"{key}.jpg", picture) + _member(f"{key}.json", json.dumps(record).encode())
+    return _member(f"{key}.jpg", jpeg) + _member(f"{key}.json", json.dumps(record).encode())
 
 
 def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[str, Any]:

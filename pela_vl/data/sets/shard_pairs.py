@@ -82,7 +82,7 @@ class ShardPairs(Dataset):
         captions = [caption for caption in captions if has_text(caption)]
         if not captions:
             raise ImageError(member.name, "has no caption with a word")
-        return read_picture(member.name, member.picture).image, captions, _image_id(member.name, member.record)
+        return read_picture(member.name, member.jpeg).image, captions, _image_id(member.name, member.record)
 
 
 def training_pairs(

@@ -36,7 +36,7 @@ class Member:
     """One sample as it lies in its shard. name: of the image, `<shard>/<key>.jpg`, for messages."""
 
     name: str
-    picture: bytes
+    jpeg: bytes
     record: dict[str, Any]
 
 
@@ -120,8 +120,8 @@ class ShardReader:
         path = self.shards[index].path
         picture_at, picture_size, record_at, record_size = table[row].tolist()
         name = f"{path}/{names[row]}"
-        picture, record = read_at(handle, picture_size, picture_at), read_at(handle, record_size, record_at)
-        if len(picture) != picture_size or len(record) != record_size:
+        jpeg, record = read_at(handle, picture_size, picture_at), read_at(handle, record_size, record_at)
+        if len(jpeg) != picture_size or len(record) != record_size:
             raise _damaged(path, f"ends before member {names[row]} does")
         try:
             values = json.loads(record)
@@ -129,7 +129,7 @@ class ShardReader:
                 raise ValueError("no object")
         except ValueError as error:
             raise _damaged(path, f"the record of {names[row]} is not readable ({error})") from None
-        return Member(name, picture, values)
+        return Member(name, jpeg, values)
 
     def _shard(self, index: int) -> tuple[int, np.ndarray, list[str]]:
         found = self._open.get(index)

@@ -80,8 +80,8 @@ class PictureReader:
 
     def __init__(self, image_root: PathLike, genome_root: PathLike | None = None, cache_mb: float = 0) -> None:
         self.roots = {"vqa": image_root, "vg": image_root if genome_root is None else genome_root}
-        share = cache_mb if genome_root is None else cache_mb / 2
-        self._readers = {name: ImageReader(root, share) for name, root in self.roots.items()}
+        megabytes = cache_mb if genome_root is None else cache_mb / 2
+        self._readers = {name: ImageReader(root, megabytes) for name, root in self.roots.items()}
 
     def __call__(self, place: Place) -> Image.Image:
         return self._readers[place[0]](place[1])
@@ -168,7 +168,7 @@ class VqaQuestions(Dataset):
 def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The different answers in the order of their first mention, and their weights.
 
-    Of VQA the share of people who gave the answer; of Visual Genome 0.5 for each.
+    Of VQA the fraction of people who gave the answer; of Visual Genome 0.5 for each.
     """
     counts = Counter([answers] if isinstance(answers, str) else answers)
     total = sum(counts.values())

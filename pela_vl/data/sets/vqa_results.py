@@ -42,8 +42,8 @@ def check_results(results: Any, ids: Sequence[int], place: str) -> dict[int, str
         "unknown": [number for number in answers if number not in asked],
     }
     if any(faults.values()):
-        told = "; ".join(f"{name}: {listed(found, 20)}" for name, found in faults.items() if found)
-        raise UserError(f"{place}: not one answer for each of the {len(ids)} questions: {told}")
+        problems = "; ".join(f"{name}: {listed(found, 20)}" for name, found in faults.items() if found)
+        raise UserError(f"{place}: not one answer for each of the {len(ids)} questions: {problems}")
     return answers
 
 

@@ -59,7 +59,7 @@ def test_an_address_gives_the_samples_of_the_folder(folder, address):
     assert len(there) == 9
     for number in (0, 8, 3, 1, 7, 2):
         a, b = here.read(number), there.read(number)
-        assert (a.picture, a.record) == (b.picture, b.record) and b.name.startswith(address)
+        assert (a.jpeg, a.record) == (b.jpeg, b.record) and b.name.startswith(address)
     assert len(there._open) == 1
     assert training_pairs([address], ".", None, 30, 0).sizes == list(SIZES)
 
