@@ -53,7 +53,7 @@ class ImageError(UserError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """An image as 8-bit RGB, and which of `CHANGES` that took."""
 
     image: Image.Image
@@ -86,10 +86,12 @@ def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Ima
     Raises:
         ImageError: If the file is absent, no image, truncated or larger than `MAX_PIXELS`.
     """
-    return read_picture(path, stored_pixels=stored_pixels).image
+    return decode_image(path, stored_pixels=stored_pixels).image
 
 
-def read_picture(path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False) -> Picture:
+def decode_image(
+    path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False
+) -> DecodedImage:
     """Read an image as `read_image` does, and report what had to be changed.
 
     Args:
@@ -109,7 +111,7 @@ def read_picture(path: str | os.PathLike[str], content: bytes | None = None, sto
             changes = _formats(image)
             image.load()
             upright = image if stored_pixels else _upright(image)
-            return Picture(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
+            return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...

@@ -23,7 +23,7 @@ from pela_vl.settings import Settings
 from pela_vl.training.assemble import make_autocast
 from pela_vl.training.runner import set_threads
 from pela_vl.workloads.albef import load_tokenizer
-from pela_vl.workloads.vqa import Vqa, answer_list, picture_reader
+from pela_vl.workloads.vqa import Vqa, answer_list, image_reader
 
 _ABOUT = "run.json"
 
@@ -41,7 +41,7 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     answers = answer_list(settings)
     asked = load_official(questions, pattern)
     ids = [question.question_id for question in asked]
-    read = picture_reader(settings)
+    read = image_reader(settings)
     loaded = Vqa().load(settings, settings.init.checkpoint)
     tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
     transform = eval_transform(config.image_size, loaded.header.normalization)

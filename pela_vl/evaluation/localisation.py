@@ -34,7 +34,7 @@ class Localised:
         """One record for each expression, in the data set's order; see docs/grounding.md for the format."""
         records = []
         for expression, choice in zip(data.expressions, self.chosen, strict=True):
-            picture = data.pictures[expression.image]
+            picture = data.images[expression.image]
             box = None if choice == NO_BOX else picture.candidates[choice].tolist()
             iou = 0.0 if box is None else box_iou(expression.box, box)
             records.append(
@@ -110,7 +110,7 @@ def expression_heat(
     model.eval()
     maps = []
     for k in expressions:
-        picture = data.pictures[data.expressions[k].image]
+        picture = data.images[data.expressions[k].image]
         image = data[data.expressions[k].image][None].to(device)
         prepared = prepare_images(model, image, settings.score, layer, autocast)
         heat = _heat(model, data, tokenizer, prepared, [0], [k], layer, autocast)
@@ -146,7 +146,7 @@ def _choose(heat: Tensor, data: GroundingEval, expressions: list[int], area_powe
         end = start
         while end < len(owners) and owners[end] == owners[start]:
             end += 1
-        picture = data.pictures[owners[start]]
+        picture = data.images[owners[start]]
         if len(picture.candidates):
             pixels = resize_heat(heat[start:end], picture.height, picture.width)
             chosen.append(choose_boxes(score_boxes(pixels, picture.candidates, area_power)))

@@ -16,7 +16,7 @@ from pela_vl.base.progress import Progress
 from pela_vl.checkpoints.albef import load_vqa
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
-from pela_vl.data.sets.vqa import AskedQuestion, PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
+from pela_vl.data.sets.vqa import AskedQuestion, VqaCollate, VqaEval, VqaImageReader, VqaQuestions, load_asked
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
@@ -136,7 +136,7 @@ class Vqa(AlbefTask[AlbefVqa]):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> VqaEval:
-        read = picture_reader(settings)
+        read = image_reader(settings)
         transform = eval_transform(run.image_size, run.header.normalization)
         data = VqaEval(load_asked(file, read), read, transform, settings.vqa.max_words)
         if file == settings.data.val and data.asked[0].truth is None:
@@ -179,8 +179,8 @@ def answer_list(settings: Settings) -> list[str]:
     return read_answer_list(settings.vqa.answer_list)
 
 
-def picture_reader(settings: Settings) -> PictureReader:
-    return PictureReader(settings.data.image_root, settings.vqa.genome_root, settings.data.cache_mb)
+def image_reader(settings: Settings) -> VqaImageReader:
+    return VqaImageReader(settings.data.image_root, settings.vqa.genome_root, settings.data.cache_mb)
 
 
 def sheet(data: VqaEval, ranked: list[Ranked], answers: list[str], count: int) -> list[Answered]:

@@ -181,7 +181,7 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
     save = partial(_save, state, files, gate)
     committed = time.monotonic()
     total = sum(state.unit_records().values())
-    with Progress(total, "examining", initial=done, unit="picture", enabled=progress) as bar:
+    with Progress(total, "examining", initial=done, unit="image", enabled=progress) as bar:
         for cursor, findings in run(how, _chunks(work, len(request.units()), state.fact("cursor", [0, 0]))):
             for finding in findings:
                 gate.take(finding)

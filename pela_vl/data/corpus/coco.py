@@ -11,7 +11,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.paths import resolve
 
 from .json_stream import json_items
-from .records import Record, flickr_identity, picture_identities
+from .records import Record, flickr_identity, image_identities
 
 
 def coco_records(source: str, annotations: str, images: str, scratch: Path) -> Iterator[Record]:
@@ -83,7 +83,7 @@ def _record(source: str, place: str, entry: Any, captions: list[Any], images: st
         path = resolve(images, name)
     except UserError:
         return Record(source, entry["id"], captions, problem="path_outside_root", detail=name)
-    identities = [f"coco:{entry['id']}", *picture_identities(images, path), *flickr_identity(entry.get("flickr_url"))]
+    identities = [f"coco:{entry['id']}", *image_identities(images, path), *flickr_identity(entry.get("flickr_url"))]
     return Record(source, entry["id"], captions, [path], identities=identities)
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, Picture, read_picture
+from pela_vl.data.images import DecodedImage, ImageError, decode_image
 from pela_vl.data.paths import is_file
 from pela_vl.data.text import clean_caption
 
-from .parquet import parquet_picture
+from .parquet import parquet_image
 from .records import Finding, Record
 from .settings import Filters
 from .table import downloaded_names
@@ -81,8 +81,8 @@ def examine(record: Record, how: Examination) -> Finding:
     try:
         if not record.held_out:
             _look_at_captions(record, how.filters[record.source], finding)
-        picture, finding.path = _read(record, how)
-        _look_at_picture(picture, record, how, finding)
+        decoded, finding.path = _read(record, how)
+        _look_at_image(decoded, record, how, finding)
     except _Unfit as unfit:
         finding.reason, finding.detail = unfit.args
     except ImageError as error:
@@ -138,13 +138,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _read(record: Record, how: Examination) -> tuple[Picture, str]:
+def _read(record: Record, how: Examination) -> tuple[DecodedImage, str]:
     if record.member is not None:
         archive, offset, size = record.member
         name = f"{os.path.basename(archive)}/{record.id}"
         if archive.endswith(".parquet"):
-            return read_picture(name, parquet_picture(archive, offset, size)), name
-        return read_picture(name, _content(archive, offset, size)), name
+            return decode_image(name, parquet_image(archive, offset, size)), name
+        return decode_image(name, _content(archive, offset, size)), name
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
@@ -158,7 +158,7 @@ def _read(record: Record, how: Examination) -> tuple[Picture, str]:
         raise _Unfit("missing", paths[0] if paths else "")
     if record.url is not None and (other := _address_beside(path)) not in (None, record.url):
         raise _Unfit("other_download", f"{path} came from {other}")
-    return read_picture(path, _content(path)), path
+    return decode_image(path, _content(path)), path
 
 
 def _existing(path: str) -> str | None:
@@ -198,8 +198,8 @@ def _address_beside(path: str) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _look_at_picture(picture: Picture, record: Record, how: Examination, finding: Finding) -> None:
-    image = picture.image
+def _look_at_image(decoded: DecodedImage, record: Record, how: Examination, finding: Finding) -> None:
+    image = decoded.image
     finding.digest = content_digest(image)
     if record.held_out:
         return
@@ -212,7 +212,7 @@ def _look_at_picture(picture: Picture, record: Record, how: Examination, finding
         raise _Unfit("extreme_aspect", size)
     name = os.path.basename(finding.path)
     names = (("blank_in_name", " " in name), ("unicode_name", not name.isascii()))
-    finding.changes = picture.changes + tuple(name for name, there in names if there)
+    finding.changes = decoded.changes + tuple(name for name, there in names if there)
     if how.image_size is not None:
         finding.jpeg = _shrunk(image, how.image_size, how.quality)
 

@@ -10,7 +10,7 @@ from pela_vl.data.paths import is_file
 from pela_vl.data.plain_pickle import read_plain_pickle
 
 from .json_stream import json_items
-from .records import Record, picture_identities
+from .records import Record, image_identities
 
 _SPLITS = {"val", "test", "testA", "testB", "testC", "dev"}
 _COCO_NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "COCO_test2015_{:012d}.jpg", "{:012d}.jpg")
@@ -36,7 +36,7 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
             record.identities.append(f"coco:{entry['cocoid']}")
         if flickr and stem.isdigit():  # Flickr30K calls its files by Flickr's number
             record.identities.append(f"flickr:{stem}")
-        known = picture_identities(None, path)
+        known = image_identities(None, path)
         # with the images at hand their pixels count; a path alone may be another image's in another folder
         if known[0].startswith("coco:") or not any(map(is_file, record.paths)):
             record.identities.extend(known)

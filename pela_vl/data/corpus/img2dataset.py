@@ -16,7 +16,7 @@ from typing import Any
 from pela_vl.base.errors import UserError
 from pela_vl.data.paths import is_file
 
-from .parquet import CutFile, has_pictures, parquet_rows
+from .parquet import CutFile, has_images, parquet_rows
 from .records import Record, flickr_identity
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -69,9 +69,9 @@ def shard_records(source: str, shard: str) -> Iterator[Record]:
 
 
 def _parquet_records(source: str, shard: str) -> Iterator[Record]:
-    if not has_pictures(shard):
+    if not has_images(shard):
         raise UserError(f"{shard}: holds no images (no column 'jpg'), and no tar or folder lies beside it")
-    for row, place in parquet_rows(shard, with_pictures=True):
+    for row, place in parquet_rows(shard, with_images=True):
         caption = row.get("caption") if row.get("caption") is not None else row.get("txt")
         captions = list(caption) if isinstance(caption, list) else [caption]
         name = str(row["key"])

@@ -7,7 +7,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.paths import resolve
 
 from .json_stream import json_items
-from .records import Record, picture_identities
+from .records import Record, image_identities
 
 
 def list_records(source: str, file: str, images: str, strip: str = "") -> Iterator[Record]:
@@ -49,4 +49,4 @@ def _record(source: str, number: int, entry: Any, images: str, strip: str) -> Re
         full = resolve(images, path.removeprefix(strip).lstrip("/") if strip else path)
     except UserError:
         return Record(source, number, list(captions), problem="path_outside_root", detail=path)
-    return Record(source, number, list(captions), [full], identities=picture_identities(images, full))
+    return Record(source, number, list(captions), [full], identities=image_identities(images, full))

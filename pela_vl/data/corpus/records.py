@@ -83,7 +83,7 @@ def flickr_identity(url: object) -> list[str]:
     return [f"flickr:{match[1]}"] if match else []
 
 
-def picture_identities(root: str | None, path: str) -> list[str]:
+def image_identities(root: str | None, path: str) -> list[str]:
     """How an image is known by its path below a root.
 
     COCO's file names carry COCO's number, whatever the folder. Other names may stand in many data sets for different

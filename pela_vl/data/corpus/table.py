@@ -9,7 +9,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.paths import resolve
 from pela_vl.data.rows import Row, read_rows
 
-from .records import Record, flickr_identity, picture_identities
+from .records import Record, flickr_identity, image_identities
 
 _SUFFIXES = ("jpg", "png", "webp")
 # names that a first line may give to the columns
@@ -95,7 +95,7 @@ def _record(source: str, number: int, whole: Row, columns: dict[str, int] | None
             path = resolve(images, name)
         except UserError:
             return Record(source, number, [caption], problem="path_outside_root", detail=name)
-        identities = [*picture_identities(images, path), *flickr_identity(url)]
+        identities = [*image_identities(images, path), *flickr_identity(url)]
         return Record(source, number, [caption], [path], identities=identities)
     return Record(source, number, [caption], row=(images, number), identities=flickr_identity(url), url=url)
 

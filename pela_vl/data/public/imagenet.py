@@ -17,7 +17,7 @@ from typing import IO
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
-from pela_vl.data.images import ImageError, read_picture
+from pela_vl.data.images import ImageError, decode_image
 from pela_vl.data.sets.labelled import SUFFIXES
 
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 1_281_167, 50_000, 1000
@@ -215,7 +215,7 @@ def find_rotten(folder: Path, report: bool = True) -> list[tuple[str, str]]:
 
 def _why_rotten(path: Path) -> str:
     try:
-        read_picture(path)
+        decode_image(path)
     except ImageError as error:
         return error.reason
     return ""

@@ -135,7 +135,7 @@ def write_lists(
     for split in SPLITS:
         if not report.images[split]:
             gone = f" ({report.missing[split]} are missing)" if report.missing[split] else ""
-            raise UserError(f"{image_root}: split {split} has no image{gone}; give the folder that holds the pictures")
+            raise UserError(f"{image_root}: split {split} has no image{gone}; give the folder that holds the images")
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
         write_list(report.files[-1], entries)

@@ -67,7 +67,7 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
     return table
 
 
-def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
+def check_images(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
     """Decode every image once.
 
     Args:
@@ -86,7 +86,7 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     digests: dict[str, str] = {}
     failed: list[tuple[str, str]] = []
-    with Progress(len(table.captions), "pictures", unit="picture", enabled=report) as progress:
+    with Progress(len(table.captions), "images", unit="image", enabled=report) as progress:
         # threads are enough: Pillow decodes outside the interpreter's lock
         with ThreadPoolExecutor(usable_cores()) as pool:
             for image, found in zip(
@@ -106,7 +106,7 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
     return digests
 
 
-def split_pictures(
+def split_images(
     table: Table, digests: dict[str, str], val: float = 0.1, test: float = 0.1
 ) -> tuple[list[KarpathyImage], int]:
     """Split the images into training, validation and test sets, at least one image in each.
@@ -116,7 +116,7 @@ def split_pictures(
 
     Args:
         table: gives the captions.
-        digests: of the usable images (`check_pictures`).
+        digests: of the usable images (`check_images`).
         val: fraction of the images to validate on.
         test: fraction of the images to test on.
 

@@ -26,7 +26,7 @@ _INSTANCES = "COCO's instances file"
 
 
 @dataclass(frozen=True)
-class Picture:
+class SizedImage:
     path: str  # relative to the image root
     width: int
     height: int
@@ -48,13 +48,13 @@ class Corpus:
     """The content of the public files.
 
     Attributes:
-        pictures: path and size by image id.
+        images: path and size by image id.
         refs: the referred objects.
         candidates: candidate boxes by image id.
         candidates_from: "detections" or "instances".
     """
 
-    pictures: dict[int, Picture]
+    images: dict[int, SizedImage]
     refs: list[Ref]
     candidates: dict[int, list[Box]]
     candidates_from: str
@@ -103,7 +103,7 @@ def read_corpus(
             path = below(image_root, path)
         except UserError as error:
             raise UserError(f"{place}.file_name: {error}") from None
-        images[image_id] = Picture(path, width, height)
+        images[image_id] = SizedImage(path, width, height)
     boxes: dict[int, tuple[int, Box]] = {}
     objects: dict[int, list[Box]] = {}
     for place, entry in list_entries(instances_file, instances, "annotations", _INSTANCES):
@@ -124,7 +124,7 @@ def read_corpus(
 
 
 def _read_refs(
-    file: Path, instances_file: Path, images: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
+    file: Path, instances_file: Path, images: dict[int, SizedImage], boxes: dict[int, tuple[int, Box]]
 ) -> tuple[list[Ref], int]:
     content = read_plain_pickle(file)
     if not isinstance(content, list) or not content:
@@ -214,7 +214,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     kept: list[Ref] = []
     for ref in corpus.refs:
-        stored = corpus.pictures[ref.image_id]
+        stored = corpus.images[ref.image_id]
         if ref.image_id not in there:
             there[ref.image_id] = find(image_root, stored.path)
         path = there[ref.image_id]
@@ -236,7 +236,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
             raise UserError(f"split {split} has no expression (images absent: {report.missing[split]})")
         report.counts[split] = (len(in_split), sum(len(ref.expressions) for ref in in_split))
     held_out = [ref for ref in kept if ref.split != "train"]
-    images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
+    images = {ref.image_id: corpus.images[ref.image_id] for ref in held_out}
     boxes: dict[str, Any] = {
         "format": FORMAT,
         "candidates": corpus.candidates_from,

@@ -49,13 +49,13 @@ class Report:
     missing: int
 
 
-def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Split:
+def read_snli_ve(path: Path, image_root: Path, pattern: str = "{id}.jpg") -> Split:
     """Read and check a jsonl file. Whether the images exist is not checked.
 
     Args:
         path: of the file.
         image_root: folder of the images.
-        picture: pattern of an image's path below the root; {id} is replaced by the row's Flickr id without `.jpg`.
+        pattern: of an image's path below the root; {id} is replaced by the row's Flickr id without `.jpg`.
 
     Raises:
         UserError: Naming file, line and field, for malformed JSON, a field that is absent or of the wrong type, an
@@ -71,7 +71,7 @@ def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Spl
         if not isinstance(row, dict):
             raise UserError(f"{place}: wants an object, got {kind(row)}")
         try:
-            image = below(image_root, picture.replace("{id}", _flickr_id(place, row)))
+            image = below(image_root, pattern.replace("{id}", _flickr_id(place, row)))
         except UserError as error:
             raise UserError(str(error) if place in str(error) else f"{place}: {error}") from None
         sentence = typed(place, row, "sentence2", str).strip()
@@ -120,7 +120,7 @@ def write_lists(
                 raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
         kept[split] = [replace(pair, image=image) for pair in content.pairs if (image := there[pair.image])]
         if not kept[split]:
-            raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the pictures")
+            raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the images")
     reports = {}
     for split, pairs in kept.items():
         file = output / f"{name}_{split}.json"
@@ -131,7 +131,7 @@ def write_lists(
     return reports
 
 
-def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
+def shared_images(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
     """How many images two splits have in common, for every two splits that have any. The published splits have none."""
     images = {split: {pair.image for pair in content.pairs} for split, content in splits.items()}
     names: Sequence[str] = list(images)

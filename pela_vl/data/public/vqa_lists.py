@@ -165,7 +165,7 @@ def genome_entries(
         elif folder is None:
             if not skip_missing:
                 raise UserError(f"{root}: no image {name}; complete the download or use --skip-missing")
-            dropped["picture absent"] += 1
+            dropped["image absent"] += 1
         else:
             image = f"{folder}/{name}" if folder else name
             entries.append(
@@ -180,7 +180,7 @@ def genome_entries(
     return entries, dropped
 
 
-def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
+def without_images(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
     """The questions, without those about certain COCO images.
 
     Args:

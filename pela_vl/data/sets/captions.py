@@ -107,7 +107,7 @@ def draw_pair(
     return tensor, swap_sides(caption) if flipped else caption
 
 
-class EvalPictures(Dataset):
+class EvalImages(Dataset):
     """Images of a test set, each once, and their texts. An item is an image, float32 [3, H, W].
 
     Attributes:
@@ -167,7 +167,7 @@ class EvalPictures(Dataset):
         return self.transform(self.read(self.images[index]), None)[0]
 
 
-class RetrievalEval(EvalPictures):
+class RetrievalEval(EvalImages):
     """Images and captions of a retrieval test, each image with one caption or more."""
 
     def __init__(

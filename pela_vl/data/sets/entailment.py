@@ -16,7 +16,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageReader, read_or_next
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
-from pela_vl.data.sets.captions import EvalPictures, draw_pair
+from pela_vl.data.sets.captions import EvalImages, draw_pair
 from pela_vl.data.sets.flat import Texts
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, require_transform
@@ -112,7 +112,7 @@ class EntailmentCollate:
         return EntailmentBatch(ids=ids, mask=mask, targets=targets, **stack_common(samples))
 
 
-class EntailmentEval(EvalPictures):
+class EntailmentEval(EvalImages):
     """A test: every image once, with its sentences. targets: int64 [T], indices of `LABELS`, one for each of `texts`.
 
     SNLI-VE has about 18 sentences an image, so it pays to encode each image once.

@@ -39,7 +39,7 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class Picture:
+class AnnotatedImage:
     """path is below the image root; candidates float64 [K, 4], K may be 0; sizes in pixels."""
 
     path: str
@@ -49,7 +49,7 @@ class Picture:
 
 
 class GroundingEval(Dataset):
-    """Pictures, each once, with their expressions. An item is an image, float32 [3, H, W].
+    """Images, each once, with their expressions. An item is an image, float32 [3, H, W].
 
     images, expressions: in the files' order. by_image: for each image the indices of its expressions.
     candidates_from: "detections" or "instances".
@@ -71,7 +71,7 @@ class GroundingEval(Dataset):
         """
         boxes = _load_boxes(boxes_file)
         self.candidates_from: str = boxes["candidates"]
-        self.pictures: list[Picture] = []
+        self.images: list[AnnotatedImage] = []
         self.expressions: list[Expression] = []
         self.by_image: list[list[int]] = []
         number: dict[str, int] = {}
@@ -85,17 +85,17 @@ class GroundingEval(Dataset):
                 )
             check_text(entry, "text", text)
             if path not in number:
-                number[path] = len(self.pictures)
-                self.pictures.append(_picture(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
+                number[path] = len(self.images)
+                self.images.append(_annotated(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
                 self.by_image.append([])
                 check_image(entry, image_root)
                 full = resolve_image(image_root, path)
                 if not os.path.isfile(full):
                     raise ImageError(full, f"no such file ({entry.place})")
             self.by_image[number[path]].append(len(self.expressions))
-            picture, place = self.pictures[number[path]], f"{boxes_file}: ref {ref_id}"
+            annotated, place = self.images[number[path]], f"{boxes_file}: ref {ref_id}"
             box = tuple(_numbers(ref.get("box"), place))
-            check_box(box, picture.width, picture.height, place)
+            check_box(box, annotated.width, annotated.height, place)
             clean = clean_caption(text, max_words)
             sent_id, split = entry.values.get("sent_id"), str(ref.get("split"))
             self.expressions.append(
@@ -105,17 +105,17 @@ class GroundingEval(Dataset):
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the image. Raises `ImageError` when it cannot be read or has not the annotated size."""
-        picture = self.pictures[index]
-        image = self.read(picture.path)
-        check_size(resolve_image(self.read.root, picture.path), image, picture.width, picture.height)
+        annotated = self.images[index]
+        image = self.read(annotated.path)
+        check_size(resolve_image(self.read.root, annotated.path), image, annotated.width, annotated.height)
         return self.transform(image, None)[0]
 
 
-def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
+def _annotated(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> AnnotatedImage:
     image = boxes["images"].get(str(ref.get("image_id")))
     if not isinstance(image, dict) or not isinstance(image.get("boxes"), list):
         raise UserError(f"{place}: its image {ref.get('image_id')} is not in the file; build it again")
@@ -125,7 +125,7 @@ def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) 
     width, height = int(image["width"]), int(image["height"])
     for box in candidates:
         check_box(box, width, height, f"{place}: candidate of {path}")
-    return Picture(path, width, height, torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4))
+    return AnnotatedImage(path, width, height, torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4))
 
 
 def _numbers(box: Any, place: str) -> list[float]:

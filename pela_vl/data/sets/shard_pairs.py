@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Sample
-from pela_vl.data.images import ImageError, read_or_next, read_picture
+from pela_vl.data.images import ImageError, decode_image, read_or_next
 from pela_vl.data.sets.annotations import PathLike
 from pela_vl.data.sets.captions import CaptionPairs, draw_pair
 from pela_vl.data.sets.shard_order import epoch_order
@@ -82,7 +82,7 @@ class ShardPairs(Dataset):
         captions = [caption for caption in captions if has_text(caption)]
         if not captions:
             raise ImageError(member.name, "has no caption with a word")
-        return read_picture(member.name, member.jpeg).image, captions, _image_id(member.name, member.record)
+        return decode_image(member.name, member.jpeg).image, captions, _image_id(member.name, member.record)
 
 
 def training_pairs(

@@ -118,10 +118,10 @@ class ShardReader:
         handle, table, names = self._shard(index)
         row = number - self.starts[index]
         path = self.shards[index].path
-        picture_at, picture_size, record_at, record_size = table[row].tolist()
+        jpeg_at, jpeg_size, record_at, record_size = table[row].tolist()
         name = f"{path}/{names[row]}"
-        jpeg, record = read_at(handle, picture_size, picture_at), read_at(handle, record_size, record_at)
-        if len(jpeg) != picture_size or len(record) != record_size:
+        jpeg, record = read_at(handle, jpeg_size, jpeg_at), read_at(handle, record_size, record_at)
+        if len(jpeg) != jpeg_size or len(record) != record_size:
             raise _damaged(path, f"ends before member {names[row]} does")
         try:
             values = json.loads(record)

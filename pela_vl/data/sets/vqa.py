@@ -75,7 +75,7 @@ class WeightedAnswers:
         return tuple(self.texts[index]), tuple(self.weights[span.start : span.stop].tolist())
 
 
-class PictureReader:
+class VqaImageReader:
     """Reads images of both data sets, each below its own root."""
 
     def __init__(self, image_root: PathLike, genome_root: PathLike | None = None, cache_mb: float = 0) -> None:
@@ -139,7 +139,7 @@ class VqaQuestions(Dataset):
         Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside its root, a data
         set of another name, a question without words, or an entry without an answer.
         """
-        self.read = PictureReader(image_root, genome_root, cache_mb)
+        self.read = VqaImageReader(image_root, genome_root, cache_mb)
         entries = _load(files, self.read, with_answers=True)
         self.images = Places((entry.values["dataset"], entry.values["image"]) for entry in entries)
         self.questions = Texts(entry.values["question"] for entry in entries)
@@ -220,7 +220,7 @@ class VqaEval(Dataset):
     """
 
     def __init__(
-        self, asked: Sequence[AskedQuestion], read: PictureReader, transform: Transform, max_words: int = 50
+        self, asked: Sequence[AskedQuestion], read: VqaImageReader, transform: Transform, max_words: int = 50
     ) -> None:
         """Raises `UserError` for an image that is absent or outside its root, and for an id that stands twice."""
         number: dict[Place, int] = {}
@@ -250,7 +250,7 @@ class VqaEval(Dataset):
         return self.transform(self.read(self.images[index]), None)[0]
 
 
-def load_asked(file: PathLike, read: PictureReader) -> list[AskedQuestion]:
+def load_asked(file: PathLike, read: VqaImageReader) -> list[AskedQuestion]:
     """The questions of one of ALBEF's lists; with the truth where the entry has answers.
 
     Raises `UserError` as `VqaQuestions` does, and for an entry without question_id.
@@ -280,7 +280,7 @@ def load_official(file: PathLike, pattern: str | None = None) -> list[AskedQuest
     ]
 
 
-def _load(files: Sequence[PathLike], read: PictureReader, with_answers: bool) -> list[Entry]:
+def _load(files: Sequence[PathLike], read: VqaImageReader, with_answers: bool) -> list[Entry]:
     fields: dict[str, tuple[type, ...]]
     optional: dict[str, tuple[type, ...]]
     answer: dict[str, tuple[type, ...]]
