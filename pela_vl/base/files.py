@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process dies."""
+"""Files and folders that are written completely or not at all, even if the process is killed."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ _FULL_SIGNS = (
 
 
 def _host() -> str:
-    """A short tag of this machine: process ids of another machine that shares the disk say nothing here."""
+    """A short tag of this machine: process ids mean nothing on another machine that shares the disk."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
@@ -89,7 +89,7 @@ def _new_file(path: str, flags: int) -> int:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error says that no more can be written; writers in other languages say it in words alone."""
+    """Whether an error means a full disk; writers in other languages say it only in words."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
     return any(sign in str(error) for sign in _FULL_SIGNS)
@@ -110,9 +110,9 @@ def _disk_errors(path: str | os.PathLike[str], only_full: bool = False) -> Itera
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
-    """Settle what dead processes of this machine left half-done in `folder`; return the names that were removed.
+    """Remove or complete what dead processes of this machine left in `folder`; return the removed names.
 
-    A folder whose replacement was cut between two renames gets its previous content back.
+    A folder whose replacement was interrupted between two renames gets its previous content back.
     """
     removed: list[str] = []
     try:
@@ -169,7 +169,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """As `atomic_write`, for writers that want a file's name: give the name of an empty file to fill."""
+    """As `atomic_write`, for writers that need a file name: yields the name of an empty file to fill."""
     with atomic_write(path) as stream:
         yield stream.name
 

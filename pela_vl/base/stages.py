@@ -14,7 +14,6 @@ class StageBars:
     """
 
     def __init__(self, label: str = "factorise", enabled: bool = True) -> None:
-        """label: of every bar. enabled: False shows nothing."""
         self._label, self._enabled = label, enabled
         self._bar: Progress | None = None
 

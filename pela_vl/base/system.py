@@ -26,9 +26,10 @@ _reading = threading.Lock()
 
 
 def try_lock(handle: int) -> bool:
-    """Take an open file's lock for this process, without waiting; the system lets go of it when the process dies.
+    """Lock an open file for this process, without waiting. The system releases the lock when the process dies.
 
-    False when another process holds it. True, with nothing locked, on a file system or system that has no locks.
+    Returns False when another process holds it. Returns True without a lock where the file system or the system has no
+    locks.
     """
     try:
         if fcntl is not None:
@@ -45,7 +46,7 @@ def try_lock(handle: int) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine is there; True when the system does not say."""
+    """Whether a process of this machine exists; True when the system does not say."""
     if sys.platform == "win32":  # os.kill(pid, 0) would send a console event there
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         process = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
@@ -94,7 +95,7 @@ def cpu_seconds(children: bool = False) -> float:
 
 
 def peak_memory(children: bool = False) -> float:
-    """Most bytes that this process, or the largest of its ended children, has held; NaN where the system does not say."""
+    """Peak memory in bytes of this process, or of the largest of its ended children; NaN where the system does not say."""
     if resource is None:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

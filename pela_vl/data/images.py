@@ -40,7 +40,7 @@ _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `path` and `reason` say which and why, `kind` is one of the names above."""
+    """An image that cannot be used; `reason` is for people, `kind` one of the names above."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str, kind: str = DAMAGED) -> None:
         super().__init__(f"image {os.fspath(path)}: {reason}")
@@ -139,7 +139,7 @@ def _start(path: str | os.PathLike[str]) -> bytes:
 
 
 def _formats(image: Image.Image) -> tuple[str, ...]:
-    """Which of `CHANGES` an opened file calls for, rotation apart."""
+    """Which of `CHANGES` an opened file needs, rotation apart."""
     found = []
     if image.mode == "CMYK":
         found.append("cmyk")
@@ -244,7 +244,7 @@ class ImageReader:
         ImageReader.__init__(self, **state)
 
     def __call__(self, relative: str) -> Image.Image:
-        """Read the image, which the caller must not change in place. Raises as the two functions do."""
+        """Read the image, which the caller must not change in place. Raises as `resolve_image` and `read_image`."""
         image = self._cache.get(relative)
         if image is None:
             image = read_image(resolve_image(self.root, relative), self.stored_pixels)

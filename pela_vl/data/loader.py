@@ -31,10 +31,10 @@ Order = Callable[[int, int, int], np.ndarray]
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys for one epoch at a time, in an order that depends on (seed, epoch) alone.
 
-    The order is cut into global batches of `batch_size` x `world`, and each process takes its part of every one: with the
+    The order is cut into global batches of `batch_size` x `world`, and each process takes one part of each. With the
     same product, any number of processes sees the same global batches. All processes get equally many batches of equal
-    size. An epoch has as many whole optimiser steps of `accumulation` batches as the data make, so that its samples are the
-    same for any cut of an optimiser step into processes and batches; a set smaller than one step is taken as it is.
+    size. An epoch has as many whole optimiser steps of `accumulation` batches as the data make, so that its samples do
+    not depend on how a step is divided into processes and batches. A set smaller than one step is taken whole.
 
     Args:
         n: Samples in the data set.
@@ -42,10 +42,10 @@ class EpochSampler(Sampler[list[Key]]):
         process: This process.
         world: Number of processes.
         seed: Of the order.
-        drop_last: Leave out the last batch where it would be short. Otherwise it is filled up to a multiple of `world` from
-            the start of the order.
-        order: order(seed, epoch, samples of an optimiser step) instead of a permutation of all samples, for data that is
-            not read well in any order.
+        drop_last: Leave out the last batch where it would be short. Otherwise it is filled up to a multiple of `world`
+            from the start of the order.
+        order: order(seed, epoch, samples of an optimiser step) replaces the random permutation, for data that is slow
+            to read in random order.
         accumulation: Batches of an optimiser step.
 
     Raises:
@@ -76,7 +76,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     @property
     def global_batch(self) -> int:
-        """Samples of a batch of all processes."""
+        """Samples of a batch, all processes together."""
         return self.batch_size * self.world
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class EpochSampler(Sampler[list[Key]]):
         return whole if self.accumulation > 1 and whole else batches
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Make the next iteration start at `batch` of `epoch`; the batches before are not even looked at."""
+        """Start the next iteration at `batch` of `epoch`, without reading the batches before."""
         if epoch < 0 or not 0 <= batch <= len(self):
             raise ValueError(f"no batch {batch} of epoch {epoch}: an epoch has {len(self)} batches")
         self.epoch, self.start = epoch, batch
@@ -108,10 +108,10 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class Loader:
-    """Iterate over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
+    """Iterates over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
 
-    A `UserError` in a worker arrives here as it was raised, on one line, and not wrapped in the worker's traceback. A worker
-    that was killed, or that found no shared memory for its batches, is a `UserError` too.
+    A `UserError` in a worker is raised here unchanged, without the worker's traceback. A killed worker, and one without
+    shared memory for its batches, are a `UserError` too.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -146,7 +146,7 @@ class Loader:
 
 
 def _lost_worker(error: Exception) -> UserError | None:
-    """What to say of an error of torch's about a worker that is gone or has no shared memory; None for another error."""
+    """The `UserError` for torch's error about a lost worker or missing shared memory; None for another error."""
     text = " ".join(str(error).split())
     if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
         return UserError(

@@ -83,7 +83,7 @@ class Mixing:
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """images [B, 3, H, W] mixed in place, and returned."""
+    """Mix images [B, 3, H, W] in place, and return them."""
     if mix.box is not None:
         top, bottom, left, right = mix.box
         images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]

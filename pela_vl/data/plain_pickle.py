@@ -30,10 +30,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
-    """The content of a pickle of plain data, of any protocol; byte strings of Python 2 are read as latin-1 (ASCII in
+    """The content of a pickle of plain data, of any protocol. Byte strings of Python 2 are decoded as latin-1 (ASCII in
     protocol 0).
 
-    Raises UserError for a file that cannot be read, is damaged, or holds anything else (NumPy's scalars too), naming it.
+    Raises:
+        UserError: If the file cannot be read, is damaged, or holds anything else (NumPy's scalars too).
     """
     try:
         data = Path(path).read_bytes()
@@ -47,7 +48,9 @@ def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 def _check(path: str | os.PathLike[str], data: bytes) -> None:
-    """Refuse all but plain instructions, and memo numbers that would make the unpickler reserve memory without end."""
+    """Refuse instructions that are not plain, and memo numbers for which the unpickler would reserve memory without
+    bound.
+    """
     try:
         for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
             name = instruction.name

@@ -15,7 +15,7 @@ _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words for a message."""
+    """Name of a JSON value's type, for a message."""
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))
 
 
@@ -64,10 +64,12 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], if_absent: str | None = None) -> Any:
-    """The content of a JSON file in UTF-8, with or without a byte order mark.
+    """The content of a UTF-8 JSON file, with or without a byte order mark.
 
-    Raises `UserError`, one line, for a file that is absent (if_absent: what to do then; None says which
-    script builds it), unreadable or malformed.
+    `if_absent` is what the error for an absent file says to do; None names the script that writes the file.
+
+    Raises:
+        UserError: If the file is absent, unreadable or malformed.
     """
     try:
         advice = if_absent or how_to_build(os.fspath(path)).removeprefix("; ") or "complete the download"
@@ -99,7 +101,7 @@ def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tu
 
 
 def write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write a JSON list with an entry a line, whole or not at all."""
+    """Write a JSON list with one entry per line, completely or not at all."""
     with atomic_write(path, "w") as file:
         file.write("[\n")
         file.write(",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))

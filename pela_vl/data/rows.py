@@ -87,10 +87,10 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
 
 
 def split_cells(text: str, delimiter: str) -> list[str] | None:
-    """The cells of one row of CSV; None when a quoted cell has no end.
+    """The cells of one row of CSV; None when a quoted cell does not end.
 
-    A cell is quoted when it begins with a quotation mark whose partner stands before a delimiter or the end. Other marks
-    are characters like any: `"Hello" she said` is a cell as it stands.
+    A cell is quoted when it begins with a quotation mark whose partner stands before a delimiter or the end. Other
+    quotation marks are ordinary characters: `"Hello" she said` is a cell as it stands.
     """
     cells, at = [], 0
     while True:
@@ -109,7 +109,7 @@ def split_cells(text: str, delimiter: str) -> list[str] | None:
 
 
 def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
-    """The content of the quoted cell that begins at `start`, and where it ends; (None, 0) for one without an end."""
+    """Content and end of the quoted cell that begins at `start`; (None, 0) if it does not end."""
     at = start + 1
     while (mark := text.find('"', at)) >= 0:
         after = text[mark + 1 : mark + 2]
@@ -126,9 +126,9 @@ def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
 
 
 def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -> tuple[list[str] | None, int]:
-    """The cells of a row whose quoted cell goes on over following lines, and how many; (None, 0) if it does not.
+    """Cells of a row whose quoted cell continues on following lines, and how many lines; (None, 0) if it does not end.
 
-    A following line that is a whole row by itself, with as many cells as the first row has, is never taken into a cell.
+    A line that is a complete row by itself, with as many cells as the first row, never becomes part of a cell.
     """
     text = line
     for taken, following in enumerate(ahead, 1):
@@ -144,7 +144,7 @@ def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -
 
 
 def _without_trailing(cells: list[str], columns: int) -> list[str]:
-    """Spreadsheets end rows with empty cells beyond the named columns; these say nothing."""
+    """Remove empty cells beyond the named columns, with which spreadsheets end rows."""
     while columns and len(cells) > columns and not cells[-1].strip():
         cells = cells[:-1]
     return cells

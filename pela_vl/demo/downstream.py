@@ -1,4 +1,4 @@
-"""The demo's other tasks: SNLI-VE, RefCOCO+ and VQA on scenes, each fine-tuned from every model with equal steps."""
+"""The demo's downstream tasks: SNLI-VE, RefCOCO+ and VQA on scenes, each fine-tuned from every model with equal steps."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,14 @@ from pela_vl.demo.stages import Stage, make_stage, set_arguments
 
 @dataclass(frozen=True)
 class Downstream:
-    """A task. builder, arguments: the script that makes its lists from scenes, {scenes} and {lists} standing for folders.
+    """A downstream task.
 
-    data: the config keys that name what is below these folders. splits: evaluation files by split. metrics: those that the
-    table shows, of a split each, with their heads.
+    Attributes:
+        builder, arguments: the script that writes its lists, and its arguments with {scenes} and {lists} to be filled
+            in.
+        data: configuration keys of paths below these folders.
+        splits: evaluation files by split.
+        metrics: (split, metric, column head) of the columns shown.
     """
 
     name: str
@@ -96,7 +100,7 @@ TASKS = (
 
 
 def list_stages(scenes: Path) -> list[Stage]:
-    """The commands that make each task's lists, as a user makes them of the public downloads."""
+    """The stages that write each task's lists, as a user does from the public downloads."""
     stages = []
     for task in TASKS:
         arguments, lists = task_arguments(scenes, task), [task_lists(scenes, task)]
@@ -105,12 +109,12 @@ def list_stages(scenes: Path) -> list[Stage]:
 
 
 def task_arguments(scenes: Path, task: Downstream) -> list[str]:
-    """Of the script that makes a task's lists from a folder of scenes."""
+    """Arguments of the script that writes a task's lists from a folder of scenes."""
     return [part.format(scenes=scenes, lists=task_lists(scenes, task)) for part in task.arguments]
 
 
 def task_changes(scenes: Path, task: Downstream) -> list[str]:
-    """What its configuration says of these lists."""
+    """Configuration changes that name a task's lists."""
     return [f"{key}={value.format(scenes=scenes, lists=task_lists(scenes, task))}" for key, value in task.data.items()]
 
 

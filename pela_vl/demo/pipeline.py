@@ -1,4 +1,4 @@
-"""Which commands the demo runs, and how their results become one report."""
+"""The demo's commands in order, and the report of their results."""
 
 import base64
 import io
@@ -34,7 +34,9 @@ TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
 @dataclass
 class Sizes:
-    """How much of everything; the defaults are those of `make demo`. all_tasks: the other tasks after retrieval."""
+    """Sizes of all stages; the defaults are those of `make demo`. `all_tasks`: run the downstream tasks after
+    retrieval.
+    """
 
     train: int = 8000
     val: int = 250
@@ -48,7 +50,7 @@ class Sizes:
 
 @dataclass
 class Paths:
-    """Where the demo keeps things."""
+    """Where the demo's files are."""
 
     root: Path
     scenes: Path
@@ -146,7 +148,7 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
 
 
 def _steps(count: int) -> list[str]:
-    """Another number of steps, with a warm-up that fits into it."""
+    """Changes for another number of steps, with a shorter warm-up."""
     return [f"train.steps={count}", f"optim.warmup_steps={count // 20}"]
 
 
@@ -248,7 +250,7 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
 
 
 def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The first test images and captions with every fine-tuned model's answers, images embedded."""
+    """The first test images and captions with every fine-tuned model's answers; images are embedded."""
     first = tuned[TEACHER]["examples"]
     images = [
         {
@@ -304,7 +306,7 @@ def measure_speed(checkpoints: dict[str, str], batch: int = 50, rounds: int = 7)
 
 
 def machine() -> dict[str, Any]:
-    """What the demo ran on."""
+    """CPU, cores and versions that the demo ran on."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

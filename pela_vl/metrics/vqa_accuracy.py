@@ -1,7 +1,7 @@
-"""VQA accuracy as the official evaluation computes it, with its quirks, which decide published numbers.
+"""VQA accuracy as the official evaluation computes it, including its quirks, which affect published numbers.
 
-An answer scores min(#people who gave it / 3, 1), averaged over the ten ways of leaving one person out. Before that both sides
-are normalised, but only if the people's answers are not all the same: where all ten agree, "2" and "two" differ.
+An answer scores min(#people who gave it / 3, 1), averaged over the ten ways of leaving one person out. Prediction and
+answers are normalised first, but only if the people's answers differ: where all ten agree, "2" and "two" differ.
 """
 
 import re
@@ -23,7 +23,7 @@ _ENOUGH = 3  # people who must give an answer for it to be fully right
 
 @dataclass(frozen=True)
 class Truth:
-    """What people answered to a question (ten times, as a rule), and the classes it is counted in."""
+    """The people's answers to a question (usually ten), and the types that it is counted under."""
 
     answers: tuple[str, ...]
     answer_type: str | None = None

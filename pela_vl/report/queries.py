@@ -1,4 +1,4 @@
-"""The queries and what each model answered, marked by shape, word and colour."""
+"""Queries with each model's answers, marked as right or wrong by shape, word and colour."""
 
 from collections.abc import Sequence
 from html import escape
@@ -58,7 +58,7 @@ def _text_query(query: Query, models: Sequence[Model]) -> str:
 
 
 def _answers(query: Query, models: Sequence[Model]) -> list[tuple[str, Model, list[Answer]]]:
-    """(CSS class, model, answers) in the order of the models; a model that was not asked is left out."""
+    """(CSS class, model, answers) in the order of the models; a model without answers is left out."""
     return [
         (f"m{place}", model, query.retrieved[model.name])
         for place, model in enumerate(models)

@@ -169,7 +169,7 @@ def parse_demo(demo: Mapping[str, Any]) -> Demo:
 
 
 class _Node:
-    """A value and the path that leads to it, so that every complaint says where."""
+    """A value and its path, for errors."""
 
     def __init__(self, value: Any, path: str) -> None:
         self.value, self.path = value, path

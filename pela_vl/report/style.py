@@ -1,4 +1,6 @@
-"""The report page's CSS. Colours are Okabe and Ito's, told apart by the colour-blind, lighter in the dark scheme."""
+"""The report page's CSS. Colours are Okabe and Ito's, which colour-blind readers can distinguish; lighter in the dark
+scheme.
+"""
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --rule: #dde2e8; --paper: #ffffff; --tint: #f4f6f9;

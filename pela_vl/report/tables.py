@@ -117,7 +117,7 @@ def _ratio(value: float, reference: float) -> str:
 
 
 def _small(text: str, place: int) -> str:
-    """A second line under a figure; the teacher, compared with itself, has none."""
+    """A second line under a figure; none for the teacher, which would be compared with itself."""
     return f"<small>{text}</small>" if place and text else ""
 
 

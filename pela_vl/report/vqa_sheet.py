@@ -1,4 +1,4 @@
-"""A sheet of questions, each with its image, the answers that the model finds likeliest and what people answered."""
+"""A sheet of questions, each with its image, the model's most probable answers and the people's answers."""
 
 import textwrap
 from collections import Counter
@@ -31,7 +31,7 @@ class Answered:
 
 
 def write_sheet(path: Path, questions: Sequence[Answered]) -> None:
-    """Write a PNG; the best answer is green where it scores fully, amber partly, red not at all, grey without a truth."""
+    """Write a PNG. The first answer is green if fully right, amber if partly, red if wrong, grey without known answers."""
     height = _SIDE + 2 * _MARGIN
     rows = -(-len(questions) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _WIDTH, max(rows, 1) * height), "white")
@@ -43,7 +43,7 @@ def write_sheet(path: Path, questions: Sequence[Answered]) -> None:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` indices evenly over range(total), so that nobody chose them; all of them where there are fewer."""
+    """`count` evenly spaced indices of range(total), so that no one can have picked them; all where there are fewer."""
     count = min(total, count)
     return [i * total // count for i in range(count)]
 

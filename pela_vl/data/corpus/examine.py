@@ -1,4 +1,4 @@
-"""The look at one record: is its image whole and fit, which captions pass. A pure function of the record and disk."""
+"""Examination of one record: is its image usable, and which captions pass. A pure function of the record and the disk."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ _ALL_WORDS = 10**9
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of images as it was when the run began, by which it is known whether it is still there."""
+    """A folder of images, with the device that it was on when the run began: an unmounted disk is recognised by it."""
 
     path: str
     device: int
@@ -50,7 +50,7 @@ class Folder:
 
 
 def gone_away(path: str, error: OSError | None = None) -> UserError:
-    """The error for a source that cannot be read any more: nothing is dropped, the run can be gone on with."""
+    """The error for a source that cannot be read any more. Nothing is dropped, so the run can be resumed."""
     reason = (error.strerror or str(error)) if error else "it is empty now, or another disk is mounted there"
     return UserError(
         f"{path}: the source has gone away ({reason}); bring it back and run the same command again to go on"
@@ -59,9 +59,14 @@ def gone_away(path: str, error: OSError | None = None) -> UserError:
 
 @dataclass(frozen=True)
 class Examination:
-    """filters: of each source. image_size: None, or the pixels of the shorter side to store JPEGs of `quality` at.
+    """Parameters of the examination.
 
-    folders: of the sources' images; where an image is missing they are looked at, lest a whole disk be missing.
+    Attributes:
+        filters: of each source.
+        image_size: pixels of the shorter side of the JPEGs to store; None: store none.
+        quality: of the JPEGs.
+        folders: image folders of the sources. They are checked where an image is missing, because the whole disk may
+            be.
     """
 
     filters: dict[str, Filters]
@@ -75,7 +80,7 @@ class Examination:
 
 
 def examine(record: Record, how: Examination) -> Finding:
-    """Look at a record's captions and image; of the findings' reasons all come from here but those of the gate."""
+    """Examine a record's captions and image. The gate adds the reasons that depend on other records."""
     finding = Finding(record.source, record.id, len(record.captions), record.identities, record.held_out)
     finding.held_out_of = record.held_out_of
     try:
@@ -91,7 +96,7 @@ def examine(record: Record, how: Examination) -> Finding:
 
 
 class _Unfit(Exception):
-    """(reason, detail)"""
+    """Raised with (reason, detail)."""
 
 
 def _look_at_captions(record: Record, filters: Filters, finding: Finding) -> None:
@@ -162,7 +167,7 @@ def _read(record: Record, how: Examination) -> tuple[DecodedImage, str]:
 
 
 def _existing(path: str) -> str | None:
-    """The path as the disk spells it: names with accents may be composed or decomposed."""
+    """The path as it is spelt on the disk: accents may be composed or decomposed."""
     spellings = [path]
     if not path.isascii():
         spellings += [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
@@ -174,7 +179,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Bytes of a file that is there. Whatever the disk says is no fault of the image: it ends the run, to be gone on with."""
+    """Bytes of an existing file. A disk error is no fault of the image: it ends the run, which can be resumed."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -187,7 +192,9 @@ def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
 
 
 def _address_beside(path: str) -> str | None:
-    """The address that a downloader's .json beside the image names: another row's image would have another's."""
+    """The address in the .json file that a downloader wrote beside the image. It differs if the image belongs to
+    another row.
+    """
     beside = os.path.splitext(path)[0] + ".json"
     try:
         if not is_file(beside):
@@ -218,7 +225,7 @@ def _look_at_image(decoded: DecodedImage, record: Record, how: Examination, find
 
 
 def content_digest(image: Image.Image) -> bytes:
-    """16 bytes of an upright RGB image: equal for equal pixels, whatever file or metadata they came in."""
+    """A 16-byte hash of an upright RGB image: equal for equal pixels, whatever the file format and metadata."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
     digest.update(image.tobytes())
     return digest.digest()

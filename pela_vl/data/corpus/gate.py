@@ -1,4 +1,4 @@
-"""The one place where findings are admitted, in order: leak check, deduplication, counting."""
+"""Admission to the corpus, in order: leak check, deduplication, counting."""
 
 import json
 
@@ -10,7 +10,9 @@ HELD_OUT = ""  # the source's place in the counts for images of test and validat
 
 
 class Gate:
-    """Admits findings one after the other. What it knows is in the state and the files: it may be made anew any time."""
+    """Admits findings one after the other. All its memory is in the state and the files, so it can be created anew at
+    any time.
+    """
 
     def __init__(self, state: State, files: AppendedFiles, writer: Writer) -> None:
         self.state, self.files, self.writer = state, files, writer
@@ -31,7 +33,7 @@ class Gate:
         self._count(finding, reason)
 
     def save(self) -> None:
-        """Put what is known into the state, to be committed next."""
+        """Write admissions and counts to the state; they count once it is committed."""
         self.state.set_fact("admitted", self.admitted)
         self.state.count(self.counts)
         self.counts.clear()
@@ -93,6 +95,6 @@ class Gate:
 
 
 def _known_by(finding: Finding, scope: str) -> list[bytes]:
-    """Keys of an image's identities, then of its content; scope: the one source that a test set is held out of, or ""."""
+    """Keys of an image's identities, then of its content, in a scope: one source, or "" for all."""
     keys = [key("identity", scope, identity) for identity in finding.identities]
     return keys if finding.digest is None else [*keys, key("content", scope, finding.digest.hex())]

@@ -1,4 +1,4 @@
-"""The images of test and validation sets, from the files that define them: they must not enter the corpus."""
+"""Images of test and validation sets, read from the files that define them. They must not enter the corpus."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def _dataset(file: str) -> str:
-    """What a Karpathy file calls its data set; the entry stands behind the images."""
+    """The data set's name in a Karpathy file; the entry comes after the images."""
     return next((value for name, value in json_items(file) if name == "dataset" and isinstance(value, str)), "")
 
 
@@ -63,7 +63,7 @@ def refs_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def vqa_held_out(file: str, images: str | None) -> Iterator[Record]:
-    """Every image of a VQA v2 questions file: give those of the splits to hold out."""
+    """Every image of a VQA v2 questions file, whatever its split."""
     seen: set[int] = set()
     for place, (name, entry) in enumerate(json_items(file)):
         if name != "questions":
@@ -79,7 +79,7 @@ def vqa_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def folder_held_out(folder: str, _: str | None = None) -> Iterator[Record]:
-    """Every file below a folder, by content alone."""
+    """Every file below a folder, compared by content alone."""
     count = 0
     for path, folders, names in os.walk(folder):
         folders.sort()

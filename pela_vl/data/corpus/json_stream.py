@@ -1,4 +1,4 @@
-"""Large JSON files read element by element: memory is that of one element."""
+"""Large JSON files read element by element. Memory is that of one element."""
 
 import json
 import os
@@ -14,11 +14,13 @@ _AFTER = frozenset(_BLANKS + ",:]}")  # what ends a value
 
 
 def json_items(path: str | os.PathLike[str]) -> Iterator[tuple[str | None, Any]]:
-    """Yield what the top level of a JSON file holds, in its order.
+    """Yield the entries at the top level of a JSON file, in order.
 
     Of a list: (None, element) for each. Of an object: (key, element) for each element of an entry that is a list, and
-    (key, value) of other entries. Bytes that are no UTF-8 come out as lone surrogates, for the caller to find.
-    Raises `UserError` for a file that cannot be read or is malformed.
+    (key, value) of other entries. Bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        UserError: If the file cannot be read or is malformed.
     """
     name = os.fspath(path)
     try:
@@ -85,7 +87,7 @@ class _Scanner:
             self.more(len(self.text) - self.at)
 
     def peek(self) -> str:
-        """The next character that is no blank, "" at the end."""
+        """The next character that is not whitespace; "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in _BLANKS:
                 self.at += 1

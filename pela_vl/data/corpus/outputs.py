@@ -65,7 +65,7 @@ class AppendedFiles:
         return self.entries.get(name, (0, 0))[1]
 
     def sync(self) -> None:
-        """Bring everything to the disk and into the state, to be committed next."""
+        """Flush everything to the disk and record the lengths in the state, to be committed next."""
         for name in self._changed:
             try:
                 self._open[name].flush()

@@ -1,4 +1,4 @@
-"""Every reason for which an image or a caption stays out, and every irregularity that is mended, by its name."""
+"""Names of all reasons for leaving out an image or a caption, and of all irregularities that are mended."""
 
 PICTURES = {
     "malformed_entry": "the raw file's entry lacks a field or has one of the wrong type",

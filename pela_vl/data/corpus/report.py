@@ -1,4 +1,4 @@
-"""What went in and what stayed out: the report of a corpus as data and as a table."""
+"""The report of a corpus, as data and as a table: what was kept, and what was left out for which reason."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -63,13 +63,13 @@ def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
 
 
 def _named(counts: Counts, sources: list[str], what: str, names: Iterable[str]) -> dict[str, int]:
-    """In the order of `names`, those that occurred."""
+    """Counts by name, in the order of `names`, without zeros."""
     found = {name: sum(counts[source, what, name] for source in sources) for name in names}
     return {name: number for name, number in found.items() if number}
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report for people: a column for each source, a row for each count."""
+    """The report as text: a column per source, a row per count."""
     columns = [*report["sources"].items(), ("total", report["total"])]
     rows = [["", *(name for name, _ in columns)]]
     for title, path, names in (

@@ -45,14 +45,14 @@ class State:
             raise UserError(f"{path}: cannot be used ({error}); remove its folder and begin again") from None
 
     def _run(self, statement: str, values: Any = (), many: bool = False) -> sqlite3.Cursor:
-        """Run a statement; a full or broken disk is a `UserError`, after which the run can be gone on with."""
+        """Run a statement; a full or broken disk is a `UserError`, after which the run can be resumed."""
         try:
             return self._table.executemany(statement, values) if many else self._table.execute(statement, values)
         except sqlite3.Error as error:
             raise unwritable(self.path, error) from None
 
     def close(self) -> None:
-        """Forget what was not committed."""
+        """Discard what was not committed."""
         self._table.close()
 
     def commit(self) -> None:
@@ -87,7 +87,7 @@ class State:
         return Counter({(source, what, name): number for source, what, name, number in rows})
 
     def is_new(self, key: bytes) -> bool:
-        """Whether `key` has not been asked for before; it has now."""
+        """Whether `key` has not been asked for before; it is recorded."""
         return self._run("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
 
     def has_seen(self, key: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""ImageNet's classification set (ILSVRC 2012) as downloaded, or unpacked, to one folder a class for training and validation.
+"""ImageNet's classification set (ILSVRC 2012), as downloaded or unpacked, to one folder per class for training and
+validation.
 
-The downloads are ILSVRC2012_img_train.tar (a tar of one tar a class), ILSVRC2012_img_val.tar (images without labels) and
-ILSVRC2012_devkit_t12.tar.gz (the labels: a number an image, and meta.mat, which gives each number its synset).
+The downloads are ILSVRC2012_img_train.tar (one tar per class inside), ILSVRC2012_img_val.tar (images without labels)
+and ILSVRC2012_devkit_t12.tar.gz (a class number per validation image, and meta.mat, which maps numbers to synsets).
 """
 
 import io
@@ -29,7 +30,7 @@ _PART = ".part-"
 
 @dataclass(frozen=True)
 class Counted:
-    """images of each class by its synset; empty: images that have no content."""
+    """Number of images by synset, and the paths of empty image files."""
 
     images: dict[str, int]
     empty: tuple[str, ...] = ()
@@ -42,8 +43,11 @@ class Counted:
 def read_devkit(path: Path) -> list[str]:
     """The synset of each validation image, in the order of their numbers.
 
-    path: the development kit as downloaded, the folder that it was unpacked to, or a text file with a synset a line.
-    Raises UserError for a kit without the two files that are needed, or whose numbers and synsets do not fit together.
+    `path` is the development kit as downloaded, the folder that it was unpacked to, or a text file with one synset per
+    line.
+
+    Raises:
+        UserError: If the kit lacks one of the two files, or its numbers and synsets do not match.
     """
     if path.is_file() and path.suffix == ".txt":
         synsets = path.read_text(encoding="utf-8").split()
@@ -153,7 +157,7 @@ def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = Tr
 
 
 def count_images(folder: Path) -> Counted:
-    """Count the images of each class folder, and find those without content."""
+    """Count the images of each class folder, and list empty files."""
     images, empty = {}, []
     for name in sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")):
         files = [e for e in os.scandir(folder / name) if os.path.splitext(e.name)[1].lower() in SUFFIXES]
@@ -222,7 +226,7 @@ def _why_rotten(path: Path) -> str:
 
 
 def _kit_files(path: Path) -> dict[str, bytes]:
-    """meta.mat and the validation labels, of the kit's tar or folder."""
+    """meta.mat and the validation labels, from the kit's tar or folder."""
     found: dict[str, bytes] = {}
     if path.is_dir():
         for file in sorted(path.rglob("*")):
@@ -240,7 +244,7 @@ def _kit_files(path: Path) -> dict[str, bytes]:
 
 
 def _read_meta(path: Path, content: bytes) -> dict[int, str]:
-    """Number -> synset of the classes themselves; the kit lists the synsets above them too, which have children."""
+    """Number -> synset of the classes. The kit also lists their parent synsets, which have children and are left out."""
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -261,7 +265,7 @@ def _read_meta(path: Path, content: bytes) -> dict[int, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar, packed or not; damage anywhere in the block is a UserError naming it."""
+    """Open a tar, compressed or not; damage found anywhere in the block is a UserError."""
     try:
         with tarfile.open(path) as tar:
             yield tar
@@ -282,7 +286,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
-    """The images of one class's tar; the folder takes its name when all are there."""
+    """Unpack one class's tar; the folder gets its name when all images are there."""
     if folder.exists():
         return
     part = folder.with_name(_PART + folder.name)
@@ -310,7 +314,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def _val_images(source: Path) -> Iterator[tuple[str, int, Path | IO[bytes]]]:
-    """(name, number, where it is) of the validation images of a folder or a tar."""
+    """(name, number, path or open file) of the validation images in a folder or a tar."""
     if source.is_dir():
         for name in sorted(os.listdir(source)):
             if found := _VAL_NAME.fullmatch(name):

@@ -30,9 +30,13 @@ class KarpathyImage:
 
 @dataclass
 class Report:
-    """What was written: images and captions of each split, and the images left out because they are absent.
+    """What was written, by split.
 
-    wordless: captions of the file without a word, which are left out; uncaptioned: images that have no other.
+    Attributes:
+        images, captions: numbers in the lists.
+        missing: images left out because they are absent.
+        wordless: captions without a word, left out.
+        uncaptioned: images left out because they have no other caption.
     """
 
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -44,11 +48,12 @@ class Report:
 
 
 def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
-    """Read and check a Karpathy file; whether the images exist is not looked at.
+    """Read and check a Karpathy file. Whether the images exist is not checked. Captions without a word are left out and
+    counted.
 
-    Raises `UserError` naming file, index and field for a missing file, malformed JSON, a field that is absent or of the
-    wrong type, a path that leaves `image_root`, an image that stands twice or an image without caption. A caption without
-    a word is none of these: it is left out and counted.
+    Raises:
+        UserError: Naming file, index and field, for a missing file, malformed JSON, a field that is absent or of the
+            wrong type, a path that leaves `image_root`, a repeated image or an image without caption.
     """
     entries = list_entries(
         path, read_json(path, "give the Karpathy JSON with --karpathy"), "images", "a Karpathy split file"

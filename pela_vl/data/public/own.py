@@ -23,8 +23,10 @@ COLUMNS = ("image", "caption")
 class Table:
     """A table's content.
 
-    captions: the texts of each image, both in the order of the file. bad: (place, reason) of what was left out. rows: of the
-    file below its first line, good and bad.
+    Attributes:
+        captions: texts by image, both in the order of the file.
+        bad: (place, reason) of what was left out.
+        rows: number of rows below the header, good and bad.
     """
 
     captions: dict[str, list[str]] = field(default_factory=dict)
@@ -154,7 +156,7 @@ def _digest(root: Path, image: str) -> str | ImageError:
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, str, str, str]]:
-    """(place, image, caption, problem) of each row below the line of names."""
+    """(place, image, caption, problem) of each row below the header."""
     wanted: list[int] = []
     count = 0
     for row in read_rows(path, delimiter):

@@ -65,7 +65,14 @@ class Corpus:
 
 @dataclass
 class Report:
-    """What was written: (referred objects, expressions) of each split; held-out images without a candidate box."""
+    """What was written.
+
+    Attributes:
+        counts: (referred objects, expressions) by split.
+        missing: referred objects left out because their image is absent, by split.
+        without_candidates: held-out images without a candidate box.
+        files: the paths.
+    """
 
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -263,7 +270,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
 
 
 def _box(place: str, values: Any) -> Box:
-    """The first four numbers: ALBEF's detections carry more."""
+    """The first four numbers; ALBEF's detections have more."""
     numbers = values[:4] if isinstance(values, list) else []
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)
     if len(numbers) < 4 or not numeric or min(numbers[2:]) < 0:

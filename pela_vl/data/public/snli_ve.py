@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass
 class Split:
-    """The usable pairs of a file, and how many of its rows are not: without a label, without a word."""
+    """The usable pairs of a file, and how many rows have no label or no word."""
 
     pairs: list[Pair] = field(default_factory=list)
     unlabelled: int = 0
@@ -40,7 +40,7 @@ class Split:
 
 @dataclass
 class Report:
-    """What was written of one split. missing: pairs left out because their image is absent."""
+    """What was written of one split; `missing` counts pairs left out because their image is absent."""
 
     file: Path
     pairs: int
@@ -156,7 +156,7 @@ def _flickr_id(place: str, row: dict[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1, empty ones left out."""
+    """(number from 1, line) without empty lines."""
     with reading(path, "give SNLI-VE's jsonl files", "download it again", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

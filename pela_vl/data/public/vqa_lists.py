@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of VQA: role train, val, test or test_dev; its files, annotations None where there is no such file."""
+    """One part of VQA: its role (one of ROLES) and its files."""
 
     role: str
     questions: Path
@@ -40,10 +40,12 @@ class Part:
 
 
 def find_parts(folder: Path, roles: Sequence[str] | None = None) -> list[Part]:
-    """The parts whose official files lie in a folder, in the order train, val, test, test_dev; roles: of these alone.
+    """The parts whose official files are in a folder, in the order train, val, test, test_dev; with `roles`, only
+    these.
 
-    Raises `UserError` when there is none, when a role has two files, when one that is asked for is not there, or a part to
-    learn from lacks its annotations.
+    Raises:
+        UserError: If there is none, a role has two files, a role asked for is not there, or train or val lacks its
+            annotations.
     """
     found: dict[str, Part] = {}
     for path in sorted(folder.glob("v2_OpenEnded_*_questions.json")):
@@ -75,7 +77,9 @@ _STARTS = {"train": "train", "val": "val", "test_dev": "test-dev", "test": "test
 
 @dataclass
 class PartLists:
-    """What a part's files hold: entries of the list, images that are absent, annotations for the answer list."""
+    """The content of a part's files: list entries, numbers of present and absent images, annotations for the answer
+    list.
+    """
 
     entries: list[Record]
     images: int
@@ -206,11 +210,14 @@ def without_images(questions: Sequence[GenomeQuestion], image_data: Path, coco_i
 
 
 def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -> list[str]:
-    """The answers to rank: normalised most frequent answers of at least `min_count` questions.
+    """The answers to rank: normalised answers of at least `min_count` questions, most frequent first, ties in
+    alphabetical order.
 
-    Most frequent first, equal counts in the order of their letters. An answer of which normalising leaves nothing is no
-    candidate. This is the rule behind the list of 3,129 that the field uses, and by all signs behind ALBEF's 3,128.
-    Raises `UserError` when none is frequent enough.
+    An answer that normalisation empties is left out. This is the rule behind the list of 3,129 that the field uses, and
+    by all signs behind ALBEF's 3,128.
+
+    Raises:
+        UserError: If no answer is frequent enough.
     """
     counts = Counter(normalize_answer(annotation.answer) for annotation in annotations)
     chosen = [answer for answer, count in counts.items() if answer and count >= min_count]

@@ -1,4 +1,4 @@
-"""Backgrounds: for each kind one large procedural canvas, computed once; an image takes a window of it."""
+"""Procedural backgrounds: one large cached canvas per kind, of which an image takes a window."""
 
 from functools import cache
 

@@ -31,7 +31,7 @@ _REQUEST, _MANIFEST, _PARTS = ".request.json", "scenes.json", ".parts"
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a corpus: every byte of it follows from these."""
+    """What determines a corpus, byte by byte."""
 
     train: int
     val: int

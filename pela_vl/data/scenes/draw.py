@@ -67,7 +67,7 @@ class ObjectMask:
 
 
 def object_masks(scene: Scene, image_size: int) -> list[ObjectMask]:
-    """In the order of `scene.things`; what another object hides is not taken away."""
+    """Masks in the order of `scene.things`, including what another object hides."""
     found = []
     for thing in scene.things:
         top, left, diameter, angle = _pose(thing, image_size)
@@ -111,7 +111,7 @@ def _background(kind: str, size: int, dice: Dice) -> np.ndarray:
 
 
 def _clutter(pixels: np.ndarray, size: int, dice: Dice) -> None:
-    """Faint blobs, thin lines and specks that no text speaks of."""
+    """Faint blobs, thin lines and specks that no text mentions."""
     for _ in range(dice.below(4)):
         reach = int(dice.uniform(0.08, 0.2) * size)
         y, x = dice.below(size - reach), dice.below(size - reach)

@@ -162,7 +162,7 @@ def contradicted(scene: Scene, fields: dict[str, str], dice: Dice) -> dict[str, 
 
 
 def _answered(text: str, kind: str, answer: str, dice: Dice) -> Question:
-    """Ten answers: mostly the truth, sometimes another word for it, now and then a slip."""
+    """Ten answers: mostly the true one, sometimes a synonym, rarely a wrong one."""
     answers = [answer] * ANSWERS
     # At most four of ten differ, so that the truth stays the most frequent.
     for position in dice.sample(range(ANSWERS), dice.pick((0, 0, 0, 1, 1, 2, 3, 4))):

@@ -18,7 +18,9 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One checked element of an annotation file: `index` of the file `name`, which is number `file` of those read."""
+    """One checked element of an annotation file: number `index` of the file `name`, which is number `file` of those
+    read.
+    """
 
     name: str
     index: int
@@ -66,7 +68,7 @@ def load_annotations(
 
 
 def check_image(entry: Entry, image_root: PathLike) -> None:
-    """Raise `UserError` naming the entry when its image path leaves the root; nothing is looked up on disk."""
+    """Raise `UserError` naming the entry when its image path leaves the root. The disk is not read."""
     try:
         resolve_image(image_root, entry.values["image"])
     except UserError as error:

@@ -1,6 +1,6 @@
 """Image-text pairs from ALBEF's lists: `[{"image": path, "caption": text or [texts], "image_id": optional}, ...]`.
 
-Other lists have the text under another name, as grounding's have it under "text".
+The text can have another field name: grounding's lists have it under "text".
 """
 
 import os
@@ -28,10 +28,11 @@ from pela_vl.data.transforms import Transform, require_transform
 
 
 class CaptionPairs(Dataset):
-    """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), whatever the workers.
+    """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), for any number of
+    workers.
 
-    Of an entry with several captions one is drawn each time. When the transform flips the image, the words left and
-    right change places in the caption. An image that cannot be read is replaced by the next one that can.
+    Of several captions one is drawn each time. When the transform flips the image, the words left and right are swapped
+    in the caption. An unreadable image is replaced by the next readable one.
     """
 
     def __init__(
@@ -173,7 +174,18 @@ class RetrievalEval(EvalImages):
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
     ) -> None:
-        """Raises `UserError` as `CaptionPairs` does, and for an image that is absent."""
+        """Read and check the list.
+
+        Args:
+            file: annotation list.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: captions are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: As `CaptionPairs`, and for an absent image.
+        """
         entries = _load_captions([file], image_root)
         pairs = ((entry, caption) for entry in entries for caption in _as_list(entry.values["caption"]))
         super().__init__(pairs, image_root, transform, max_words, cache_mb)

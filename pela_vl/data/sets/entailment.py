@@ -1,7 +1,8 @@
-"""Image-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
+"""Image-sentence pairs of visual entailment, from ALBEF's lists: `[{"image": path, "sentence": text, "label": class},
+...]`.
 
-As for captions, and unlike the released code, the words left and right change places when the image is flipped:
-"the man on the left" is otherwise turned from a consequence of the image into a contradiction of it.
+When the image is flipped, the words left and right are swapped, as for captions and unlike the released code. Otherwise
+"the man on the left" would change from entailed to contradicted.
 """
 
 import os

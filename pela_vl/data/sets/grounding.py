@@ -1,7 +1,7 @@
-"""The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by image.
+"""Evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by image.
 
-Boxes are in pixels of the stored files, so images are read as they are stored, whatever their EXIF orientation says.
-Training is on image-text pairs alone: `CaptionPairs(..., field="text", stored_pixels=True)` of data/sets/captions.py.
+Boxes are in pixels of the stored files, so images are read without EXIF rotation. Training uses image-text pairs alone:
+`CaptionPairs(..., field="text", stored_pixels=True)`.
 """
 
 import json
@@ -40,7 +40,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """path is below the image root; candidates float64 [K, 4], K may be 0; sizes in pixels."""
+    """Path below the image root, size in pixels, and candidate boxes float64 [K, 4], K >= 0."""
 
     path: str
     width: int
@@ -51,8 +51,10 @@ class AnnotatedImage:
 class GroundingEval(Dataset):
     """Images, each once, with their expressions. An item is an image, float32 [3, H, W].
 
-    images, expressions: in the files' order. by_image: for each image the indices of its expressions.
-    candidates_from: "detections" or "instances".
+    Attributes:
+        images, expressions: in the order of the files.
+        by_image: indices of the expressions of each image.
+        candidates_from: "detections" or "instances".
     """
 
     def __init__(
@@ -64,10 +66,19 @@ class GroundingEval(Dataset):
         max_words: int = 30,
         cache_mb: float = 0,
     ) -> None:
-        """files: lists of {image, text, ref_id}, ours or as ALBEF published them; boxes_file: of build_refcoco_plus.py.
+        """Read and check the lists and the boxes file.
 
-        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, a box outside its image,
-        or an absent image.
+        Args:
+            files: lists of {image, text, ref_id}, of build_refcoco_plus.py or as ALBEF published them.
+            boxes_file: of build_refcoco_plus.py.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: expressions are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: For a malformed file, a ref_id that is not in the boxes file, a box outside its image, or an
+                absent image.
         """
         boxes = _load_boxes(boxes_file)
         self.candidates_from: str = boxes["candidates"]

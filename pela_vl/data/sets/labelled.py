@@ -28,7 +28,7 @@ _STREAM = 0x4D4958  # keeps a batch's mixing apart from the draws of its samples
 
 @dataclass(frozen=True)
 class Labelled:
-    """root: folder that the images' paths start from. targets: int64 [n], places in `classes`."""
+    """Images and labels. `root` is where the images' paths start; `targets` int64 [n] are indices of `classes`."""
 
     root: str
     images: list[str]

@@ -1,4 +1,4 @@
-"""Files at an address (s3://, gs://, hf://, http://, memory://) through fsspec, beside files of this machine."""
+"""Files at an address (s3://, gs://, hf://, http://, memory://) through fsspec, and local files alike."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def content(path: PathLike) -> bytes:
-    """A small file whole. Raises OSError as `open` does."""
+    """The content of a small file. Raises OSError as `open` does."""
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
@@ -28,7 +28,7 @@ def content(path: PathLike) -> bytes:
 
 
 def size_of(path: PathLike) -> int | None:
-    """Bytes of a file, None if there is none."""
+    """Bytes of a file; None if there is none."""
     if not is_remote(path):
         return os.path.getsize(path) if os.path.isfile(path) else None
     system, name = _system(os.fspath(path))
@@ -39,7 +39,7 @@ def size_of(path: PathLike) -> int | None:
 
 
 def copied(path: str) -> int:
-    """A handle of a temporary copy, which has no name and goes when the handle is closed. Raises OSError as `open` does."""
+    """A handle of an unnamed temporary copy, which disappears when it is closed. Raises OSError as `open` does."""
     system, name = _system(path)
     with tempfile.TemporaryFile() as copy:
 
@@ -67,7 +67,7 @@ def _system(path: str) -> tuple[Any, str]:
 
 
 def _answer(path: str, ask: Any) -> Any:
-    """What a file system answers; errors of its library that are no OSError become one."""
+    """Call a file system; errors of its library that are no OSError become one."""
     try:
         return ask()
     except OSError:
