@@ -40,7 +40,13 @@ _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `reason` is for people, `kind` one of the names above."""
+    """An image that cannot be used.
+
+    Args:
+        path: of the file.
+        reason: what is wrong, for people.
+        kind: one of the names above.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, kind: str = DAMAGED) -> None:
         super().__init__(f"image {os.fspath(path)}: {reason}")
@@ -226,8 +232,13 @@ def check_box(box: Sequence[float], width: int, height: int, place: str, toleran
 class ImageReader:
     """`read_image` below one root, with an optional cache of decoded images.
 
-    The cache fills up to `cache_mb` MiB and never evicts: a shuffled pass over the data gains nothing from replacing
-    entries. Each worker of a loader has a separate cache.
+    The cache never evicts: a shuffled pass over the data gains nothing from replacing entries. Each worker of a loader
+    has a separate cache.
+
+    Args:
+        root: folder of the images.
+        cache_mb: MiB of decoded images to keep in memory; 0: no cache.
+        stored_pixels: do not apply the EXIF rotation.
     """
 
     def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0, stored_pixels: bool = False) -> None:

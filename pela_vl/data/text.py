@@ -1,4 +1,4 @@
-"""Cleaning of captions and questions, by the rules that the published ALBEF numbers rest on."""
+"""Cleaning of captions and questions by ALBEF's rules."""
 
 import re
 
@@ -27,14 +27,14 @@ def clean_caption(text: str, max_words: int = 30) -> str:
 def clean_question(text: str, max_words: int = 30) -> str:
     """Clean as `clean_caption` does, but keep `<person>` and runs of blanks.
 
-    As published, spaces alone are dropped at the end, and the words are what stands between two spaces: a run of spaces
-    holds empty words that count towards `max_words`, and so does a line break between spaces.
+    As published, only spaces are stripped at the end, and the text is split at single spaces. A run of spaces thus
+    contains empty words that count towards `max_words`.
     """
     return _cut(_strip_marks(text).rstrip(" "), max_words)
 
 
 def swap_sides(text: str) -> str:
-    """Exchange the words left and right (also leftmost, righthand, ...): what a horizontal flip does to a caption."""
+    """Swap the words left and right (also leftmost, righthand, ...), to fit a horizontally flipped image."""
     return _SIDE.sub(lambda match: _OTHER_SIDE[match.group(1)], text)
 
 

@@ -24,7 +24,7 @@ Transform = Callable[[Image.Image, Any], tuple[torch.Tensor, bool]]
 
 
 def require_transform(transform: Transform | None) -> Transform:
-    """A data set's transform, which is set only when the model is there. Raises ValueError where it is not set yet."""
+    """Return a data set's transform. Raises ValueError if it is not set yet; it is set once the model is known."""
     if transform is None:
         raise ValueError("this data set has no transform yet: set its attribute `transform` first")
     return transform
@@ -82,7 +82,9 @@ class TrainTransform:
             raise ValueError(f"hflip is a probability, not {self.hflip}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and whether the image was flipped (left and right change places in its text)."""
+        """Return float32 [3, H, W] and whether the image was flipped, in which case left and right must be swapped in
+        its text.
+        """
         if self.min_scale < 1:
             image = image.crop(crop_box(*image.size, self.min_scale, rng))
         image = resize(image, self.image_size)
@@ -151,7 +153,7 @@ def to_tensor(image: Image.Image, normalization: Normalization = CLIP) -> torch.
 
 
 def to_image(tensor: torch.Tensor, normalization: Normalization = CLIP) -> Image.Image:
-    """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, for looking at what the model sees."""
+    """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, to show what the model sees."""
     mean, std = _statistics(normalization)
     pixels = tensor.detach().float().cpu() * std + mean
     return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

@@ -93,10 +93,18 @@ def _content(path: Path) -> str:
 
 
 class Grid:
-    """Runs in a folder: says which are done, and executes the rest."""
+    """Runs in a folder: says which are done, and executes the rest.
+
+    Args:
+        runs: all that they need is added.
+        folder: of the runs.
+        inputs: files that commands name; a change of one reruns these commands.
+
+    Raises:
+        UserError: If an input is missing.
+    """
 
     def __init__(self, runs: Iterable[Run], folder: Path, inputs: Sequence[Path]) -> None:
-        """Raises UserError if one of the files is missing."""
         for path in inputs:
             if not path.is_file():
                 raise UserError(f"{path} is missing; name the dense pre-trained checkpoint by --teacher")

@@ -16,6 +16,12 @@ Hook = Callable[..., Any]
 class PrefixRuns:
     """Runs of a model over fixed items, with one layer changed at a time.
 
+    Args:
+        model: in eval mode; it is not changed.
+        names: layers that later runs may change.
+        run: run(model, item) runs one item and returns its outputs.
+        items: what `run` is called with. All outputs of the blocks are kept in memory, for every item.
+
     Attributes:
         outputs: run(model, item) of the unchanged model for every item.
     """

@@ -113,7 +113,19 @@ def spread_labels(wanted: Sequence[float], low: float, high: float, gap: float =
 
 
 class Chart:
-    """One drawing: axes first, then marks in the order they are added. Margins: top, right, bottom, left, in pixels."""
+    """One drawing: axes first, then marks in the order they are added.
+
+    Args:
+        title: for screen readers.
+        x: range of values.
+        y: range of values.
+        size: (width, height) in pixels.
+        margins: (top, right, bottom, left) in pixels.
+        log_y: log scale.
+
+    Raises:
+        ValueError: If a range is empty, or not positive on a log scale.
+    """
 
     def __init__(
         self,

@@ -12,6 +12,11 @@ HELD_OUT = ""  # the source's place in the counts for images of test and validat
 class Gate:
     """Admits findings one after the other. All its memory is in the state and the files, so it can be created anew at
     any time.
+
+    Args:
+        state: keys that were seen or are held out, and counts.
+        files: where dropped images are listed.
+        writer: of the admitted images.
     """
 
     def __init__(self, state: State, files: AppendedFiles, writer: Writer) -> None:

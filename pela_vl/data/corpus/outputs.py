@@ -91,7 +91,13 @@ class Writer(Protocol):
 
 
 class ListWriter:
-    """A JSON list for each source: {"image": path below the root, "caption": text or texts, "image_id": id}."""
+    """A JSON list for each source: {"image": path below the root, "caption": text or texts, "image_id": id}.
+
+    Args:
+        files: of the corpus.
+        image_root: where the paths start.
+        sources: names of the lists; one is written even if it stays empty.
+    """
 
     def __init__(self, files: AppendedFiles, image_root: str, sources: Iterable[str]) -> None:
         self.files, self.image_root, self.sources = files, image_root, list(sources)

@@ -164,7 +164,7 @@ class EvalImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the image. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` if it cannot be read, since leaving it out would change the test set."""
         return self.transform(self.read(self.images[index]), None)[0]
 
 

@@ -27,7 +27,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """Questions in the file's order, and what the file says of itself."""
+    """Questions in the file's order, with the file's metadata."""
 
     path: Path
     data_type: str
@@ -235,7 +235,7 @@ def _refuse_repetition(path: Path, key: str, ids: list[int]) -> None:
 
 
 def read_answer_list(path: str | os.PathLike[str]) -> list[str]:
-    """A published or built answer_list.json, as it is. Raises `UserError` if it is no list of different texts."""
+    """The answers of an answer_list.json in order. Raises `UserError` if it is no list of different texts."""
     answers = read_json(path)
     if not isinstance(answers, list) or not answers:
         raise UserError(
