@@ -23,7 +23,7 @@ from pela_vl.base.yaml_tree import Node, merge, plain, plain_tree, read_value, r
 
 T = TypeVar("T")
 
-# YAML 1.2 reads 1.e-4 or 1_0e3 as text in some spellings; for a float field the intent is plain
+# YAML 1.2 reads 1.e-4 or 1_0e3 as text in some spellings; a float field accepts them
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 

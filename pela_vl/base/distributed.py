@@ -25,7 +25,7 @@ T = TypeVar("T")
 GROUP_TIMEOUT_SECONDS = 1800.0
 LOST_PROCESS_SECONDS = 300.0
 LOST_PROCESS_EXIT = 75
-# what gloo, and torch of NCCL, say when the process at the other end of a connection is gone or has stopped
+# messages of gloo, and of torch about NCCL, when the peer process is gone or has stopped
 _LOST_SIGNS = (
     "Connection closed by peer",
     "Connection closed by remote peer",
@@ -101,7 +101,7 @@ def watch_processes(world: World, seconds: float = LOST_PROCESS_SECONDS) -> None
     """
     if world.size == 1 or seconds <= 0 or _Watch.current is not None:
         return
-    # a connection of its own: the group's is busy while a collective waits
+    # a separate connection, because the group's is busy while a collective waits
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=seconds))
     watch = _Watch(world.process, world.size, store, seconds)
@@ -248,7 +248,7 @@ class _Watch(threading.Thread):
         self.process, self.neighbour, self.store, self.seconds = process, (process + 1) % world, store, seconds
         self.interval = min(5.0, seconds / 6)
         self.patience = math.ceil(seconds / self.interval)
-        # a launcher that restarts the processes may keep the store of the run before
+        # a launcher that restarts the processes may keep the previous run's store
         self.keys = f"pela_vl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.stopping = threading.Event()
         self.beats = self.silent = self.unanswered = 0

@@ -18,7 +18,7 @@ from pela_vl.base.system import is_running
 # `.name.<host>-<pid>.tmp` (being written) or `.old` (the previous folder, while its successor takes its place)
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.(?P<kind>tmp|old)$")
 _in_use: set[str] = set()
-# what safetensors, then torch's zip writer, say of a full disk, a used-up quota, and a file beyond the allowed size
+# messages of safetensors, then torch's zip writer, for a full disk, an exhausted quota and a file beyond the size limit
 _FULL_SIGNS = (
     "No space left on device",
     "StorageFull",
@@ -83,7 +83,7 @@ def _sync_tree(folder: str) -> None:
 
 def _new_file(path: str, flags: int) -> int:
     """An opener for `open`: a file that nothing of that name was there before, a link least of all."""
-    if os.path.lexists(path):  # of a process of this number that has died
+    if os.path.lexists(path):  # left by a dead process with the same id
         _remove(path)
     return os.open(path, flags | os.O_EXCL | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
 

@@ -36,7 +36,7 @@ def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         _held[name] = handle
         yield
     except BaseException:
-        if is_new and os.listdir(name) == [LOCK_NAME]:  # nothing was written: leave nothing behind
+        if is_new and os.listdir(name) == [LOCK_NAME]:  # nothing was written, so remove the folder
             with suppress(OSError):
                 os.unlink(os.path.join(name, LOCK_NAME))
                 os.rmdir(name)
@@ -67,7 +67,7 @@ def _lock(name: str, folder: str | os.PathLike[str]) -> int:
         with suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
-        os.close(handle)  # its holder removed the file meanwhile
+        os.close(handle)  # the holder removed the file in the meantime
 
 
 def _let_go_in_child() -> None:

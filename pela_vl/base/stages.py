@@ -28,7 +28,7 @@ class StageBars:
         bar = self._bar
         if bar is None or done <= bar.done or total != bar.total:
             self.close()
-            # its clock starts when the first unit is done
+            # the bar's clock starts when the first unit is done
             self._bar = bar = Progress(total, self._label, initial=done, unit="step", enabled=self._enabled)
         bar.to(done, what)
 

@@ -35,13 +35,13 @@ def try_lock(handle: int) -> bool:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif msvcrt is not None:
-            # a byte far behind the content, since a locked one cannot be read by others
+            # a byte far beyond the content, because others cannot read a locked one
             os.lseek(handle, 2**30, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     except BlockingIOError:
         return False
     except OSError:
-        return fcntl is not None  # msvcrt has no error of its own for a lock that is held
+        return fcntl is not None  # msvcrt has no separate error for a held lock
     return True
 
 

@@ -15,7 +15,7 @@ import torch
 from pela_vl.data.tokenizer import Tokenizer
 
 IGNORED = -100  # label of a token that is not predicted, as torch's cross entropy has it
-_STREAM = 0x4D4C4D  # keeps the draws apart from those of the data set, which start from (seed, epoch, index)
+_STREAM = 0x4D4C4D  # separates these draws from the data set's, which are seeded by (seed, epoch, index)
 
 
 Key = tuple[int, int]  # epoch, index: what a sampler asks a training data set for
@@ -112,7 +112,7 @@ def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
 def _stack_images(images: list[torch.Tensor]) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.stack(images)
-    # In a worker straight into shared memory, or the batch would be copied there once more on its way out.
+    # A worker stacks directly into shared memory; otherwise the loader would copy the batch there.
     shape = (len(images), *images[0].shape)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * images[0].element_size())
     out: Any = images[0].new_empty(0)  # torch declares no `set_` with a storage

@@ -20,7 +20,7 @@ MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decomp
 _ORIENTATION = 0x0112
 Name = TypeVar("Name")
 Read = TypeVar("Read")
-MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
+MAX_REPLACEMENTS = 50  # more unreadable entries in a row mean another mistake, such as a wrong image root
 
 
 # What can be wrong with an image: `ImageError.kind`.
@@ -34,7 +34,7 @@ MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED, RESIZED = (
     "damaged",
     "another_size",
 )
-# What reading may have to change to come to 8-bit RGB: `Image.changes`.
+# What decoding may have to convert to get 8-bit RGB: `DecodedImage.changes`.
 CHANGES = ("cmyk", "palette_transparency", "transparency", "sixteen_bit", "animation", "exif_rotation")
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
@@ -120,7 +120,7 @@ def decode_image(
             return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, ...
         raise _explain(path, content, error) from error
 
 
@@ -156,7 +156,7 @@ def _formats(image: Image.Image) -> tuple[str, ...]:
     try:
         if getattr(image, "is_animated", False):
             found.append("animation")
-    except Exception:  # a second frame that is damaged: the first is what is read
+    except Exception:  # a damaged second frame does not matter: the first is read
         image.seek(0)
     return tuple(found)
 

@@ -134,13 +134,13 @@ class Loader:
                 try:
                     raise named from error.with_traceback(None)
                 finally:
-                    del named, batches  # as below; torch's own frames are in such a cycle too
+                    del named, batches  # as below; torch's frames are in such a cycle too
             if isinstance(batch, UserError):
                 try:
                     raise batch
                 finally:
-                    # The error's traceback holds this frame: a cycle, and workers that are collected with a cycle are
-                    # not told to stop, which costs five seconds of waiting.
+                    # The error's traceback refers to this frame, a reference cycle. Workers collected with a cycle
+                    # are not asked to stop, and waiting for them takes five seconds.
                     del batch
             yield batch
 
@@ -194,7 +194,7 @@ def make_loader(
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker,
-            generator=torch.Generator(),  # or each iterator would draw a seed from the global one
+            generator=torch.Generator(),  # otherwise each iterator would draw its seed from the global generator
         )
     )
 
@@ -212,16 +212,16 @@ def make_image_loader(dataset: Dataset, indices: Sequence[int], batch_size: int,
     return make_loader(_Numbered(dataset), batches, _stack_numbered, workers)
 
 
-def split_range(n: int, rank: int, world: int) -> range:
+def split_range(n: int, process: int, world: int) -> range:
     """The contiguous part of range(n) that one process takes. The parts cover everything once and differ in length by
     at most one.
 
     Args:
         n: length of the range.
-        rank: index of this process, in 0..world - 1.
+        process: index of this process, in 0..world - 1.
         world: number of processes.
     """
-    return range(n * rank // world, n * (rank + 1) // world)
+    return range(n * process // world, n * (process + 1) // world)
 
 
 class BadImageCounter:
@@ -305,7 +305,7 @@ def _stack_numbered(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tens
 
 
 def _prepare_worker(_: int) -> None:
-    # On Ctrl-C the main process stops its workers; left to themselves each would print a traceback.
+    # On Ctrl-C the main process stops its workers; otherwise each would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A collection of garbage writes to every object that it looks at, which would copy what was there before the fork.
+    # Garbage collection writes to every object, which would copy all memory pages from before the fork.
     gc.freeze()

@@ -72,7 +72,7 @@ class Mixing:
         y, x = int(rng.randint(0, height)), int(rng.randint(0, width))
         top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
         left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
-        # the box may hang over the border: the label goes by what was really cut
+        # the box may cross the border: the label uses the area that was really cut
         return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
     def labels(self, targets: Tensor, mix: Mix) -> Tensor:

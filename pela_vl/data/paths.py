@@ -13,7 +13,7 @@ from pela_vl.base.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
-# what says that there is no such file; anything else says that the disk cannot tell
+# these mean that there is no such file; other errors mean that the disk cannot be read
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 

@@ -43,7 +43,7 @@ def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
     _check(path, data)
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises whatever its instructions run into
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path}: damaged pickle ({type(error).__name__}: {error}); download it again") from None
 
 

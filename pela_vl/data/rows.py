@@ -14,7 +14,7 @@ from itertools import islice
 from pela_vl.base.errors import UserError
 from pela_vl.data.paths import unreadable
 
-_LONGEST = 50  # lines that a quoted cell may span; more is a mark that was never closed
+_LONGEST = 50  # lines that a quoted cell may span; beyond that the quotation mark counts as unclosed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
     source = iter(lines)
     ahead: deque[str] = deque()
     number = 0
-    columns = 0  # of the first row: by their number a row is known where a mark is left open
+    columns = 0  # of the first row; a line with as many cells is a row even if a quotation mark before it is open
     while True:
         if not ahead:
             ahead.extend(islice(source, 1))
@@ -118,7 +118,7 @@ def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
             continue
         if after in ("", delimiter):
             return text[start + 1 : mark].replace('""', '"'), mark + 1
-        # a single mark inside: this cell was never meant to be quoted
+        # a single quotation mark inside: the cell was not meant to be quoted
         end = text.find(delimiter, start)
         end = len(text) if end < 0 else end
         return (text[start:end], end) if mark < end else (None, 0)
@@ -132,7 +132,7 @@ def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -
     """
     text = line
     for taken, following in enumerate(ahead, 1):
-        # with an odd number of marks the line ends a cell that began before
+        # with an odd number of quotation marks the line ends a cell that began before
         alone = split_cells(following.rstrip("\r\n"), delimiter) if following.count('"') % 2 == 0 else None
         if columns > 1 and alone is not None and len(_without_trailing(alone, columns)) == columns:
             return None, 0

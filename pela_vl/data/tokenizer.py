@@ -68,7 +68,7 @@ class Tokenizer:
             ) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 at byte {error.start}; use the vocab.txt of a BERT model") from error
-        # Not splitlines(): some entries are themselves separators to it.
+        # Not splitlines(): it would split at some entries.
         lines = [line.removesuffix("\r") for line in text.split("\n")]
         return cls(lines[:-1] if lines[-1] == "" else lines, source=str(path))
 

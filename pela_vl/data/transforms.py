@@ -19,7 +19,7 @@ from pela_vl.data.normalization import CLIP, Normalization
 
 RATIO = (3 / 4, 4 / 3)
 
-# an image and a NumPy generator, which may be None where nothing is drawn -> float32 [3, H, W], and whether it was flipped
+# (image, NumPy generator or None where nothing is drawn) -> (float32 [3, H, W], whether it was flipped)
 Transform = Callable[[Image.Image, Any], tuple[torch.Tensor, bool]]
 
 

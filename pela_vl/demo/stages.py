@@ -114,7 +114,7 @@ def configuration(command: Sequence[str]) -> bytes:
 @cache
 def _settings(path: str) -> bytes:
     if not Path(path).is_file():
-        return b""  # the command itself will say so
+        return b""  # the command will report it
     return json.dumps(asdict(load(Settings, path)), sort_keys=True).encode()
 
 
@@ -144,7 +144,7 @@ def _dying_with(parent: int) -> Callable[[], None] | None:
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
+        if os.getppid() != parent:  # the parent died before the request
             os._exit(1)
 
     return ask

@@ -26,7 +26,7 @@ from pela_vl.models.ema import EmaModel
 from pela_vl.settings import MethodSettings, ModelSettings, Settings, StudentSettings
 
 TOLERANCE = 0.05
-"""Largest relative difference to a printed FLOP figure that counts as met."""
+"""Largest relative difference to a printed FLOP figure that counts as agreement."""
 BATCH, PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 32, 384, 30, 6
 MERGED_384 = 72
 """Tokens that ToMe merges in each block of ALBEF's ViT: the paper does not say; this fits its printed FLOPs."""
@@ -38,7 +38,7 @@ LABELS = {
     "tome": "ToMe",
     "pela": "PELA",
 }
-"""Methods and what the paper calls them, in the tables' order."""
+"""The paper's names of the methods, in the tables' order."""
 PRINTED = {
     "DeiT-Base": ((86.6, 33.7), None, (44.2, 17.3), (44.2, 17.3), (86.6, 16.5), (44.1, 17.0)),
     "Swin-Base": ((87.8, 30.3), None, (58.6, 20.6), (58.6, 20.6), None, (62.2, 21.3)),
@@ -234,7 +234,7 @@ def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
     image, text = model.visual_encoder(_images(batch, PIXELS)).tokens, model.text_encoder.encode(ids, mask).tokens
     model.image_feature(image), model.text_feature(text)
     if pairings:
-        index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # which ones does not change the count
+        index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # the indices do not change the count
         keys_values = model.text_encoder.image_keys_values
         context = select_images(keys_values(image), index) if shared else keys_values(image[index])
         model.itm_head(model.text_encoder.fuse(text[index], mask[index], context).tokens[:, 0])
@@ -314,6 +314,6 @@ SUBJECTS = (
         settings=_SETTINGS,
     ),
     _task("ALBEF VQA", "vqa", build_vqa, AlbefVqa.HEADS, _answer),
-    # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.
+    # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; the SNLI-VE model itself has no decoder and is smaller.
     _task("ALBEF SNLI-VE", "entailment", build_entailment, AlbefEntailment.HEADS, _entail),
 )

@@ -27,12 +27,12 @@ from pela_vl.models.ema import EmaModel
 from pela_vl.settings import Settings
 
 PUBLISHED_SAMPLES = {
-    "configs/pretrain.yaml": 5_100_000,  # pairs of the five sets at ALBEF's time; addresses have died since
+    "configs/pretrain.yaml": 5_100_000,  # pairs of the five sets when ALBEF was trained; some addresses are dead now
     "configs/flickr.yaml": 145_000,
     "configs/coco.yaml": 566_747,
     "configs/snli_ve.yaml": 529_527,
     "configs/refcoco_plus.yaml": 120_191,
-    "configs/vqa.yaml": 2_103_433,  # train, val and Visual Genome, before unanswerable questions are left out
+    "configs/vqa.yaml": 2_103_433,  # train, val and Visual Genome, including unanswerable questions
 }
 """Training samples of the public data, used where a list is not on this disk (docs/data.md)."""
 _SUBJECT = {

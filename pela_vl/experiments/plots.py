@@ -23,7 +23,7 @@ _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches. Raises UserError without matplotlib."""
-    # matplotlib checks MPLBACKEND while it is imported, and a notebook's is absent elsewhere; these figures need none
+    # matplotlib checks MPLBACKEND at import; a notebook's backend may not be installed here, and these figures need none
     backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
     try:
         from matplotlib.figure import Figure

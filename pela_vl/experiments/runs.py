@@ -189,7 +189,7 @@ class Grid:
             try:
                 with open(folder / _LOG, "ab") as log:
                     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                    # the child keeps the lock if we die, so that nobody starts a second one beside it
+                    # if this process dies, the child keeps the lock, so that no second one is started beside it
                     code = subprocess.run(launched, stdout=log, stderr=log, env=environment, pass_fds=[lock]).returncode
             finally:
                 state["seconds"] = before + time.monotonic() - started

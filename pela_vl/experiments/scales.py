@@ -87,7 +87,7 @@ class Scale:
         if variant.pretrain is None:
             return checkpoint, needs
         name = f"pretrain/{variant.name}/seed{seed}"
-        # a student of fewer layers is cut from its teacher, which init.checkpoint is; with another one it would stay whole
+        # a student of fewer layers is cut from its teacher, init.checkpoint; with another teacher it would keep all layers
         teacher = "null" if variant.kappa is None else self.teacher
         changes = [f"init.checkpoint={checkpoint}", f"init.teacher={teacher}", "compress.kappa=null"]
         run = self._train(

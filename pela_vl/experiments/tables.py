@@ -176,7 +176,7 @@ TABLES: dict[str, Callable[[Scale], list[Table]]] = {
     "figure4": figure4,
     "beyond_svd": beyond_svd,
 }
-"""What can be asked for by name, beside table8, which is no grid of trainings."""
+"""Tables by name. table8 is not among them, because it is no grid of trainings."""
 
 
 def table_runs(table: Table, scale: Scale, seed: int) -> list[Run]:

@@ -126,7 +126,7 @@ def _along_hulls(options: Mapping[str, _Options], chosen: dict[str, int], left: 
         _, _, name, place = heapq.heappop(heap)
         index = hulls[name][place]
         price = options[name].costs[index] - options[name].costs[chosen[name]]
-        if price > left:  # what is left goes to steps off the hulls
+        if price > left:  # `_fill` spends the rest on steps off the hulls
             break
         left -= price
         chosen[name] = index
@@ -148,7 +148,7 @@ def _fill(options: Mapping[str, _Options], chosen: dict[str, int], left: int) ->
 
     found = {name: best(name) for name in options}
     while True:
-        for name, step in found.items():  # what was best stays so while it fits
+        for name, step in found.items():  # the best step stays the best while it fits
             if step is not None and options[name].costs[-step[1]] - options[name].costs[chosen[name]] > left:
                 found[name] = best(name)
         possible = {name: step for name, step in found.items() if step is not None}

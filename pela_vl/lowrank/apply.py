@@ -178,7 +178,7 @@ def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Jo
         yield from pool.map(lambda job: job(), jobs)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # a worker's setting is also what threads started later would inherit
+        torch.set_num_threads(before)  # threads started later would inherit a worker's setting
 
 
 def _check_statistics(
@@ -246,7 +246,7 @@ def _low_rank(
     up, down = factors.up.to(weight), factors.down.to(weight)
     if (
         init == "gauss_newton" and bias is not None and statistics is not None
-    ):  # of the rounded factors, so that the bias makes up for the rounding
+    ):  # from the rounded factors, so that the bias corrects the rounding too
         mean = statistics.mean
         shift = weight.detach().to(mean) @ mean - up.to(mean) @ (down.to(mean) @ mean)
     if shift is not None:
@@ -265,7 +265,7 @@ def low_rank_layer(linear: Dense, up: Tensor, down: Tensor, bias: nn.Parameter |
         bias: [O], used as it is (the same Parameter); None for a layer without bias.
     """
     (inputs, outputs), rank = in_out(linear), len(down)
-    # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
+    # On meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
     layer = LowRankLinear(inputs, outputs, rank, bias is not None, "meta", up.dtype)
     wanted = linear.weight.requires_grad
     layer.up.weight = nn.Parameter(_row_by_row(up), requires_grad=wanted)

@@ -171,7 +171,7 @@ class _Recorder:
     """Adds up inputs. The moments of the last tensor are kept and reused when the next layer gets the same tensor."""
 
     def __init__(self) -> None:
-        self.last: Tensor | None = None  # held, so that no other tensor can take its place in memory
+        self.last: Tensor | None = None  # kept alive, so that no other tensor can reuse its memory
         self.version = -1
         self.products: tuple[int, Tensor, Tensor] | None = None
 
@@ -196,7 +196,7 @@ class _Recorder:
             PlanError: If the input holds NaN or infinity.
         """
         x = first_input(args, kwargs)
-        versioned = not x.is_inference()  # only such tensors tell whether they were changed in place
+        versioned = not x.is_inference()  # inference tensors do not count in-place changes
         if self.products is None or not (x is self.last and versioned and x._version == self.version):
             self.products = row_products(x.detach(), statistics.total.device)
             self.last, self.version = (x, x._version) if versioned else (None, -1)

@@ -21,7 +21,7 @@ WRAPPERS = {
     "OptimizedModule",
     "ScriptModule",
 }
-"""Classes, by name, that hold on to a model's parameters or code as they find them."""
+"""Names of classes that keep references to a model's parameters or compile its code."""
 
 # These two hand their Linears' weights to fused kernels instead of calling the Linears.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 Dense: TypeAlias = Any
-"""nn.Linear, or transformers' Conv1D, which this room does not import and so cannot name."""
+"""nn.Linear, or transformers' Conv1D, which cannot be named here because transformers is not imported."""
 
 
 def is_conv1d(module: nn.Module) -> bool:

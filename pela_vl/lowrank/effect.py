@@ -27,7 +27,7 @@ from pela_vl.lowrank.sensitivity import (
 from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
 
 BATCHES = 8
-"""Items of the calibration that the errors are measured on, spread over it."""
+"""Number of calibration items that the errors are measured on, evenly spaced."""
 
 
 class LayerCut(NamedTuple):

@@ -59,7 +59,7 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for a name that does not exist: an outsider reading .weight deserves to know why it is missing.
+        # Called only for names that do not exist. Code that reads .weight needs to know why it is missing.
         if name in ("weight", "bias"):
             raise AttributeError(
                 f"LowRankLinear has no '{name}': the module around it reads its Linear's {name} directly, "

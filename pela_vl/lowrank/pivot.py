@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pela_vl.lowrank.layer import LowRankLinear
 
 TOLERANCE = 1e-5
-"""Largest relative error of the form's product in fp32; a layer above it keeps plain factors."""
+"""Largest allowed relative error of the product in fp32; a layer above it keeps plain factors."""
 CONDITION = 1e4
-"""Largest entry of A."""
+"""Largest allowed entry of A."""
 
 
 class PivotedLinear(nn.Module):
@@ -123,7 +123,7 @@ def pivot_rows(matrix: Tensor, rank: int) -> Tensor | None:
 
     None where the matrix has not that rank.
     """
-    left = matrix.clone()  # what the rows taken so far do not span
+    left = matrix.clone()  # residual of the rows after projection onto those taken
     first = left.norm(dim=1).max()
     taken: list[Tensor] = []
     open_rows = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)

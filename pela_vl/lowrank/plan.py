@@ -86,7 +86,7 @@ def plan_ranks(
             `rank_multiple` is out of range, or nothing is left to compress.
     """
     check_not_wrapped(model)
-    rank_for(1, 1, kappa)  # a bad kappa is said before anything else
+    rank_for(1, 1, kappa)  # raises for a bad kappa first
     if isinstance(rank_multiple, bool) or not isinstance(rank_multiple, int) or rank_multiple < 1:
         raise PlanError(f"rank_multiple must be a whole number of at least 1, not {rank_multiple!r}")
     include = None if include is None else _patterns(include, "include")

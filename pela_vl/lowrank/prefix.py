@@ -31,7 +31,9 @@ class PrefixRuns:
     ) -> None:
         self._model, self._run, self._items = model, run, items
         self._blocks = blocks_of(model, names)
-        self._kept: list[dict[tuple[str, int], tuple[int, Any]]] = []  # (block, call) -> (clock at its end, output)
+        self._kept: list[
+            dict[tuple[str, int], tuple[int, Any]]
+        ] = []  # (block, number of its call) -> (clock at its end, output)
         self._begins: list[dict[str, int]] = []  # layer -> clock at its first call
         self.outputs = [self._record(names, item) for item in items]
 

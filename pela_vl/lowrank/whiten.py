@@ -108,7 +108,7 @@ def factorize_whitened(
         raise ValueError("the weight holds NaN or infinity")
     factors = factorize(exact @ root.matrix, rank)
     up, down = (part.to(weight.device, weight.dtype) for part in (factors.up, root.divide(factors.down)))
-    # Of the rounded factors, so that the bias makes up for the rounding too.
+    # From the rounded factors, so that the bias corrects the rounding too.
     left = exact - up.to(exact) @ down.to(exact)
     norm = float(exact.norm())
     return WhitenedFactors(

@@ -21,7 +21,7 @@ def box_mass(heat: Tensor, boxes: Tensor) -> Tensor:
     boxes = boxes.to(heat.device, torch.float64)
     left, right = (v.long().clamp(0, width) for v in (boxes[:, 0], boxes[:, 0] + boxes[:, 2]))
     top, bottom = (v.long().clamp(0, height) for v in (boxes[:, 1], boxes[:, 1] + boxes[:, 3]))
-    # float64: differences of sums over a whole image would cost float32 half of its digits
+    # float64, because differences of sums over a whole image would lose half of float32's digits
     integral = heat.new_zeros((len(heat), height + 1, width + 1), dtype=torch.float64)
     integral[:, 1:, 1:] = heat.double().cumsum(1).cumsum(2)
     return integral[:, bottom, right] - integral[:, top, right] - integral[:, bottom, left] + integral[:, top, left]

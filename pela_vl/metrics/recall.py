@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 CUTS = (1, 5, 10)
-_ROWS = 256  # rows compared at a time, so that COCO's 5,000 x 25,000 scores need no second matrix
+_ROWS = 256  # rows compared at a time, so that COCO's 5,000 x 25,000 scores need no second matrix of that size
 
 
 def recall_from_scores(

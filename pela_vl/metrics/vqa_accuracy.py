@@ -18,7 +18,7 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _NUMBER_COMMA = re.compile(r"\d,\d")
 # It hands a flag to `re.sub` where that takes a count; the flag's value is 32, so later periods stay.
 _MOST_PERIODS = 32
-_ENOUGH = 3  # people who must give an answer for it to be fully right
+_ENOUGH = 3  # number of people who must give an answer for full accuracy
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
         prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
     matches = [answer == prediction for answer in answers]
     total = sum(matches)
-    # In the evaluator's order of additions, so that the last bit agrees too.
+    # Summed in the evaluator's order, so that the last bit agrees too.
     return float(sum(min(1, float(total - match) / _ENOUGH) for match in matches)) / len(matches)
 
 

@@ -10,8 +10,8 @@ from pela_vl.report.schema import Demo, Model, Point
 
 _BINS = 160
 _WIDE = (460, 300)
-_LONGEST = 24  # letters of a name before it is cut
-_LETTER = 7.0  # about the width of a letter of a name, pixels
+_LONGEST = 24  # longest name in letters; longer ones are cut
+_LETTER = 7.0  # approximate width of a letter in pixels
 
 
 def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tuple[float, float], title: str) -> str:

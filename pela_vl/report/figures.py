@@ -16,7 +16,7 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with so many significant digits, without an exponent: 0.1234 -> '0.123', 812.4 -> '812'."""
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits}g}")  # 0.9996 counts its digits as 1.00
+    rounded = float(f"{value:.{digits}g}")  # 0.9996 is rounded to 1.00 before its digits are counted
     decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 

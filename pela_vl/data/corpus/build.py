@@ -29,8 +29,8 @@ from .units import Unit, list_unit
 
 REPORT, _TABLE, _REQUEST, _WORK, _OUT = "report.json", "report.txt", ".request.json", ".work", "out"
 _WHAT = "corpus for pre-training"
-CHUNK = 64  # records of a job: their images, resized, are in memory until they are admitted
-COMMIT_EVERY = 2.0  # seconds; a kill loses no more
+CHUNK = 64  # records of a job; their resized images are in memory until they are admitted
+COMMIT_EVERY = 2.0  # seconds between commits; a kill loses no more work than that
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Request:
         return list(dict.fromkeys(unit.source for unit in self.sources))
 
     def units(self) -> list[Unit]:
-        return [*self.held_out, *self.sources]  # what is held out must be known before anything is admitted
+        return [*self.held_out, *self.sources]  # held-out images must be known before anything is admitted
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -205,7 +205,7 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
             bar.update(len(findings), f"{gate.admitted} kept")
     if not gate.admitted:
         raise UserError(f"nothing is left of {done} records: {_why(state, gate)}; check the folders of images")
-    writer.finish()
+    writer.end_files()
     state.set_fact("finished", True)
     save([len(request.units()), 0], done)
     files.close()

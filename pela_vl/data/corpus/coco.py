@@ -64,7 +64,7 @@ def _join(table: sqlite3.Connection, source: str, images: str) -> Iterator[Recor
         rows = table.execute("SELECT caption FROM captions WHERE id = ? ORDER BY place", (id_,)).fetchall()
         captions = [json.loads(caption) if caption is not None else None for (caption,) in rows]
         yield _record(source, f"images[{place - 1}]", json.loads(text), captions, images)
-    # captions without an image, an entry for each id; those without an id come alone
+    # captions of unknown images, grouped by id; captions without an id one by one
     alone = table.execute(
         "SELECT min(place), id, count(*) FROM captions WHERE id IS NULL OR id NOT IN "
         "(SELECT id FROM images WHERE id IS NOT NULL) GROUP BY coalesce(id, place), id IS NULL ORDER BY 1"

@@ -16,11 +16,11 @@ from pela_vl.base.errors import UserError
 Tag = TypeVar("Tag")
 Result = TypeVar("Result")
 
-# (function, jobs as (tag, argument)) -> (tag, result) of each, in order. Only a few jobs are ever under way, so that
+# (function, jobs as (tag, argument)) -> (tag, result) of each, in order. Only a few jobs are submitted at a time, so
 # memory does not grow with their number.
 OrderedMap = Callable[[Callable[[Any], Result], Iterable[tuple[Tag, Any]]], Iterator[tuple[Tag, Result]]]
 ENGINES = ("local", "ray")
-_AHEAD = 3  # jobs under way for each worker: enough that none waits for the slowest
+_AHEAD = 3  # jobs submitted per worker: enough that none waits for the slowest
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from .outputs import DROPPED, AppendedFiles, Writer
 from .records import Finding, key
 from .state import Counts, State
 
-HELD_OUT = ""  # the source's place in the counts for images of test and validation sets
+HELD_OUT = ""  # stands for the source in the counts of held-out images
 
 
 class Gate:
@@ -28,7 +28,7 @@ class Gate:
         if finding.held_out:
             self._hold_out(finding)
             return
-        leak = self._leak(finding)  # also of an image that cannot be used: its copies elsewhere may be sound
+        leak = self._leak(finding)  # also for an unusable image, because its copies elsewhere may be usable
         reason = finding.reason or leak or self._duplicate(finding)
         if reason is None:
             self.writer.add(finding, self.admitted)
@@ -60,7 +60,7 @@ class Gate:
             if leak is None and content is not None and self.state.is_held_out(content):
                 leak = "held_out_content"
             if leak is not None:
-                # its other names and its pixels are held out too, for sources that know it by those
+                # hold out its other identities and its pixels too, for sources that know it only by those
                 self.state.hold_out([*keys, content] if content is not None else keys)
                 return leak
         return None

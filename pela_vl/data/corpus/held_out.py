@@ -37,7 +37,7 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
         if flickr and stem.isdigit():  # Flickr30K calls its files by Flickr's number
             record.identities.append(f"flickr:{stem}")
         known = image_identities(None, path)
-        # with the images at hand their pixels count; a path alone may be another image's in another folder
+        # if the image exists it is compared by pixels; a path can denote another image in another folder
         if known[0].startswith("coco:") or not any(map(is_file, record.paths)):
             record.identities.extend(known)
         yield record

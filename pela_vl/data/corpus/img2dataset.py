@@ -150,7 +150,7 @@ def _tar_samples(shard: str) -> dict[str, _Sample]:
                     place = (shard, member.offset_data, member.size)
                     _add(samples, os.path.join(folder, stem), suffix.lower(), place,
                          lambda member=member: _content(archive, member))  # fmt: skip
-        # tarfile takes a header that is cut off for the end
+        # tarfile takes a truncated header for the end of the file
         with open(shard, "rb") as file:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -8,7 +8,7 @@ from typing import IO, Any
 from pela_vl.base.errors import UserError
 
 _PIECE = 1 << 20  # characters
-_LARGEST = 1 << 26  # characters of one element; more is taken for malformed
+_LARGEST = 1 << 26  # characters of one element; a longer one counts as malformed
 _BLANKS = " \t\r\n"
 _AFTER = frozenset(_BLANKS + ",:]}")  # what ends a value
 
@@ -76,11 +76,11 @@ class _Scanner:
             try:
                 value, end = self.decode(self.text, self.at)
             except (json.JSONDecodeError, RecursionError) as error:
-                # the element may go on in what has not been read yet
+                # the element may continue in the part not read yet
                 if self.ended or len(self.text) - self.at > _LARGEST:
                     self.fail(error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply")
             else:
-                # a number may go on in what has not been read yet, even past a letter: 12, 12.5, 12.5e3
+                # a number may continue in the part not read yet, even after a letter: 12, 12.5, 12.5e3
                 if self.text[end : end + 1] in _AFTER or self.ended or len(self.text) - self.at > _LARGEST:
                     self.at = end
                     return value

@@ -87,7 +87,7 @@ class Writer(Protocol):
 
     def add(self, finding: Finding, number: int) -> None: ...
 
-    def finish(self) -> None: ...
+    def end_files(self) -> None: ...
 
 
 class ListWriter:
@@ -109,7 +109,7 @@ class ListWriter:
         opening = ",\n" if self.files.samples(name) else "[\n"
         self.files.append(name, (opening + json.dumps(entry)).encode(), samples=1)
 
-    def finish(self) -> None:
+    def end_files(self) -> None:
         for source in self.sources:
             name = f"{source}.json"
             self.files.append(name, b"\n]\n" if self.files.samples(name) else b"[]\n")
@@ -124,7 +124,7 @@ class ShardWriter:
 
     def __init__(self, files: AppendedFiles, shards: Shards) -> None:
         self.files, self.shards = files, shards
-        # of each place the last shard that was begun: their numbers are congruent to it
+        # the shard being filled at each place; its number is congruent to the place modulo `shards.open`
         self.current = list(range(shards.open))
         for name in files.entries:
             if name.endswith(".tar"):
@@ -142,7 +142,7 @@ class ShardWriter:
         assert finding.jpeg is not None  # images for shards were resized when they were examined
         self.files.append(shard, sample_members(f"{number:09d}", finding.jpeg, record), samples=1)
 
-    def finish(self) -> None:
+    def end_files(self) -> None:
         for number in self.current:
             if self.files.samples(shard_name(number)):
                 self.files.append(shard_name(number), END)

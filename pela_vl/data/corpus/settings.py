@@ -6,7 +6,7 @@ from typing import Literal
 from pela_vl.base.errors import UserError
 
 Use = Literal["if_there", "always", "never"]
-"""if_there: left out, and said, where its files are not; always: an error then; never: left out."""
+"""If the files are absent: if_there leaves the source out and reports it, always is an error. never leaves it out anyway."""
 
 
 @dataclass(frozen=True)

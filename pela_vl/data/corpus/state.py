@@ -33,11 +33,13 @@ class State:
         self.path = path
         try:
             self._table = sqlite3.connect(path, isolation_level=None)
-            # The keys come in no order, so every page of their trees is written over and over: they must stay in memory.
+            # Keys come in random order, so every page of their B-trees is rewritten many times and must stay in memory.
             # 14M images have about 28M keys of 16 bytes.
             self._table.execute(f"PRAGMA cache_size = -{_CACHE_MIB * 1024}")
-            self._table.execute("PRAGMA journal_mode = WAL")  # a commit appends, and copies pages back now and then
-            self._table.execute("PRAGMA synchronous = NORMAL")  # the files' lengths are checked when a run goes on
+            self._table.execute(
+                "PRAGMA journal_mode = WAL"
+            )  # a commit only appends; pages are copied back at checkpoints
+            self._table.execute("PRAGMA synchronous = NORMAL")  # a resumed run checks the files' lengths
             self._table.execute("PRAGMA wal_autocheckpoint = 16384")
             self._table.executescript(_TABLES)
             self._table.execute("BEGIN")

@@ -12,7 +12,7 @@ from pela_vl.data.rows import Row, read_rows
 from .records import Record, flickr_identity, image_identities
 
 _SUFFIXES = ("jpg", "png", "webp")
-# names that a first line may give to the columns
+# accepted column names in a header
 _HEADERS = {
     "caption": ("caption", "text", "title", "sentence"),
     "url": ("url", "image_url"),
@@ -40,7 +40,7 @@ def table_records(source: str, table: str, images: str) -> Iterator[Record]:
 
 def _records(source: str, table: str, images: str) -> Iterator[Record]:
     names: dict[str, int] | None = None
-    count = 0  # of the columns that the first line names
+    count = 0  # columns that the header names
     number = 0
     for place, row in enumerate(read_rows(table)):
         if place == 0 and (names := _columns(row.cells)):
@@ -62,7 +62,7 @@ def _count_problem(cells: list[str], count: int) -> str:
     """Why these cells are not what the first line names, or without one not an address and a caption."""
     if count:
         return f"{len(cells)} cells for {count} columns" if len(cells) > count else ""
-    # the published tables with labels have more columns, behind caption and address
+    # published tables with labels have further columns after caption and address
     if len(cells) > 2 and not _is_address(cells[1]):
         return f"{len(cells)} cells; an address and a caption are wanted"
     return ""

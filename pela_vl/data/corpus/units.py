@@ -161,7 +161,7 @@ def _unit(
     for name in filter(None, (path, images, extra)):
         if not os.path.exists(name):
             raise UserError(f"{source or 'held-out ' + kind}: {name}: no such file or folder")
-    # what happens to lie in a folder is not looked at here: a folder's own size says nothing
+    # the size of a folder entry says nothing about its files
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     folder, more = (os.path.abspath(name) if name else None for name in (images, extra))
     return Unit(kind, source, os.path.abspath(path), folder, more, part, size)

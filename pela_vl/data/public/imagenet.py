@@ -256,7 +256,7 @@ def _read_meta(path: Path, content: bytes) -> dict[int, str]:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)["synsets"]
         rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
         found = {int(number): str(synset) for number, synset, children in rows if int(children) == 0}
-    except Exception as error:  # scipy's reader fails in any way at all on a damaged file
+    except Exception as error:  # scipy's reader can raise anything for a damaged file
         raise UserError(f"{path}: {_META} cannot be read ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{path}: {_META} names no class")
@@ -294,7 +294,7 @@ def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
     try:
         with tarfile.open(fileobj=file) as tar:
             for member in tar:
-                name = Path(member.name).name  # no path of an archive leaves the folder
+                name = Path(member.name).name  # the file name alone, so that no path in the archive leaves the folder
                 if member.isfile() and os.path.splitext(name)[1].lower() in SUFFIXES:
                     with open(part / name, "wb") as target:
                         shutil.copyfileobj(_content(tar, member), target)

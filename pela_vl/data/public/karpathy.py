@@ -11,7 +11,7 @@ from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
 from pela_vl.data.text import has_text
 
 SPLITS = ("train", "val", "test")
-# `restval` are the images of COCO's validation set that no held-out split took; the public lists train on them.
+# `restval` are images of COCO's validation set outside the held-out splits; the public lists train on them.
 _TARGET = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 # (images, captions) of the published splits
 _FLICKR = {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}

@@ -19,7 +19,7 @@ PUBLISHED = {
     "test": {"pairs": 17901, "images": 1000},
 }
 NO_LABEL = "-"  # the annotators did not agree
-ID_KEYS = ("Flickr30K_ID", "Flikr30kID")  # of the files offered for download, and of earlier ones and the generator
+ID_KEYS = ("Flickr30K_ID", "Flikr30kID")  # in the present download, and in earlier files and the generator's
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def shared_images(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
 def _flickr_id(place: str, row: dict[str, Any]) -> str:
     for key in ID_KEYS:
         if key in row:
-            # a number in some copies of the files, and with or without the suffix
+            # some copies have numbers, and the suffix may be missing
             value = (
                 row[key]
                 if isinstance(row[key], int) and not isinstance(row[key], bool)

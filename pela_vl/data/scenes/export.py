@@ -18,10 +18,10 @@ from .words import split_words
 
 Record = dict[str, Any]
 
-# A new pass over the records of a split, or of all, in the order of image ids.
+# Called with a split or None (all), starts a new pass over the records in the order of image ids.
 Records = Callable[[str | None], Iterable[Record]]
 
-_OBJECTS = 4  # the most a scene holds: ids of objects and expressions leave room for so many
+_OBJECTS = 4  # the most objects of a scene, for which ids of objects and expressions have room
 _QUESTION_IDS = 1000  # an image, as in VQA v2
 
 

@@ -25,7 +25,7 @@ from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, 
 GENERATOR_VERSION = 1  # raise it whenever the image of a given (seed, split, index) changes
 CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
-_DIAMETERS = (16 / 64, 44 / 64)  # as shares of the image's side
+_DIAMETERS = (16 / 64, 44 / 64)  # as fractions of the image's width
 _MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
 
 Job = tuple[Split, int, int]

@@ -20,7 +20,7 @@ ANSWERS = 10
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _VALUES: dict[str, tuple[str, ...]] = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "top": "bottom", "bottom": "top"}
-# What a hasty annotator says instead.
+# Wrong answers of a hasty annotator.
 _NEAR = {
     **{"red": "orange", "orange": "red", "pink": "purple", "purple": "pink", "brown": "orange", "yellow": "orange"},
     **{"blue": "purple", "green": "blue", "white": "pink", "black": "brown"},

@@ -31,7 +31,7 @@ def _expression(scene: Scene, thing: Thing, dice: Dice) -> str:
         if text is not None:
             return text
     if way < 9:
-        # Never None: colour and shape together are an object's own.
+        # Never None: no two objects have the same colour and shape.
         return definite(scene, thing, dice) or ""
     return (
         f"the {phrase({name: getattr(thing, name) for name in FIELDS if name != 'texture' or dice.chance(0.5)}, dice)}"

@@ -22,11 +22,11 @@ Item = TypeVar("Item")
 # others, so that a change to, say, the questions leaves images and captions as they are.
 LAYOUT, PIXELS, CAPTIONS, REFERRING, QUESTIONS, ENTAILMENT, CANDIDATES = range(7)
 
-# Diameters as shares of the image's side: 12-14, 17-19 and 24-26 pixels at 64.
+# Diameters as fractions of the image's width: 12-14, 17-19 and 24-26 pixels at 64.
 _DIAMETERS = {"small": (12 / 64, 14 / 64), "medium": (17 / 64, 19 / 64), "large": (24 / 64, 26 / 64)}
 _COUNTS = (2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4)
 _TEXTURE_DRAW = ("plain", "plain", "striped", "dotted", "checkered")
-_HELD_OUT_PERCENT = 8  # of all signatures, for val and for test each
+_HELD_OUT_PERCENT = 8  # of all signatures, for val and likewise for test
 _GAP = 1 / 64
 
 

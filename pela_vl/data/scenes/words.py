@@ -2,7 +2,7 @@
 
 from .scene import Dice, Thing
 
-# The first synonym is the plain name; it is drawn as often as all the others together.
+# The first synonym is the plain name; it is drawn with probability one half.
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),

@@ -55,7 +55,7 @@ class TextLists(Sequence[list[str]]):
     def __len__(self) -> int:
         return len(self._spans) - 1
 
-    # lists are read one by one; nobody takes a slice of them
+    # elements are read one by one; slices are not supported
     def __getitem__(self, index: int) -> list[str]:  # type: ignore[override]
         index = _checked(index, len(self))
         return [self.texts[i] for i in self.span(index)]

@@ -23,7 +23,7 @@ from pela_vl.data.transforms import Transform, require_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 TINY_LABELS = "val_annotations.txt"
-_STREAM = 0x4D4958  # keeps a batch's mixing apart from the draws of its samples
+_STREAM = 0x4D4958  # separates a batch's mixing from the draws of its samples
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,6 @@ def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[s
 
 
 def _member(name: str, content: bytes) -> bytes:
-    member = tarfile.TarInfo(name)  # owner and time stay 0: equal corpora are equal files
+    member = tarfile.TarInfo(name)  # owner and time stay 0, so that equal corpora are equal files
     member.size = len(content)
     return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK)

@@ -55,5 +55,5 @@ def bounded_shuffle(items: np.ndarray, window: int, rng: np.random.Generator) ->
         window: places; 1 leaves the order as it is.
         rng: where the draws come from.
     """
-    # Each item is moved back by a random share of the window; an order by such keys moves nothing further than that.
+    # Each item's key is its position plus a random fraction of the window, so sorting moves it less than the window.
     return items[np.argsort(np.arange(len(items)) + window * rng.random(len(items)), kind="stable")]

@@ -50,7 +50,7 @@ class Places(Sequence[Place]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    # places are read one by one; nobody takes a slice of them
+    # elements are read one by one; slices are not supported
     def __getitem__(self, index: int) -> Place:  # type: ignore[override]
         return DATASETS[self.datasets[index]], self.paths[index]
 

@@ -110,7 +110,7 @@ def _answers(place: str, entries: list[Any]) -> tuple[str, ...]:
         answers.append(typed(where, entry, "answer", str))
         number = typed(where, entry, "answer_id", int)
         if number in ids:
-            # the official evaluation tells people's equal answers apart by it
+            # the official evaluation distinguishes people's equal answers by it
             raise UserError(f"{where}.answer_id: {number} stands twice among the answers of one question")
         ids.add(number)
     return tuple(answers)

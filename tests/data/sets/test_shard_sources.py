@@ -90,7 +90,7 @@ def written(folder: Path, kinds: list[str], shards: Shards) -> list[list[str]]:
     writer = ShardWriter(files, shards)
     for number, kind in enumerate(kinds):
         writer.add(Finding(kind, number, 1, [], captions=["a caption"], jpeg=b"x"), number)
-    writer.finish()
+    writer.end_files()
     files.close()
     names = [name for name in files.entries if name.endswith(".tar")]
     rows = [
