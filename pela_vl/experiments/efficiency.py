@@ -73,7 +73,7 @@ class Subject:
         sample: The pass that answers for one sample.
         ema: The counted pass of the EMA model; None where there is none.
         without: Parts that the EMA model does not have.
-        own_step: The training pass of this code, where that differs from `forward`.
+        training_step: The training pass of this code, where that differs from `forward`.
         printed: Method -> (million parameters, operations in `unit`). Methods absent from it are not in the table. An
             empty dict means that the paper prints nothing.
         settings: What the methods are counted with.
@@ -90,7 +90,7 @@ class Subject:
     sample: Callable[[Any], Any]
     ema: Callable[[Any], Any] | None = None
     without: tuple[str, ...] = ()
-    own_step: Callable[[Any], Any] | None = None
+    training_step: Callable[[Any], Any] | None = None
     printed: dict[str, tuple[float, float]] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     elementwise: bool = False
@@ -105,14 +105,14 @@ class Cost:
         flops: Likewise.
         online_parameters: Of what a user deploys.
         sample: Of what a user deploys, for one sample.
-        own_step: See `Subject`; None where it is `flops`.
+        training_step: See `Subject`; None where it is `flops`.
     """
 
     parameters: int
     flops: Flops
     online_parameters: int
     sample: Flops
-    own_step: Flops | None
+    training_step: Flops | None
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def count(subject: Subject, method: str) -> Cost:
         reshape(model, subject, method)
     online, flops = count_parameters(model), linear_conv_flops(model, subject.forward)
     sample = flops if subject.sample is subject.forward else linear_conv_flops(model, subject.sample)
-    step = None if subject.own_step is None else linear_conv_flops(model, subject.own_step)
+    step = None if subject.training_step is None else linear_conv_flops(model, subject.training_step)
     if subject.ema is None:
         return Cost(online, flops, online, sample, step)
     ema = EmaModel(model, subject.without)
@@ -309,7 +309,7 @@ SUBJECTS = (
         sample=partial(_match, 1, 1, True),
         ema=partial(_match, BATCH, 0, False),
         without=("itm_head", "temp"),
-        own_step=partial(_match, BATCH, 3, True),
+        training_step=partial(_match, BATCH, 3, True),
         printed=_printed("ALBEF retrieval"),
         settings=_SETTINGS,
     ),

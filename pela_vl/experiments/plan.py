@@ -105,7 +105,7 @@ def _training_flops(path: str, variant: Variant) -> float:
     method = _METHODS.get(variant.name, "pela")
     if variant.kappa is not None:
         subject = replace(subject, kappa=variant.kappa)
-    step, batch = subject.own_step or subject.forward, _PAIRS if pretraining else BATCH
+    step, batch = subject.training_step or subject.forward, _PAIRS if pretraining else BATCH
     with torch.device("meta"):
         model, teacher = subject.build().eval(), subject.build().eval()
         reshape(model, subject, method)

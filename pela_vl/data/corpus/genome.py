@@ -62,13 +62,13 @@ def _record(source: str, place: int, entry: Any, images: str, table: sqlite3.Con
         return Record(source, f"entry {place}", problem="malformed_entry", detail=detail)
     captions = [region.get("phrase") if isinstance(region, dict) else None for region in regions]
     row = table.execute("SELECT identities, pixels FROM known WHERE id = ?", (number,)).fetchone()
-    shares = [_share(region, row[1]) for region in regions] if row and row[1] else []
+    shares = [_area_fraction(region, row[1]) for region in regions] if row and row[1] else []
     paths = [os.path.normpath(os.path.join(images, folder, f"{number}.jpg")) for folder in _FOLDERS]
     return Record(source, number, captions, paths, identities=[f"vg:{number}", *(json.loads(row[0]) if row else [])],
                   shares=shares)  # fmt: skip
 
 
-def _share(region: Any, pixels: int) -> float:
+def _area_fraction(region: Any, pixels: int) -> float:
     """The share of the image that a region covers; 0 where it has no size."""
     width, height = (_number(region, field) or 0 for field in ("width", "height"))
     return round(min(max(width, 0) * max(height, 0) / pixels, 1.0), 4)

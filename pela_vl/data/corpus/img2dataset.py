@@ -19,7 +19,7 @@ from pela_vl.data.paths import is_file
 from .parquet import CutFile, has_images, parquet_rows
 from .records import Record, flickr_identity
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
 @dataclass
@@ -161,10 +161,10 @@ def _tar_samples(shard: str) -> dict[str, _Sample]:
 
 
 def _add(samples: dict[str, _Sample], name: str, suffix: str, place: Any, read: Any) -> None:
-    if suffix not in (*_PICTURES, "json", "txt"):
+    if suffix not in (*_IMAGE_SUFFIXES, "json", "txt"):
         return
     sample = samples.setdefault(name, _Sample())
-    if suffix in _PICTURES:
+    if suffix in _IMAGE_SUFFIXES:
         sample.place = place
     elif suffix == "txt":
         sample.text = read().decode("utf-8", "surrogateescape")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .gate import HELD_OUT
-from .reasons import CAPTIONS, MENDED, PICTURES
+from .reasons import CAPTIONS, IMAGES, MENDED
 from .state import Counts
 
 FORMAT = "pela_vl corpus report 1"
@@ -33,7 +33,7 @@ def make_report(
         "held_out": {
             "pictures": counts[HELD_OUT, "pictures", "listed"],
             "compared_by_content": counts[HELD_OUT, "pictures", "by_content"],
-            "unread": _named(counts, [HELD_OUT], "unread", PICTURES),
+            "unread": _named(counts, [HELD_OUT], "unread", IMAGES),
         },
         "total": _part(counts, sources),
         "sources": each,
@@ -51,7 +51,7 @@ def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
         "pictures": {
             "listed": number("pictures", "listed"),
             "kept": number("pictures", "kept"),
-            "dropped": _named(counts, sources, "dropped_pictures", PICTURES),
+            "dropped": _named(counts, sources, "dropped_pictures", IMAGES),
         },
         "captions": {
             "listed": number("captions", "listed"),
@@ -75,7 +75,7 @@ def table(report: Mapping[str, Any]) -> str:
     for title, path, names in (
         ("pictures listed", ("pictures", "listed"), None),
         ("pictures kept", ("pictures", "kept"), None),
-        ("dropped pictures", ("pictures", "dropped"), PICTURES),
+        ("dropped pictures", ("pictures", "dropped"), IMAGES),
         ("captions listed", ("captions", "listed"), None),
         ("captions kept", ("captions", "kept"), None),
         ("dropped captions", ("captions", "dropped"), CAPTIONS),

@@ -66,7 +66,7 @@ def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[lis
     return dice.sample(found, len(found))
 
 
-def _inside(x: float, y: float, width: float, height: float, side: int) -> list[float]:
+def _inside(x: float, y: float, width: float, height: float, image_size: int) -> list[float]:
     left, top = max(x, 0.0), max(y, 0.0)
-    right, bottom = min(x + width, float(side)), min(y + height, float(side))
+    right, bottom = min(x + width, float(image_size)), min(y + height, float(image_size))
     return [round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)]
