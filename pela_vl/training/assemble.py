@@ -1,4 +1,8 @@
-"""The only place that fixes the order: load, teacher, restructure, compress, step with its EMA model, optimiser, back end."""
+"""Puts a run together, in the one order that is right.
+
+The order: load the model, copy the dense teacher, let the method restructure the model, compress it, wrap it in the training
+step with its EMA model, and give all of that to an optimiser and a back end.
+"""
 
 import copy
 from collections.abc import Callable
@@ -159,20 +163,20 @@ def compress_loaded(
 
 
 def _leave_ema(loaded: LoadedModel, why: str) -> None:
-    """The EMA weights of a model as it was do not pair with what it is now."""
+    """Drop the EMA weights of a model whose layers have changed, and add a line that says so to the model's notes."""
     if loaded.ema:
         loaded.notes.append(f"EMA weights: left behind ({why} changes the layers); the EMA model starts as a copy")
     loaded.ema = {}
 
 
 def assemble(task: Task, settings: Settings, world: World, data: Dataset | None = None) -> Trainee:
-    """Build a run's model side in the order of this module's title.
+    """Build all that a run trains with; the module's docstring gives the order.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: Loads the model, makes the training step and, where needed, the calibration.
+        settings: Of the run.
         world: This process and the others.
-        data: The training set, which calibration takes samples of; None reads it if it is wanted.
+        data: The training set, which calibration takes samples from; None reads it where calibration needs it.
 
     Raises:
         UserError: Where settings and checkpoint disagree.
@@ -222,11 +226,14 @@ def make_backend(
     """The optimiser and what runs the step: this process alone, or DeepSpeed under a launcher.
 
     Args:
-        settings: The run's.
-        step: The module that is run.
-        trained: Name and parameter of all that is optimised.
+        settings: Its sections optim, train and deepspeed are read.
+        step: The module that the back end runs.
+        trained: Name and parameter of all that is optimised, the method's own parameters too.
         autocast: Gives the context that forward passes run in.
-        world: This process and the others.
+        world: This process and the others; DeepSpeed is used where a launcher started them.
+
+    Raises:
+        UserError: For a DeepSpeed stage above 2, or options that the model does not have.
     """
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
@@ -238,7 +245,12 @@ def make_backend(
 
 
 def check_compression(settings: CompressSettings) -> None:
-    """Raises UserError for factors of nothing, or by nothing, and for steps that the chosen factors do not have."""
+    """Refuse settings of a compression that contradict each other.
+
+    Raises:
+        UserError: For an `init` that needs calibration without a `kappa`, for `sequential` or `measured` with an `init` or
+            `ranks` that they are not for, and for a `strength` or `samples` out of range.
+    """
     sampled = settings.init in NEED_STATISTICS
     if sampled and settings.kappa is None:
         raise UserError(
@@ -267,7 +279,17 @@ def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
 
 
 def make_teacher(task: Task, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
-    """The frozen dense model, made before compression."""
+    """The frozen dense model, copied before the student is restructured or compressed.
+
+    Args:
+        task: Loads init.teacher, and wraps the model as a teacher of its kind.
+        settings: init.teacher names the teacher's checkpoint; where it is None, the student's starting weights are copied. Size
+            and token merging are set aside, so that the teacher is as its checkpoint has it.
+        loaded: The student's model as loaded. Its model is copied, never shared.
+
+    Raises:
+        UserError: If there is no init.teacher and the student's checkpoint is low rank already.
+    """
     if settings.init.teacher is not None:
         whole = replace(settings, model=replace(settings.model, size=None, token_merging=0))
         model = task.load(whole, settings.init.teacher).model

@@ -1,7 +1,8 @@
 """The one training loop. It knows no task and no method by name.
 
-Everything random in a step (dropout, hard negatives) is drawn from a seed made of (run seed, step, micro-batch, rank), and
-everything random in the data from (seed, epoch, index): a resumed run needs no generator state to repeat the losses.
+Everything random in a step (dropout, hard negatives) is drawn from a seed made of (run seed, step, micro-batch, process).
+Everything random in the data is drawn from (seed, epoch, index). So a resumed run repeats the losses without any stored
+generator state.
 """
 
 import math
@@ -33,10 +34,18 @@ RESUME_FOLDER = "resume"
 
 
 class Log(Protocol):
-    """What the loop reports to (see logging.RunLog)."""
+    """What the loop reports to (see run_log.RunLog)."""
 
     def scalars(self, step: int, values: dict[str, Any]) -> None: ...
-    def event(self, name: str, values: dict[str, Any], step: int | None = None) -> None: ...
+    def event(self, name: str, values: dict[str, Any], step: int | None = None) -> None:
+        """Record something that is no training step.
+
+        Args:
+            name: What happened, such as "evaluation".
+            values: Numbers, texts, lists or named groups of these.
+            step: Optimiser step that it belongs to; None for the latest one.
+        """
+
     def say(self, line: str) -> None: ...
 
 
@@ -169,9 +178,16 @@ def checkpoint(loop: Loop) -> None:
     barrier()
 
 
-def seed_step(seed: int, step: int, micro: int, rank: int) -> None:
-    """Make torch's draws of one micro-batch a function of these four numbers."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1))
+def seed_step(seed: int, step: int, micro: int, process: int) -> None:
+    """Seed torch's generators, so that all draws of one micro-batch are a function of these four numbers.
+
+    Args:
+        seed: Of the run.
+        step: Optimiser step, from 0.
+        micro: Which backward pass of the optimiser step, from 0.
+        process: Number of this process, so that processes draw differently.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _stream(loop: Loop) -> Iterator[Any]:

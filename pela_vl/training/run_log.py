@@ -76,11 +76,17 @@ class RunLog:
         self._board(step, values)
         terms = values.get("terms")
         shown = {"loss": values.get("loss"), **(terms if isinstance(terms, dict) else {})}
-        note = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))
-        self.progress.to(step + 1, note)
+        summary = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))
+        self.progress.to(step + 1, summary)
 
     def event(self, name: str, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record something that is no training step, such as an evaluation, at `step` (default: the latest)."""
+        """Record something that is no training step.
+
+        Args:
+            name: What happened, such as "evaluation"; the first part of its TensorBoard tags.
+            values: As of `scalars`.
+            step: Step that it belongs to; None for the latest one recorded.
+        """
         step = self.step if step is None else step
         if not self.enabled:
             return
@@ -195,9 +201,18 @@ def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]
 
 
 def write_run_header(folder: str | os.PathLike[str], config: Any, seed: int, resumed: bool = False) -> dict[str, Any]:
-    """Write `config.yaml` (resolved) and add to `run.json` what started here: versions, commit, seed, command, time.
+    """Write `config.yaml` and add this start to `run.json`: versions, commit, seed, command and time.
 
-    `run.json` is a list, one entry a start; a start that is no resumption begins it anew. Returns the new entry.
+    `run.json` is a list with one entry for each start. A start that is no resumption begins the list anew.
+
+    Args:
+        folder: Of the run; it is created where it does not exist.
+        config: The resolved settings, a dataclass.
+        seed: Of the run.
+        resumed: Whether the run goes on from a checkpoint; the entries of earlier starts are then kept.
+
+    Returns:
+        The new entry.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

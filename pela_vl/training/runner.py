@@ -41,7 +41,10 @@ class Arguments:
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
-    """--config, --set, --resume, --evaluate, --zero-shot; `--local_rank` is DeepSpeed's and read from the environment."""
+    """Read the command line and the configuration that it names.
+
+    DeepSpeed's launcher adds `--local_rank`; it is accepted and not read, for the environment says the same.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument(
@@ -63,7 +66,16 @@ def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
 
 
 def run_task(task: Task, description: str, argv: Sequence[str] | None = None) -> None:
-    """What a task's script does: train, then test the best weights; or only evaluate."""
+    """What a task's script does: train and test the best weights, or only evaluate.
+
+    Args:
+        task: The script's.
+        description: Text of --help.
+        argv: Command line without the program's name; None takes the process's own.
+
+    Raises:
+        UserError: For bad input, see `train` and `evaluate`.
+    """
     arguments = parse(description, argv)
     if arguments.evaluate:
         evaluate(task, arguments.settings, arguments.zero_shot)
@@ -84,9 +96,12 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
     """Train, then evaluate the best weights (the last ones without a validation file) on the task's test files.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: What is trained.
+        settings: Of the run.
         resume: Go on from the run's last checkpoint, if there is one.
+
+    Returns:
+        Where training ended, and the metrics by split, empty where there are no test files.
 
     Raises:
         UserError: For bad input, before anything is written where that is possible.
@@ -108,9 +123,15 @@ def evaluate(task: Task, settings: Settings, zero_shot: bool = False) -> Metrics
     """Evaluate init.checkpoint on the task's test files.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: Names the test files, and evaluates.
+        settings: Of the run; init.checkpoint must be set.
         zero_shot: Refuse a checkpoint that says of itself that it was fine-tuned on one of data.train.
+
+    Returns:
+        Metrics by split.
+
+    Raises:
+        UserError: Where there is no checkpoint or no test file, or the checkpoint is refused.
     """
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
@@ -135,7 +156,21 @@ def hold(output: str) -> Iterator[None]:
 def evaluate_checkpoint(
     task: Task, settings: Settings, checkpoint: str, file: str, world: World
 ) -> tuple[Evaluation, object]:
-    """Evaluate a checkpoint (ours or foreign) on an annotation file; returns the data too."""
+    """Evaluate a checkpoint on an annotation file.
+
+    Args:
+        task: Loads the checkpoint and evaluates it.
+        settings: How to evaluate; init.checkpoint and the files in `data` are not read.
+        checkpoint: Path of ours or of a foreign one that the task can start from.
+        file: Annotation file, as data.val would name it.
+        world: This process and the others; each evaluates a part.
+
+    Returns:
+        The evaluation, and the data set that it was made on.
+
+    Raises:
+        UserError: For a checkpoint or a file that does not fit the task.
+    """
     run = load_for_evaluation(task, settings, checkpoint, world)
     data = task.evaluation_data(settings, run, file)
     return task.evaluate(settings, run, data), data
@@ -144,14 +179,17 @@ def evaluate_checkpoint(
 def load_for_evaluation(
     task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False
 ) -> RunModel:
-    """A checkpoint's model in eval mode.
+    """A checkpoint's model in eval mode, with its EMA model where the task evaluates that too.
 
     Args:
-        task: The task.
-        settings: The run's.
-        checkpoint: Ours or a foreign one.
-        world: This process and the others.
+        task: Loads the checkpoint.
+        settings: evaluate.precision gives the precision, data.train what `zero_shot` refuses.
+        checkpoint: Path of ours or of a foreign one.
+        world: This process and the others; the model is moved to its device.
         zero_shot: Refuse a checkpoint that was fine-tuned on one of data.train.
+
+    Raises:
+        UserError: For a checkpoint that does not fit the task, or that `zero_shot` refuses.
     """
     loaded = task.load(settings, checkpoint)
     seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
