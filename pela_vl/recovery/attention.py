@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def attention_distance(scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference of two models' attention scores, which are averaged over the heads.
+    """Mean squared difference of two models' attention scores, over heads and pairs of tokens.
 
     Args:
         scores: The student's, before softmax, [B, H, N, N].

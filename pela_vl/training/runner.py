@@ -236,8 +236,8 @@ def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         else:
-            for note in trainee.notes:
-                log.say(f"init.checkpoint: {note}")
+            for line in trainee.notes:
+                log.say(f"init.checkpoint: {line}")
         fit(loop, log)
     return loop.position, trainee.backend
 

@@ -1,4 +1,4 @@
-"""Running an ALBEF of any task on a few images and texts, so that a compression sees what its layers are fed.
+"""Runs an ALBEF of any task on a few images and texts, so that a compression measures what its layers are fed.
 
 Shapes: S pixels a side, L text tokens, T answer tokens.
 """
@@ -33,7 +33,7 @@ MOST_SHARDS = 8
 
 
 class _Calibration:
-    """Call it with the model: each sample goes through all that its task runs, without padding."""
+    """Called with a model, it runs each sample through all that the model's task runs, without padding."""
 
     def __init__(
         self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], image: Callable[[int], Tensor], show: bool
@@ -153,10 +153,17 @@ class AlbefCalibration(_Calibration):
     """Samples of an annotation list."""
 
     def __init__(self, loaded: LoadedModel, file: PathLike, image_root: PathLike, samples: int) -> None:
-        """file: a list of the model's task, as its training reads it; `samples` of its entries are drawn, always the same.
+        """Draw samples from an annotation list and read their texts.
 
-        For retrieval and pre-training "image" and "caption", for SNLI-VE "image" and "sentence", for VQA "image", "question"
-        and "answer". Raises UserError naming file, entry and field for what is wrong with them.
+        Args:
+            loaded: The dense model; its kind says which fields the list has.
+            file: List of the model's task, as its training reads it: "image" with "caption" (retrieval and pre-training), with
+                "sentence" (SNLI-VE), or with "question" and "answer" (VQA).
+            image_root: Folder that the images' names are relative to.
+            samples: How many entries are drawn, the same ones at every call.
+
+        Raises:
+            UserError: Naming file, entry and field of what is wrong.
         """
         kind, config = loaded.header.kind, loaded.header.config
         if loaded.header.tokenizer is None:
@@ -184,10 +191,10 @@ class AlbefCalibration(_Calibration):
 
 
 class TrainingCalibration(_Calibration):
-    """Samples of a training set: what a run reads itself, lists or shards, with the texts as its batches have them.
+    """Samples of a run's training set, lists or shards, with the texts as its batches have them.
 
-    Images are whole, neither cropped nor flipped nor augmented. One that cannot be read is replaced as in training. Of an
-    entry with several captions one is drawn, always the same.
+    Images are whole: neither cropped nor flipped nor augmented. One that cannot be read is replaced as in training. Of an entry
+    with several captions one is drawn, the same one at every call.
     """
 
     def __init__(
@@ -232,6 +239,10 @@ def draw_training(data: Any, samples: int) -> list[int]:
 
     Lists are drawn from at random (see `draw`). Shards are read from front to back, so samples come from the front of at most
     `MOST_SHARDS` shards at equal distances, as many from each. Where a shard has too few, the larger ones give more.
+
+    Args:
+        data: The training set; one of shards has `sizes`.
+        samples: How many to draw; fewer where the set has fewer.
     """
     sizes = getattr(data, "sizes", None)
     if sizes is None:
