@@ -25,13 +25,16 @@ from pela_vl.models.vit import draw_kept
 
 @dataclass(frozen=True)
 class VisionOutput:
-    """What one forward gives.
+    """What one forward pass gives.
 
-    logits [B, C], `pooled` without a classifier. pooled [B, D]: what the classifier reads, after the final norm. feature
-    [B, D]: what Figure 2 compares: a ViT's class token before the final norm (its tokens' mean if it has none), Swin's
-    `pooled`. hidden: every block's output, [B, N, D] each, before the final norm; empty unless asked for. kept [B, K]: the
-    places that the hidden states stand for where the model saw only a part of the patches. embedded [B, N, D]: what the first
-    block read; None unless hidden states were asked for.
+    Args:
+        logits: [B, C]; `pooled` for a model without a classifier.
+        pooled: What the classifier reads, after the final norm, [B, D].
+        feature: What Figure 2 compares, [B, D]: a ViT's class token before the final norm (its tokens' mean if it has none), or
+            Swin's `pooled`.
+        hidden: Every block's output before the final norm, [B, N, D] each; empty unless asked for.
+        kept: Places [B, K] that the hidden states stand for, where the model saw a part of the patches; None where it saw all.
+        embedded: What the first block read, [B, N, D]; None unless hidden states were asked for.
     """
 
     logits: Tensor
@@ -45,8 +48,9 @@ class VisionOutput:
 class VisionModel(nn.Module):
     """A timm model under `backbone.`, whose parameter names are timm's own.
 
-    activation_checkpointing: keep only each block's input for backward. keep_share: of the patches that a ViT sees in
-    training, drawn anew for every image; in evaluation it sees all.
+    Attributes:
+        activation_checkpointing: Keep only each block's input for backward.
+        keep_share: Part of the patches that a ViT sees in training, drawn anew for every image. In evaluation it sees all.
     """
 
     activation_checkpointing = False
@@ -96,8 +100,11 @@ class VisionModel(nn.Module):
         return self.backbone.embed_dim
 
     def keep_layers(self, counts: Sequence[int]) -> None:
-        """Keep so many blocks of every stage, evenly spread, in place; `config` follows. Raises ValueError for more blocks
-        than there are, and for another number of stages."""
+        """Keep so many blocks of every stage, evenly spread, in place. `config` is changed with the model.
+
+        Raises:
+            ValueError: For more blocks than there are, and for another number of stages.
+        """
         heads = tuple(stage.blocks[0].attn.num_heads for stage in self.stages)
         if self.merging:
             self.merging = tuple(self.merging[i] for i in layers.followed_layers(self.depths, list(counts)))

@@ -1,7 +1,7 @@
-"""What training asks of a vision model's layers: which parameters are decayed, how deep each lies, their attention scores.
+"""What training asks of a vision model's layers: which parameters are decayed, how deep each layer is, and attention scores.
 
-The model's methods of the same names call these. Shapes: B images, N tokens (places of a Swin stage), D width, H heads, W
-windows of a Swin layer, n tokens of a window.
+`VisionModel` has methods of the same names that call these functions. Shapes: B images, N tokens (places of a Swin stage), D
+width, H heads, W windows of a Swin layer, n tokens of a window.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,14 @@ def keep_stage_blocks(stages: list[Any], counts: list[int]) -> None:
 
 
 def followed_layers(deep: list[int], shallow: list[int]) -> list[int]:
-    """The deep model's block that each of the shallow one's follows, counted through all stages; arguments: blocks a stage.
+    """The deep model's block that each of the shallow model's blocks follows, counted through all stages.
 
-    Raises ValueError where the shallow model has more blocks, or another number of stages.
+    Args:
+        deep: Blocks of each stage of the deep model.
+        shallow: Blocks of each stage of the shallow model.
+
+    Raises:
+        ValueError: Where the shallow model has more blocks, or another number of stages.
     """
     found, start = [], 0
     for many, few in zip(deep, shallow, strict=True):
@@ -95,5 +100,5 @@ def swin_scores(block: Any, x: Tensor) -> Tensor:
 
 def square(x: Tensor) -> Tensor:
     """[B, N, D] of a square image as [B, h, h, D]."""
-    side = int(x.shape[1] ** 0.5)
-    return x.unflatten(1, (side, side))
+    height = int(x.shape[1] ** 0.5)
+    return x.unflatten(1, (height, height))
