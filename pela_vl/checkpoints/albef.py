@@ -107,8 +107,16 @@ def load_entailment(
 ) -> LoadedModel[AlbefEntailment]:
     """A visual entailment model, from one of its own checkpoints, or started from a pre-trained or retrieval model.
 
-    A started model takes both encoders, low-rank factors and EMA model included. Its classifier is new, and the EMA
-    model's is a copy of it. The other arguments and the errors are those of `load_model`.
+    A started model takes both encoders, with low-rank factors and EMA weights. Its classifier is new. The EMA
+    model's classifier is a copy of that.
+
+    Args:
+        settings: Size of a new model; image size, dropout and token merging of any.
+        checkpoint: The file; None leaves the weights random.
+        vocab_size: Of the tokeniser, for a size that leaves it open.
+
+    Raises:
+        UserError: For a checkpoint that does not fit, listing the keys.
     """
     if checkpoint is None:
         return _new(settings, "entailment", vocab_size)
@@ -122,8 +130,16 @@ def load_entailment(
 def load_vqa(settings: ModelSettings, checkpoint: str | None, vocab_size: int | None = None) -> LoadedModel[AlbefVqa]:
     """A question answering model, from one of its own checkpoints, or started from a pre-trained model.
 
-    A started model takes both encoders. Its answer decoder copies the fusion layers, the embeddings and the MLM head
-    (see `starts.with_decoder`), in the EMA model likewise. The other arguments and the errors are those of `load_model`.
+    A started model takes both encoders. Its answer decoder copies the fusion layers, the embeddings and the MLM head (see
+    `starts.with_decoder`), and so does the EMA model's.
+
+    Args:
+        settings: Size of a new model; image size, dropout and token merging of any.
+        checkpoint: The file; None leaves the weights random.
+        vocab_size: Of the tokeniser, for a size that leaves it open.
+
+    Raises:
+        UserError: For a checkpoint that does not fit, listing the keys, and for one to start from that has no MLM head.
     """
     if checkpoint is None:
         return _new(settings, "vqa", vocab_size)

@@ -1,4 +1,4 @@
-"""Opening a weight file without letting it run code."""
+"""Opens a weight file without letting it run code."""
 
 import os
 import pickle

@@ -126,6 +126,6 @@ MOMENTUM_PARTS = ("visual_encoder.", "text_encoder.", "text_decoder.", "vision_p
 
 
 def momentum_of(key: str) -> str | None:
-    """The online model's name for a EMA model's key; None for any other key."""
+    """The online model's name for an EMA model's key; None for any other key."""
     match = _MOMENTUM.fullmatch(key)
     return match[1] + match[2] if match else None

@@ -1,4 +1,4 @@
-"""Making a trained model quick to use: fewer and better shaped products with the same results.
+"""Makes a trained model quick to use: fewer and better shaped products with the same results.
 
 Shapes: N tokens, I input width, O output width, R rank.
 """
@@ -29,17 +29,21 @@ def optimize_for_inference(
 ) -> nn.Module:
     """Change a trained model IN PLACE for inference, and return it. It can no longer be trained or saved as before.
 
-    Any torch module: eval mode, no gradients, dropout removed, and a low-rank layer whose product is quicker becomes one
-    Linear, where "quicker" is computed from the shapes or, with `measure_tokens` = N, timed here on N tokens. In ALBEF's
-    encoders, moreover, query, key and value (in cross-attention key and value) become one product, and on a CPU the image
-    encoder takes as many images at a time as the cache holds. Outputs are equal up to the order of summation.
+    For any torch module: eval mode, no gradients, no dropout. A low-rank layer whose dense product is quicker becomes one Linear.
+    In ALBEF's encoders query, key and value become one product (in cross-attention key and value). On a CPU the image encoder takes
+    as many images at a time as the cache holds. Outputs are equal up to the order of summation.
 
     Args:
-        dtype: of weights and inputs from now on, such as torch.bfloat16 (slower than fp32 on a CPU without bf16 units).
-        compile: torch.compile every transformer block; raises UserError where there is no C++ compiler for it.
-        measure_tokens: see above.
-        pivot: give low-rank layers their pivoted form (lowrank/pivot.py) where it is exact: 10 to 25 % fewer parameters and
+        model: Any torch module.
+        dtype: Of weights and inputs from now on, such as torch.bfloat16, which is slower than fp32 on a CPU without bf16 units.
+            None keeps fp32.
+        compile: torch.compile every transformer block.
+        measure_tokens: Decide what is quicker by timing it here on so many tokens; None computes it from the shapes.
+        pivot: Give low-rank layers their pivoted form (lowrank/pivot.py) where it is exact: 10 to 25 % fewer parameters and
             operations.
+
+    Raises:
+        UserError: For `compile` where there is no C++ compiler.
     """
     model.eval().requires_grad_(False)
     forms = {name: pivot_layer(layer) for name, layer in low_rank_layers(model).items()} if pivot else {}
@@ -65,9 +69,10 @@ def optimize_for_inference(
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """torch.compile every block of the model's lists of layers, in place: they are alike, so one compilation serves all.
+    """torch.compile every block of the model's lists of layers, in place. The blocks are alike, so one compilation serves all.
 
-    Raises UserError where torch.compile has no C++ compiler.
+    Raises:
+        UserError: Where torch.compile has no C++ compiler.
     """
     if not can_compile():
         raise UserError("compile: torch.compile needs a C++ compiler; install g++ (or set CXX), or leave compile out")
@@ -80,7 +85,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile can build code here."""
+    """Whether torch.compile has a C++ compiler here."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 

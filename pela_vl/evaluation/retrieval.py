@@ -2,10 +2,10 @@
 
 Shapes: I images, T texts, N image tokens, L text tokens, D width, E joint width.
 
-The published loop scores image-to-text and text-to-image apart and recomputes an image's keys and values for every text.
-Here the candidates of both directions are united, since one matching score serves both, and grouped by image, whose keys
-and values are computed once; what a text goes through before it meets an image is computed once a text, and the last
-layer only for the token that the matching head reads. The scores are the same.
+The published loop scores image-to-text and text-to-image apart, and recomputes an image's keys and values for every text. Here
+the candidates of both directions are united, because one matching score serves both. They are grouped by image, whose keys and
+values are computed once. What a text goes through before it meets an image is computed once for the text. The last layer is
+computed only for the token that the matching head reads. The scores are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,12 @@ _PAIR_MB_GPU = 512.0
 
 @dataclass
 class RetrievalScores:
-    """image_to_text [I, T] and text_to_image [T, I], as ranked."""
+    """Scores of both directions, as they are ranked.
+
+    Args:
+        image_to_text: [I, T].
+        text_to_image: [T, I].
+    """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
@@ -54,9 +59,19 @@ def score_retrieval(
     workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> RetrievalScores:
-    """Score every image against every text; each process does its share and all get the whole.
+    """Score every image against every text. Each process does a part, and all get the whole. The model is left in the mode it had.
 
-    on_progress(done) counts this process's images, twice: encoded, re-ranked. The model's mode is left as found.
+    Args:
+        model: An ALBEF.
+        data: Images and texts.
+        tokenizer: The one that the model was trained with.
+        settings: Batch sizes, memory, and how many candidates are re-ranked.
+        world: This process and the others.
+        max_tokens: Where texts are cut, [CLS] and [SEP] included.
+        autocast: Gives the context that forward passes run in.
+        workers: Processes that read images; 0 reads them here.
+        on_progress: Called with the number of this process's images that are done. Each counts twice: encoded and re-ranked.
+            None: not called.
     """
     training = model.training
     model.eval()
