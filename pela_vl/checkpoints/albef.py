@@ -24,7 +24,7 @@ from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
 from pela_vl.settings import ModelSettings
 
 _POSITIONS = "visual_encoder.pos_embed"
-_HEAD_WIDTH = 64  # of every published ALBEF; the number of heads is not to be seen in the weights
+_HEAD_WIDTH = 64  # of every published ALBEF; the weights do not show the number of heads
 _MLM = "mlm_head."
 ALBEF_KINDS = ("albef", "pretrain", "retrieval")
 """One model class, with or without its MLM head; published files are distinguished by what they hold beside it."""
@@ -224,7 +224,10 @@ def _fill(settings: ModelSettings, source: _Source, **options: Any) -> LoadedMod
     header.config = _changed(header.config, changes)
     if settings.tokenizer is not None:
         header.tokenizer = settings.tokenizer
-    elif header.tokenizer not in (None, *shipped_vocabularies()):  # a file does not choose what is read of this machine
+    elif header.tokenizer not in (
+        None,
+        *shipped_vocabularies(),
+    ):  # a file must not choose what is read from this machine
         raise UserError(
             f"checkpoint {source.path} was trained with the vocabulary {header.tokenizer!r}, which does not come with this "
             "package; set model.tokenizer to that vocabulary's folder"
@@ -236,7 +239,7 @@ def _fill(settings: ModelSettings, source: _Source, **options: Any) -> LoadedMod
                 state[_POSITIONS], header.config.image_size // header.config.patch_size
             )
     load_strict(model, source.weights, source.path, source.may_miss)
-    if source.ema:  # the EMA model of a new part is a copy of it
+    if source.ema:  # the EMA weights of a new part start as a copy of it
         new = {name: value for name, value in model.state_dict().items() if name not in source.weights}
         source.ema |= {name: value.clone() for name, value in new.items()}
     return LoadedModel(model, header, source.ema, source.queues, source.notes)

@@ -13,7 +13,7 @@ from pela_vl.checkpoints.tensor_files import write_tensors
 
 EMA = "momentum."
 """Prefix of the EMA model's weights in a file."""
-_METADATA = "pela_vl"  # one entry: safetensors writes several in an order of its expected, and equal checkpoints are equal files
+_METADATA = "pela_vl"  # one entry, since safetensors writes several in varying order: equal checkpoints are equal files
 
 
 def save_model(

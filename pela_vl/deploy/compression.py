@@ -226,7 +226,7 @@ def _load_ema(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe) -> N
     absent = [name for name in (*recipe.plan, *recipe.dense) if name + ".weight" not in weights]
     if strange or absent:
         raise UserError(f"the EMA weights do not pair with the model at {(strange + absent)[0]}")
-    # The tensors become the EMA model's own: a copy of a full-size model is not needed. What has none stays on meta.
+    # The EMA model takes the tensors themselves, without a copy. What has no EMA weights stays on meta.
     weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
 

@@ -147,7 +147,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except ImportError:
         raise UserError(_INSTALL) from None
 
-    operators: Any = opset18  # onnxscript's own types do not follow a shape that is a value
+    operators: Any = opset18  # onnxscript's types do not allow a shape that is computed
 
     def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
         """What token merging ranks pairs with. ONNX's TopK puts the lower index first where values are equal."""
@@ -155,5 +155,5 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
         return operators.TopK(x, every, axis=dim, largest=int(descending), sorted=1)
 
     more: dict[Callable[..., Any], Callable[..., Any]]
-    more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter has none
+    more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter lacks it
     return torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=more)

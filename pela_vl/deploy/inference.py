@@ -17,7 +17,7 @@ from pela_vl.models.vit import ImageEncoder
 
 CACHE_MB = 16.0
 """MiB of a layer's widest activation up to which a CPU works best: beyond it leaves the cache."""
-_TWO_PRODUCTS = 1.2  # two thin products take about so much longer than their operations say
+_TWO_PRODUCTS = 1.2  # two thin products take so many times longer than their operations suggest
 
 
 def optimize_for_inference(
@@ -90,7 +90,7 @@ def can_compile() -> bool:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         return shutil.which(get_cpp_compiler()) is not None
-    except Exception:  # torch says in its own way that there is none
+    except Exception:  # torch raises different errors where there is no compiler
         return False
 
 
@@ -98,7 +98,7 @@ class Stacked(nn.Module):
     """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
 
     def __init__(self, layers: Sequence[nn.Module]):
-        """layers: all of them nn.Linear, all of them LowRankLinear or all of them PivotedLinear."""
+        """Stack layers of one kind: all of them nn.Linear, all LowRankLinear or all PivotedLinear."""
         super().__init__()
         low_rank = [layer for layer in layers if isinstance(layer, LowRankLinear | PivotedLinear)]
         first = [layer.down for layer in low_rank] or [layer for layer in layers if isinstance(layer, nn.Linear)]

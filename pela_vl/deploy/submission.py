@@ -100,7 +100,7 @@ class Partial:
         problem = None
         if world.is_main:
             problem = self._open(about)
-        # one reading, given to all: a process that read later would see what others have written since
+        # the main process reads for all: a later reader would see what others have written meanwhile
         problem, self.done = gather_objects((problem, self._read() if world.is_main and problem is None else {}))[0]
         if problem is not None:
             raise UserError(problem)

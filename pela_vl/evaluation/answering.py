@@ -24,7 +24,7 @@ from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.models.albef.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
 from pela_vl.settings import VqaSettings
 
-TOP = 5  # answers kept of a question: the first is the prediction, the others are for people to look at
+TOP = 5  # answers kept of a question: the first is the prediction, the others are shown to people
 Ranked = list[tuple[int, float]]  # (index in the list of answers, probability), best first
 Blocks = dict[int, list[Ranked]]  # by the block's number, for each of its questions
 

@@ -108,7 +108,7 @@ class _Scorer:
         texts, text_features = self._texts(ids, mask, torch.arange(len(ids)), len(blocks) == 1)
         if texts is not None:
             room = settings.cache_mb - texts.tokens.numel() * 4 / 2**20
-        else:  # each block of texts will want its half
+        else:  # each block of texts will need the other half
             room = settings.cache_mb / 2 if settings.k_test else 0.0
         similarity = gather_rows(self._encode_images(room)) @ text_features.T
         if not settings.k_test:
@@ -119,7 +119,9 @@ class _Scorer:
         for number, block in enumerate(blocks):
             if len(blocks) > 1:
                 texts, _ = self._texts(ids, mask, block, True)
-            assert texts is not None  # with a k_test, texts of one block were kept above and those of several are here
+            assert (
+                texts is not None
+            )  # with k_test above 0 the texts were kept above (one block) or encoded here (several)
             where, values = self._match(by_image | by_text, texts, number, len(blocks))
             where, values = gather_rows(where), gather_rows(values)
             scores[where[:, 0], where[:, 1]] = values
@@ -150,7 +152,7 @@ class _Scorer:
             with self.autocast():
                 features.append(self.model.image_feature(tokens).float())
             room -= tokens.numel() * tokens.element_size() / 2**20
-            keeping = keeping and room >= 0  # from the first that does not fit on, all are encoded again when needed
+            keeping = keeping and room >= 0  # once one does not fit, all later ones are encoded again when needed
             if keeping:
                 self.kept.append(tokens)
             done += len(tokens)

@@ -47,7 +47,7 @@ class Lora(Method):
         if not targets:
             raise UserError("method: lora finds no Linear outside the heads")
         options = settings.method.lora
-        alpha: Any = options.alpha  # peft declares it as a whole number and computes with any
+        alpha: Any = options.alpha  # peft declares an int and takes any number
         adapters = LoraConfig(
             r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
         )

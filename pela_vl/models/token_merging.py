@@ -169,7 +169,7 @@ def after_attention(
     """
     reduction, target = _possible(reduction, x.shape[1], protected), None
     if reduction:
-        # which tokens are alike is a choice, not a function to be differentiated
+        # matching is a choice and has no gradient
         target = merge_plan(metric.detach(), reduction, protected)
         size = torch.ones(x.shape[:2], device=x.device) if size is None else size
         x, size = merge_tokens(x, size, target, x.shape[1] - reduction)

@@ -55,7 +55,7 @@ def compress(
     if sequential and init != "gauss_newton":
         raise PlanError("sequential works on factors of init 'gauss_newton'")
     if calibration is not None and not callable(calibration):
-        calibration = list(calibration)  # it is gone through several times
+        calibration = list(calibration)  # several passes are made over it
     recipe = make_recipe(
         model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress, pivoted
     )

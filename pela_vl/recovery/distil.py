@@ -85,7 +85,7 @@ def recover(
         for number, item in enumerate(_endless(batches)):
             if done >= steps:
                 break
-            if number < done:  # seen by the run that stopped
+            if number < done:  # the interrupted run has trained on it
                 continue
             with torch.no_grad():
                 targets = _tensors(features(teacher, item))

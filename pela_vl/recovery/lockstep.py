@@ -126,14 +126,14 @@ class Lockstep:
                     thread.join()
             for handle in handles:
                 handle.remove()
-            torch.set_num_threads(self._threads)  # a thread's setting is also what threads started later would inherit
+            torch.set_num_threads(self._threads)  # threads that start later inherit the setting
 
     def _work(self, run: _Run) -> None:
         self._here.run = run
         try:
             with self._slots, torch.no_grad():
                 if self._on_cpu:
-                    torch.set_num_threads(1)  # runs side by side use all cores
+                    torch.set_num_threads(1)  # the runs together use all cores
                 self._check()
                 self._run(self._model, self._items[run.item])
         except _Abort:

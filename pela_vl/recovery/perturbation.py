@@ -19,7 +19,7 @@ def largest_perturbations(layers: dict[str, LowRankLinear], originals: dict[str,
     for name, layer in layers.items():
         original, up, down = originals[name], layer.up.weight, layer.down.weight
         with torch.no_grad():
-            # kept as a tensor: reading the position on the host would stall a GPU once a layer
+            # stays a tensor: reading the position on the host would stall a GPU for every layer
             where = torch.addmm(original, up, down, beta=-1.0).abs_().argmax().view(1)
         row, column = where // original.shape[1], where % original.shape[1]
         recovered = (up.index_select(0, row)[0] * down.index_select(1, column)[:, 0]).sum()

@@ -84,7 +84,7 @@ def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 numbers by units of its own, and not by turning them into fp32."""
+    """Whether a device multiplies bf16 numbers in hardware, without converting them to fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -132,7 +132,7 @@ def compress_loaded(
             progress=on_progress,
         )
         if calibration is not None:
-            # floating-point sums differ between machines, so allocated layer ranks could too
+            # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.
             plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
             recipe = replace(recipe, plan=plan, dense=dense)
         if settings.sequential and calibration is not None:
@@ -208,7 +208,7 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
     if run_method.trained is not None:
         step.add_module("method", run_method.trained.to(world.device))
         trained += run_method.trained.named_parameters(prefix="method")
-    broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
+    broadcast_state(step)  # processes may run on different machines, whose arithmetic differs
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, world.device), world)
     if step.ema is not None and task.ema_is_result:
         run.ema = step.ema.model

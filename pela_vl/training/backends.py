@@ -142,7 +142,7 @@ class DeepSpeedBackend:
         import deepspeed
 
         if world.device.type == "cpu":
-            # compiling this shared-memory collective takes minutes and buys nothing over gloo here
+            # compiling this shared-memory collective takes minutes, and it is no faster than gloo here
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.accumulation, self.clip, self.stage = accumulation, clip, stage
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
@@ -202,7 +202,7 @@ class DeepSpeedBackend:
                 self.engine.step()
             return norm
         self._take_weights()
-        self.engine.step()  # ZeRO itself leaves out an update whose gradient is not finite, and says nothing
+        self.engine.step()  # ZeRO skips an update whose gradient is not finite, without a message
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
@@ -254,7 +254,7 @@ class DeepSpeedBackend:
                 saved = state.get(self._names[id(parameter)])
                 if saved is None:
                     continue
-                # one count serves the whole group; a parameter that was idle for a while is behind
+                # one step count serves the whole group: the highest, since a parameter that was idle has a lower one
                 held["step"] = torch.maximum(saved["step"], held.get("step", saved["step"]))
                 here = self._fragment(parameter)
                 if here is not None:

@@ -116,7 +116,7 @@ def try_resume(loop: Loop) -> bool:
     blind = [number for number, sees in enumerate(gather_objects(found is not None)) if not sees]
     if blind:
         raise UserError(f"process {blind[0]} does not see {folder}, which process 0 sees; put it on a shared disk")
-    assert found is not None  # no process is blind
+    assert found is not None  # every process sees the state
     optimiser, position = found
     loop.position = position.cut_anew(loop.global_batch, loop.accumulation, loop.batches_per_epoch)
     loop.trainee.backend.load_optimiser_state(optimiser)
@@ -153,7 +153,7 @@ def _fit(loop: Loop, log: Log) -> Position:
             logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
             indices += batch.indices.tolist()
-            # after every backward: the back end itself knows which of them ends an update
+            # called after every backward pass; the back end knows which of them ends an update
             norm = loop.trainee.backend.step(lr)
         if norm is not None and not math.isfinite(norm):
             raise _bad_gradient(gather_objects(indices), position.step, norm)
@@ -243,7 +243,13 @@ def _not_finite(batch: Any, step: int, what: str) -> UserError:
 
 
 def _bad_gradient(indices: list[list[int]], step: int, norm: float) -> UserError:
-    """indices: samples of the optimiser step, by process."""
+    """The error of a gradient that is not finite.
+
+    Args:
+        indices: Samples of the optimiser step, by process.
+        step: Optimiser step.
+        norm: Of the gradient.
+    """
     samples = sorted({index for part in indices for index in part})
     return UserError(
         f"the gradient of step {step} is not finite (norm {norm:g}), though its losses are; nothing was updated. Samples "

@@ -28,7 +28,7 @@ def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule, undecayed: C
         timm: weights with two dimensions or more that the model does not except.
 
     Args:
-        name: Full name in the model; its last part tells a bias.
+        name: Full name in the model; a last part `bias` marks a bias.
         parameter: Its number of dimensions counts.
         rule: One of the four above.
         undecayed: Names that the model itself excepts, for the rule timm.

@@ -238,7 +238,7 @@ def write_run_header(folder: str | os.PathLike[str], config: Any, seed: int, res
 
 def _versions() -> dict[str, str | None]:
     """Versions of what decides the numbers; None for what is not installed."""
-    package = sys.modules["pela_vl"]  # not by `import`: the package's front sits above this module
+    package = sys.modules["pela_vl"]  # not by `import`, which would point upwards in the import contract
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "pela_vl": getattr(package, "__version__", None),

@@ -112,7 +112,7 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
         position, backend = _train(task, settings, resume, world)
         best = Path(settings.output) / "best.safetensors"
         chosen = from_main(lambda: best if best.exists() else best.with_name("last.safetensors"))
-        # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
+        # a method may have changed the model: its sizes are those of the checkpoint, not of the settings
         trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
         metrics = _test(task, trained, str(chosen), world) if task.tests(settings) else {}
     stop(backend.destroy)
@@ -226,7 +226,7 @@ def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[
     loop = _loop(task, settings, trainee, data, evaluator)
     resumed = resume and try_resume(loop)
     if world.is_main:
-        if not resumed:  # the weights of an earlier run must not be taken for this one's
+        if not resumed:  # so that nobody takes the weights of an earlier run for this one's
             for name in ("best.safetensors", "last.safetensors"):
                 (folder / name).unlink(missing_ok=True)
         write_run_header(folder, settings, settings.train.seed, resumed)
@@ -262,7 +262,7 @@ def _loop(
         world.size,
         cfg.seed,
         drop_last=len(data) >= cfg.batch_size * world.size,
-        order=getattr(data, "order", None),  # of data sets that are not read well in any order
+        order=getattr(data, "order", None),  # from data sets that are slow to read in random order
         accumulation=cfg.accumulation,
     )
     collate = task.collate(settings, trainee.run.header)

@@ -48,7 +48,9 @@ class _Calibration:
             show: Show progress.
         """
         self.ids, self.answers, self.image, self.show = ids, answers, image, show
-        self._reading = threading.Lock()  # batches run side by side, and a data set is read by one of them at a time
+        self._reading = (
+            threading.Lock()
+        )  # batches run in parallel threads, and one of them reads the data set at a time
         self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
 
     def __call__(self, model: nn.Module) -> None:
@@ -83,7 +85,7 @@ class _Calibration:
         )
 
     def _match_features(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> list[Tensor]:
-        """ITC features, ITM logits with the own and with another image, and logits of masked language modelling."""
+        """ITC features, ITM logits of each text with its image and with another one, and MLM logits."""
         batch, bert = len(ids), model.text_encoder
         image, text = model.visual_encoder(images).tokens, bert.encode(ids, mask).tokens
         order = torch.arange(batch, device=ids.device)
@@ -222,7 +224,7 @@ class TrainingCalibration(_Calibration):
             ids.append(batch.ids[0])
             if loaded.header.kind == "vqa":
                 answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
-        # Read anew when their turn comes: some hundred images at 384 px would take half a GB.
+        # Images are read again when they are needed: some hundred images at 384 px would take half a GB.
         super().__init__(loaded.header.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
 
 
@@ -251,7 +253,7 @@ def draw_training(data: Any, samples: int) -> list[int]:
     chosen = sorted((k * len(sizes) // count for k in range(count)), key=lambda shard: sizes[shard])
     drawn: list[int] = []
     left = samples
-    for position, shard in enumerate(chosen):  # the smallest first: what they lack, the others give
+    for position, shard in enumerate(chosen):  # the smallest first: later shards give what these lack
         take = min(-(-left // (count - position)), sizes[shard])
         start = sum(sizes[:shard])
         drawn += range(start, start + take)

@@ -168,7 +168,9 @@ class ContrastiveStep(TrainingStep[Albef]):
         image, text = states.image, states.text
         similarity_i2t = similarity(model.image_feature(image.tokens), prepared.text_candidates, model.temp)
         similarity_t2i = similarity(model.text_feature(text.tokens), prepared.image_candidates, model.temp)
-        output = StepOutput({}, metrics={"temp": model.temp.detach().clone()})  # read after the update
+        output = StepOutput(
+            {}, metrics={"temp": model.temp.detach().clone()}
+        )  # a copy: the log reads it after the update
         if "itc" in self.weights:
             itc = soft_cross_entropy(similarity_i2t, prepared.image_to_text)
             itc = (itc + soft_cross_entropy(similarity_t2i, prepared.text_to_image)) / 2
@@ -208,7 +210,7 @@ class ContrastiveStep(TrainingStep[Albef]):
             similarity_t2i: Text-to-image similarities [B, A].
 
         Returns:
-            The loss, and the share of pairs that were classified right.
+            The loss, and the fraction of pairs that were classified right.
         """
         size = len(batch.ids)
         pairs = torch.arange(size, device=text_tokens.device)

@@ -202,7 +202,7 @@ def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
                 context = model.text_encoder.image_keys_values(model.visual_encoder(images.to(world.device)).tokens)
             texts = torch.tensor([text for image in indices.tolist() for text in data.image2texts[image]])
             local = torch.tensor([i for i, image in enumerate(indices.tolist()) for _ in data.image2texts[image]])
-            # texts of like length go together, so that little is padding
+            # texts of similar length go together, so that there is little padding
             order = torch.argsort(mask[texts].sum(1), stable=True)
             for chosen in order.split(settings.evaluate.pair_batch):
                 text = texts[chosen]

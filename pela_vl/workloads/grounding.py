@@ -49,7 +49,7 @@ class Grounding(ContrastiveTask):
             settings.train.seed,
             data.cache_mb,
             field="text",
-            stored_pixels=True,  # the frame of the boxes, as in the evaluation
+            stored_pixels=True,  # boxes are in the frame of the stored pixels, as in the evaluation
         )
 
     def tests(self, settings: Settings) -> dict[str, str]:

@@ -180,7 +180,7 @@ ALBEF_SIZES: dict[str, AlbefConfig] = {
         joint_dim=64,
         max_positions=48,
     ),
-    # for tests: every part present, nothing large
+    # small, with every part, for tests
     "albef_test": AlbefConfig(
         image_size=32,
         patch_size=16,

@@ -151,8 +151,12 @@ class VisionModel(nn.Module):
     def maps(self, images: Tensor, places: Sequence[int] | None = None) -> list[Tensor]:
         """Feature maps [B, D, h, w] of images [B, 3, H, W] before the final norm, h = ceil(H / p).
 
-        places: numbers from 0 of a ViT's blocks, or of Swin's stages, whose maps are p, 2p, 4p, ... pixels a place; all
-        by default. Raises IndexError for a number that is none.
+        Args:
+            images: [B, 3, H, W].
+            places: Numbers, from 0, of a ViT's blocks, or of Swin's stages (p, 2p, 4p, ... pixels a place). None: all.
+
+        Raises:
+            IndexError: For a number that is none of them.
         """
         images = self.pad(images)
         if self.is_swin:
@@ -207,7 +211,7 @@ class VisionModel(nn.Module):
             state = state.then(*self._run(merging_block, block, state.x, state.size, reduction, self._prefix))
             if keep_hidden:
                 hidden.append(state.spread())
-        # a mean over tokens counts a merged one as often as tokens were merged into it
+        # spread first, so that a mean over tokens counts every original token once
         last = state.x if net.global_pool == "token" else state.spread()
         feature = last[:, 0] if net.cls_token is not None else last[:, self._prefix :].mean(1)
         normed = net.norm(last)
@@ -247,7 +251,7 @@ def build_vision(config: VisionConfig) -> VisionModel:
     options |= {"drop_path_rate": config.drop_path, "pretrained": False}
     swin = "swin" in config.backbone
     if swin:
-        options["strict_img_size"] = False  # any size; the shifts stay those of image_size
+        options["strict_img_size"] = False  # any image size; the windows' shifts are those of image_size
         options |= {"depths": config.depths, "num_heads": config.heads} if config.depths else {}
     else:
         options["dynamic_img_size"] = True
