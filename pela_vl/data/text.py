@@ -6,8 +6,8 @@ _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 _TO_SPACE = str.maketrans("-/", "  ")
 _BLANKS = re.compile(r"\s{2,}")
 _KEPT = re.compile(r"[^\s,.'!?\"()*#:;~\-/]")
-_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|wards?)?\b)")
-_OTHER_SIDE = {"left": "right", "right": "left"}
+_LEFT_OR_RIGHT = re.compile(r"\b(left|right)(?=(?:most|hand|wards?)?\b)")
+_MIRRORED = {"left": "right", "right": "left"}
 
 
 def has_text(text: str) -> bool:
@@ -35,7 +35,7 @@ def clean_question(text: str, max_words: int = 30) -> str:
 
 def swap_sides(text: str) -> str:
     """Swap the words left and right (also leftmost, righthand, ...), to fit a horizontally flipped image."""
-    return _SIDE.sub(lambda match: _OTHER_SIDE[match.group(1)], text)
+    return _LEFT_OR_RIGHT.sub(lambda match: _MIRRORED[match.group(1)], text)
 
 
 def _strip_marks(text: str) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pela_vl.base.files import atomic_write
 from pela_vl.metrics.vqa_accuracy import question_accuracy
 
-_COLUMNS, _SIDE, _WIDTH, _MARGIN, _LINE = 4, 168, 430, 12, 19
+_COLUMNS, _IMAGE_PIXELS, _WIDTH, _MARGIN, _LINE = 4, 168, 430, 12, 19
 _RIGHT, _PARTLY, _WRONG, _GREY, _BAR = "#1a7f37", "#9a6700", "#cf222e", "#57606a", "#d0d7de"
 
 
@@ -32,7 +32,7 @@ class Answered:
 
 def write_sheet(path: Path, questions: Sequence[Answered]) -> None:
     """Write a PNG. The first answer is green if fully right, amber if partly, red if wrong, grey without known answers."""
-    height = _SIDE + 2 * _MARGIN
+    height = _IMAGE_PIXELS + 2 * _MARGIN
     rows = -(-len(questions) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _WIDTH, max(rows, 1) * height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -50,12 +50,12 @@ def spread(total: int, count: int) -> list[int]:
 
 def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, question: Answered, x: int, y: int) -> None:
     image = question.image
-    scale = _SIDE / max(image.size)
+    scale = _IMAGE_PIXELS / max(image.size)
     width, height = image.size
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     # small images, as those of scenes, are enlarged without smearing
     sheet.paste(image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
-    x, room = x + _SIDE + 10, _WIDTH - _SIDE - 2 * _MARGIN - 10
+    x, room = x + _IMAGE_PIXELS + 10, _WIDTH - _IMAGE_PIXELS - 2 * _MARGIN - 10
     font, small = ImageFont.load_default(14), ImageFont.load_default(13)
     lines = textwrap.wrap(question.question, 32)[:2]
     for line in lines:
