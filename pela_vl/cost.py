@@ -34,7 +34,14 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations (2 x multiply-adds) of one forward pass, by where they are spent."""
+    """Floating-point operations (2 x multiply-adds) of one forward pass, by where they are spent.
+
+    Args:
+        linear: Linear layers and plain matrix products.
+        conv: Convolutions.
+        attention: Products between activations.
+        elementwise: Element-wise work, as explained at the top of this file.
+    """
 
     linear: int = 0
     conv: int = 0

@@ -201,7 +201,13 @@ def reductions(schedule: int | Sequence[int], depth: int) -> list[int]:
 
 
 class MergingBlocks(nn.Sequential):
-    """Takes the place of `blocks` in any timm VisionTransformer, under the same parameter names."""
+    """Takes the place of `blocks` in any timm VisionTransformer, under the same parameter names.
+
+    Args:
+        blocks: timm's blocks.
+        schedule: Tokens to merge in every block, or one number for each block.
+        protected: Tokens at the front that are kept as they are.
+    """
 
     def __init__(self, blocks: nn.Sequential, schedule: int | Sequence[int], protected: int):
         super().__init__(*blocks)

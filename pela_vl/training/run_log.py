@@ -22,13 +22,21 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """Writes what a run reports; on processes other than the first (`enabled=False`) every call does nothing.
+    """Writes what a run reports: `log.jsonl`, TensorBoard and a progress bar.
 
-    Each line of `log.jsonl` is a JSON object: `{"step": s, ...}` for a training step, `{"event": name, "step": s, ...}`
-    for anything else. Steps count from 0. Numbers that JSON does not know stand as the strings "nan", "inf", "-inf".
+    Each line of `log.jsonl` is a JSON object: `{"step": s, ...}` for a training step, `{"event": name, "step": s, ...}` for
+    anything else. Steps count from 0. Numbers that JSON does not know are written as the strings "nan", "inf" and "-inf".
 
-    `resume_step` is the last step that the loaded checkpoint holds: later lines, of steps that now run again, are cut,
-    in TensorBoard too. None is a fresh start: an old log becomes `log.previous.jsonl`.
+    Args:
+        folder: Of the run; it is created where it does not exist.
+        enabled: False on processes other than the first, where every call does nothing.
+        resume_step: The last step that the loaded checkpoint holds. Lines and TensorBoard points of later steps are cut, because
+            these steps run again. None is a fresh start: an old log becomes `log.previous.jsonl`.
+        total_steps: Of the run, for the progress bar; None where it is not known.
+        label: What the progress bar begins with.
+        tensorboard: Write TensorBoard files too, where TensorBoard is installed.
+        stream: Where the progress bar goes; None for standard error.
+        interval: Seconds between two lines of the bar where there is no terminal.
     """
 
     def __init__(

@@ -32,7 +32,14 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass
 class Arguments:
-    """The command line that every training script has."""
+    """The command line of a training script.
+
+    Args:
+        settings: The configuration, with what --set changes.
+        resume: --resume: go on from the run's last checkpoint.
+        evaluate: --evaluate or --zero-shot: only evaluate init.checkpoint.
+        zero_shot: --zero-shot: the checkpoint must not have been fine-tuned on data.train.
+    """
 
     settings: Settings
     resume: bool

@@ -1,6 +1,7 @@
 """What a training run asks of a task: its model, its training step, its data and its evaluation.
 
-A new task is one file with a subclass of `Task` and one of `TrainingStep`; docs/contributing.md shows the smallest one.
+A new task is one file with a subclass of `Task` and one of `TrainingStep`; tests/workloads/test_smallest_task.py
+has the smallest one.
 """
 
 from collections.abc import Callable

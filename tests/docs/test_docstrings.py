@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,41 @@ PARTS = frozenset(("companion", "companions", "judge", "picture", "pictures", "t
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def public_functions(body: list[ast.stmt], above: str = "") -> Iterator[tuple[str, Function, list[str]]]:
-    """Public functions and methods, not those within functions: full name, node, and parameters without self and cls."""
+@dataclass
+class Documented:
+    """A public function or method, or the constructor of a public class.
+
+    Args:
+        name: Full name in its file.
+        node: Its syntax tree.
+        parameters: Names, without self and cls.
+        docstring: Its own, or for a constructor that has none that of its class.
+    """
+
+    name: str
+    node: Function
+    parameters: list[str]
+    docstring: str
+
+
+def public_functions(body: list[ast.stmt], owner: ast.ClassDef | None = None, above: str = "") -> Iterator[Documented]:
+    """Public functions, methods of any class and constructors of public classes; not functions within functions."""
     for node in body:
         if isinstance(node, ast.ClassDef):
-            yield from public_functions(node.body, f"{above}{node.name}.")
-        elif isinstance(node, Function) and not node.name.startswith("_"):
-            arguments = node.args
-            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-            yield above + node.name, node, names[1:] if above and names[:1] in (["self"], ["cls"]) else names
+            yield from public_functions(node.body, node, f"{above}{node.name}.")
         elif isinstance(node, ast.If | ast.Try):
-            yield from public_functions(node.body, above)
+            yield from public_functions(node.body, owner, above)
+        elif isinstance(node, Function):
+            constructor = node.name == "__init__" and owner is not None and not owner.name.startswith("_")
+            if node.name.startswith("_") and not constructor:
+                continue
+            arguments, docstring = node.args, ast.get_docstring(node) or ""
+            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            if constructor and documented(docstring) is None:
+                docstring = ast.get_docstring(owner) or ""
+            yield Documented(
+                above + node.name, node, names[1:] if owner and names[:1] in (["self"], ["cls"]) else names, docstring
+            )
 
 
 def documented(docstring: str) -> list[str] | None:
@@ -56,10 +81,11 @@ def documented(docstring: str) -> list[str] | None:
 def undocumented(source: str, file: str) -> list[str]:
     """One line for each public function of three parameters or more whose Args section does not name exactly these."""
     found = []
-    for name, node, parameters in public_functions(ast.parse(source).body):
+    for function in public_functions(ast.parse(source).body):
+        node, name, parameters = function.node, function.name, function.parameters
         if len(parameters) < FROM:
             continue
-        names = documented(ast.get_docstring(node) or "")
+        names = documented(function.docstring)
         if names is None:
             found.append(f"{file}:{node.lineno} {name}: no Args section")
             continue
@@ -107,8 +133,8 @@ def test_no_name_is_one_of_the_words_that_say_nothing():
 
 
 def test_the_package_has_functions_to_check():
-    parameters = [p for file in FILES for _, _, p in public_functions(ast.parse(file.read_text(encoding="utf-8")).body)]
-    assert sum(len(names) >= FROM for names in parameters) > 300
+    functions = [f for file in FILES for f in public_functions(ast.parse(file.read_text(encoding="utf-8")).body)]
+    assert sum(len(function.parameters) >= FROM for function in functions) > 300
 
 
 DOCUMENTED = '''
@@ -160,12 +186,22 @@ def test_what_is_missing_in_a_docstring_is_named(before: str, after: str, compla
         "class A:\n    @classmethod\n    def f(cls, a, b, c): ...",
         "class A:\n    @staticmethod\n    def f(a, b, c): ...",
         "if True:\n    def f(a, b, c): ...",
+        "class _A:\n    def f(self, a, b, c): ...",
     ],
 )
 def test_every_form_of_a_function_is_seen(source: str):
     assert len(undocumented(source, "f.py")) == 1
     assert undocumented(source.replace(" f(", " _f("), "f.py") == []
     assert undocumented(source.replace(", c", ""), "f.py") == []
+
+
+def test_a_constructor_is_documented_by_itself_or_by_its_class():
+    bare = "class A:\n    {}\n    def __init__(self, a, b, c):\n        {}"
+    section = '"""What.\n\n{0}Args:\n{0}    a: 1.\n{0}    b: 2.\n{0}    c: 3.\n{0}"""'
+    assert undocumented(bare.format(section.format(" " * 4), "..."), "f.py") == []
+    assert undocumented(bare.format("", section.format(" " * 8)), "f.py") == []
+    assert undocumented(bare.format("", "..."), "f.py") == ["f.py:3 A.__init__: no Args section"]
+    assert undocumented(bare.format("", "...").replace("A", "_A"), "f.py") == []
 
 
 def test_a_function_within_a_function_needs_no_section():

@@ -18,7 +18,15 @@ from pela_vl.models.vit import ImageEncoder
 
 
 class Albef(AlbefModel):
-    """The model of pre-training and retrieval. `mlm_head` is None in models fine-tuned without it."""
+    """The model of pre-training and retrieval.
+
+    Args:
+        visual_encoder: The ViT.
+        text_encoder: BERT with fusion layers.
+        joint_dim: Width of the joint space.
+        mlm: With the head of masked language modelling; `mlm_head` is None without.
+        temp: Temperature of the contrastive loss to start from.
+    """
 
     HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 

@@ -19,7 +19,16 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class Embeddings(nn.Module):
-    """Word + position + (first) token-type embeddings, LayerNorm, dropout."""
+    """Word + position + (first) token-type embeddings, LayerNorm, dropout.
+
+    Args:
+        vocab_size: Entries of the vocabulary; entry 0 is padding.
+        dim: Width.
+        max_positions: Longest text in tokens.
+        type_vocab: Entries of the token-type table, of which the first is used.
+        eps: Of the LayerNorm.
+        dropout: Rate.
+    """
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int, type_vocab: int, eps: float, dropout: float):
         super().__init__()
@@ -52,7 +61,13 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class HeadProjections(nn.Module):
-    """The query, key and value products of one attention."""
+    """The query, key and value products of one attention.
+
+    Args:
+        dim: Width of the text.
+        context_dim: Width of what is attended to.
+        heads: Attention heads.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -80,7 +95,14 @@ class HeadProjections(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT)."""
+    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT).
+
+    Args:
+        in_dim: Input width of the Linear.
+        dim: Width of the residual.
+        eps: Of the LayerNorm.
+        dropout: Rate.
+    """
 
     def __init__(self, in_dim: int, dim: int, eps: float, dropout: float):
         super().__init__()
@@ -93,7 +115,16 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a text over a context, with BERT's residual output."""
+    """Multi-head attention of a text over a context, with BERT's residual output.
+
+    Args:
+        dim: Width of the text.
+        context_dim: Width of what is attended to.
+        heads: Attention heads.
+        eps: Of the LayerNorm.
+        dropout: Rate behind the output Linear.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int, eps: float, dropout: float, attention_dropout: float):
         super().__init__()
@@ -151,7 +182,18 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer: self-attention, cross-attention where it has one, MLP."""
+    """One layer: self-attention, cross-attention where it has one, MLP.
+
+    Args:
+        dim: Width.
+        heads: Attention heads.
+        mlp_dim: Width inside the MLP.
+        cross: With cross-attention to an image.
+        image_dim: Width of the image tokens.
+        eps: Of the LayerNorms.
+        dropout: Rate behind every Linear that ends a branch.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     def __init__(
         self,
@@ -249,7 +291,22 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT whose layers from `fusion_layer` on also attend to an image."""
+    """BERT whose layers from `fusion_layer` on also attend to an image.
+
+    Args:
+        vocab_size: Entries of the vocabulary; entry 0 is padding.
+        dim: Width.
+        depth: Layers, fusion layers included.
+        heads: Attention heads.
+        mlp_dim: Width inside the MLPs.
+        fusion_layer: The first layer with cross-attention, from 0.
+        image_dim: Width of the image tokens.
+        max_positions: Longest text in tokens.
+        type_vocab: Entries of the token-type table, of which the first is used.
+        eps: Of the LayerNorms.
+        dropout: Rate behind the embeddings and every Linear that ends a branch.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     activation_checkpointing = False
 

@@ -17,7 +17,13 @@ CLASSES = ("contradiction", "neutral", "entailment")
 
 
 class AlbefEntailment(AlbefModel):
-    """The encoders and a classifier of two Linears on the fused [CLS] token."""
+    """The encoders and a classifier of two Linears on the fused [CLS] token.
+
+    Args:
+        visual_encoder: The ViT.
+        text_encoder: BERT with fusion layers.
+        classes: Outputs of the classifier.
+    """
 
     HEADS = ("cls_head",)
 

@@ -17,7 +17,17 @@ from pela_vl.models.vit import ImageEncoder
 
 
 class AnswerDecoder(TextEncoder):
-    """BERT with causal self-attention and, in every layer, cross-attention to a question's states; language model head."""
+    """BERT with causal self-attention, cross-attention to a question's states in every layer, and a language model head.
+
+    Args:
+        vocab_size: Entries of the vocabulary; entry 0 is padding.
+        dim: Width, of the question's states too.
+        depth: Layers.
+        heads: Attention heads.
+        mlp_dim: Width inside the MLPs.
+        max_positions: Longest answer in tokens.
+        dropout: Rate, on attention probabilities too.
+    """
 
     def __init__(
         self, vocab_size: int, dim: int, depth: int, heads: int, mlp_dim: int, max_positions: int, dropout: float
@@ -92,7 +102,13 @@ class AnswerDecoder(TextEncoder):
 
 
 class AlbefVqa(AlbefModel):
-    """The encoders, in which the question is fused with the image, and the answer decoder."""
+    """The encoders, in which the question is fused with the image, and the answer decoder.
+
+    Args:
+        visual_encoder: The ViT.
+        text_encoder: BERT with fusion layers.
+        text_decoder: Generates, and so ranks, answers.
+    """
 
     HEADS = ("text_decoder.mlm_head",)
 
