@@ -57,7 +57,7 @@ def make_schedule(
     cosine_epoch: what ALBEF publishes (see `_cosine_epoch`).
 
     Args:
-        kind: one of the three above.
+        kind: One of the three above.
         base_lr: highest rate.
         min_lr: rate at the end of a cosine.
         warmup_lr: rate at the first step of a warm-up.
