@@ -5,19 +5,19 @@ Example: python data_prep/build_imagenet.py --train ILSVRC2012_img_train.tar --v
 --train and --val take folders too, whose images are linked and not copied. Run it again after an interruption to go on.
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import run_main
 from pela_vl.base.files import atomic_json
+from pela_vl.base.script import script_parser
 from pela_vl.data.public import imagenet
 
 MANIFEST, STARTED = "imagenet.json", ".imagenet.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--train", type=Path, required=True, help="the training tar, or a folder of classes or their tars"
     )

@@ -4,16 +4,16 @@ Example: python data_prep/build_objects.py --output data/objects --train 30000 -
 Run it again after an interruption to go on; a finished set is left as it is.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 from pela_vl.base.errors import run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.scenes.objects import ObjectRequest, build_objects
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for train/, val/ and test/")
     parser.add_argument("--train", type=int, default=30000, help="images for training (default %(default)s)")
     parser.add_argument("--val", type=int, default=2000, help="images for validation (default %(default)s)")

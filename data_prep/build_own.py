@@ -5,16 +5,16 @@ The table's first line is image,caption; an image with several captions has seve
 and test images depends on the images alone.
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.karpathy import SPLITS, write_lists
 from pela_vl.data.public.own import check_images, read_table, split_images
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--csv", type=Path, required=True, help="table with the columns image and caption")
     parser.add_argument("--image-root", type=Path, required=True, help="folder that the table's paths start from")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")

@@ -6,18 +6,18 @@ other fields are left out. Every image goes to one list. No image is copied: dat
 Example: python data_prep/build_photographs.py --source ../shared/data/coco_ccby_small --output data/photographs
 """
 
-import argparse
 import os
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
+from pela_vl.base.script import script_parser
 from pela_vl.data.images import resolve_image
 from pela_vl.data.sets.captions import load_annotations
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder with annotations.json and the pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--test", type=int, default=16, help="pictures to test on, evenly spread (default 16)")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pela_vl.base import config
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
 from pela_vl.data.corpus import CorpusSettings, build_corpus
 from pela_vl.data.corpus.lookup import download_text, entries_table, look_up
@@ -19,7 +20,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "corpus.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = script_parser(__doc__)
     options.add_argument("--config", default=CONFIG, help="YAML file (default: configs/corpus.yaml)")
     options.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config"

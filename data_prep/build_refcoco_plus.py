@@ -4,15 +4,15 @@ python data_prep/build_refcoco_plus.py --refs 'data/raw/refcoco+/refs(unc).p' --
     --detections data/raw/refcoco+/dets.json --image-root data/raw/coco --image-folder train2014 --output data/refcoco+
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.refcoco import PUBLISHED, SPLITS, read_corpus, write_lists
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--refs", type=Path, required=True, help="refs(unc).p of REFER; read without running its code")
     parser.add_argument("--instances", type=Path, required=True, help="instances.json that lies beside it")
     parser.add_argument("--detections", type=Path, help="MAttNet's detections, as it or as ALBEF published them")

@@ -4,15 +4,15 @@ Example: python data_prep/build_retrieval.py --karpathy data/raw/coco/dataset_co
     --output data/coco --name coco
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.karpathy import PUBLISHED, SPLITS, read_karpathy, write_lists
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--karpathy", type=Path, required=True, help="dataset_flickr30k.json, dataset_coco.json or alike"
     )

@@ -4,15 +4,15 @@ Example: python data_prep/build_snli_ve.py --source data/raw/snli_ve --image-roo
     --output data/snli_ve
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.snli_ve import LABELS, PUBLISHED, SPLITS, read_snli_ve, shared_images, write_lists
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--source",
         type=Path,

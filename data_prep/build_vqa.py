@@ -6,10 +6,10 @@ Example: python data_prep/build_vqa.py --raw data/raw/vqa --image-root data/raw/
     --genome data/raw/vg/question_answers.json --genome-root data/raw/vg
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.vqa_lists import (
     MIN_COUNT,
     PUBLISHED,
@@ -25,7 +25,7 @@ from pela_vl.data.sets.vqa_official import read_answer_list, read_genome, read_q
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--raw", type=Path, required=True, help="folder with v2_OpenEnded_*_questions.json and v2_*_annotations.json"
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 if TYPE_CHECKING:
     from pela_vl.checkpoints.loading import LoadedModel
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="dense model: ours, or a published ALBEF file of any task")
     source.add_argument("--random", metavar="SIZE", help="instead, random weights of a named size such as albef_base")

@@ -4,12 +4,12 @@ python tasks/demo.py                 # what `make demo` runs; may be interrupted
 python tasks/demo.py --all-tasks     # `make demo-all`: SNLI-VE, RefCOCO+ and VQA too
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def main() -> None:
     from pela_vl.demo.stages import run_stages
     from pela_vl.report import format_table, write_report
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", default="runs/demo", help="folder for results")
     parser.add_argument("--scenes", default="data/scenes", help="folder for the pictures")
     parser.add_argument("--train", type=int, default=Sizes.train, help="training pictures")

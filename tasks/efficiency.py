@@ -5,15 +5,15 @@ python tasks/efficiency.py [--json figures.json] [--markdown tables.md]
 No weights and no data: the models are built from shapes alone.
 """
 
-import argparse
 import time
 from dataclasses import asdict
 
 from pela_vl.base.errors import run_main
+from pela_vl.base.script import script_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--markdown", help="also write the tables to this file, as Markdown")
     args = parser.parse_args()

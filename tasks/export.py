@@ -13,6 +13,7 @@ import statistics
 import time
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 TOLERANCE = 1e-3
 
@@ -72,7 +73,7 @@ def _seconds(way, repeats: int) -> float:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="ours, or a published ALBEF pre-training or retrieval file")
     parser.add_argument("--output", required=True, help="a name in .onnx or .pt2")
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES_TEACHER = "pela_vl/assets/scenes_teacher.safetensors"
@@ -77,7 +78,7 @@ def _table8(args: argparse.Namespace, root: Path) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("what", nargs="+", choices=NAMES, help="which of the paper's tables and figures")
     parser.add_argument(
         "--scale",

@@ -3,14 +3,14 @@
 python tasks/visualize.py --image x.jpg --text "a red kite over the sea" --checkpoint ALBEF_4M.pth --output out.png
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--checkpoint", required=True, help="ours, dense or low rank, or a published one")

@@ -11,10 +11,11 @@ import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--questions", type=Path, required=True, help="the official v2_OpenEnded_*_questions.json")
     parser.add_argument(
         "--check", type=Path, metavar="RESULTS", help="only check this result file against the questions"

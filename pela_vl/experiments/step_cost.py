@@ -4,7 +4,6 @@ DeiT-Base with random weights, random images of 224 px, cross-entropy, AdamW: ne
 step takes. As in the paper, the low-rank model is trained without teacher and RWP.
 """
 
-import argparse
 import json
 import shlex
 import statistics
@@ -20,6 +19,7 @@ from pela_vl.base.distributed import choose_device
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.memory import keep_freed_memory
+from pela_vl.base.script import script_parser
 from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments.paper import TABLE8
 from pela_vl.experiments.plots import OURS, PAPER, new_figure, save_figure
@@ -190,7 +190,7 @@ def _draw(costs: list[StepCost], path: Path) -> Path:
 
 def main() -> None:
     """Print one row's cost as a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--row", choices=list(ROWS), required=True)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)

@@ -16,6 +16,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.memory import keep_freed_memory
 from pela_vl.base.run_folder import hold_run_folder
+from pela_vl.base.script import script_parser
 from pela_vl.checkpoints.resume import Position
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
 from pela_vl.settings import Settings
@@ -52,7 +53,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
 
     DeepSpeed's launcher adds `--local_rank`; it is accepted and not read, for the environment says the same.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(description)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any key of the config"
