@@ -11,7 +11,11 @@ from pathlib import Path
 
 def arrows(checkout: Path, package: str = "pela_vl") -> tuple[set[str], set[tuple[str, str]]]:
     """The rooms of a package, and which room imports from which."""
-    files = {file.relative_to(checkout).with_suffix("").parts: file for file in (checkout / package).rglob("*.py")}
+    files = {
+        file.relative_to(checkout).with_suffix("").parts: file
+        for file in (checkout / package).rglob("*.py")
+        if file.name != "__main__.py"
+    }
     modules = {".".join(parts).removesuffix(".__init__"): file for parts, file in files.items()}
 
     def room(name: str) -> str:
