@@ -6,8 +6,6 @@ an ordinary dense one. The resume state keeps base and adapters apart.
 
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
@@ -32,7 +30,8 @@ class Lora(Method):
             settings: `method.lora` gives rank, alpha and dropout of the adapters.
 
         Raises:
-            UserError: For a model that is low rank or is to be compressed, and for one without a Linear outside the heads.
+            UserError: For a model that is low rank or is to be compressed, for one without a Linear outside the heads, and
+                where peft is not installed.
         """
         if low_rank_layers(model) or settings.compress.kappa is not None:
             raise UserError(
@@ -46,6 +45,10 @@ class Lora(Method):
         ]
         if not targets:
             raise UserError("method: lora finds no Linear outside the heads")
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError(f"method: lora needs peft ({error}); pip install 'pela_vl[lora]'") from None
         options = settings.method.lora
         alpha: Any = options.alpha  # peft declares an int and takes any number
         adapters = LoraConfig(
@@ -63,6 +66,8 @@ class Lora(Method):
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state of a dense model that computes the same: W + scale * B A under W's own name. The model itself is not changed."""
+    from peft.tuners.lora import LoraLayer
+
     # peft's layers of every kind have get_delta_weight; their common class does not declare it
     adapted: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     deltas: dict[str, Tensor] = {f"{name}.weight": layer.get_delta_weight(_ADAPTER) for name, layer in adapted.items()}

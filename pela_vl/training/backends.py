@@ -139,7 +139,13 @@ class DeepSpeedBackend:
         # without this variable DeepSpeed asks for a CUDA compiler at import
         if world.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise UserError(
+                f"the launcher set RANK, but DeepSpeed cannot be imported ({error}); pip install 'pela_vl[deepspeed]', "
+                "or start one process with python"
+            ) from None
 
         if world.device.type == "cpu":
             # compiling this shared-memory collective takes minutes, and it is no faster than gloo here

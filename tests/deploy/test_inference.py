@@ -11,7 +11,7 @@ from torch import nn
 import pela_vl
 from pela_vl.base.errors import UserError
 from pela_vl.cost import count_parameters
-from pela_vl.deploy import inference
+from pela_vl.deploy import encoders, inference
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers
 from pela_vl.models.albef.bert import HeadProjections
 
@@ -35,7 +35,7 @@ def outputs(model, batch):
 @pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize("measure", [None, 16])
 def test_outputs_are_the_same(low_rank, measure, monkeypatch):
-    monkeypatch.setattr(inference, "CACHE_MB", 4 * 5 * 96 * 3 / 2**20)  # three images at a time of five
+    monkeypatch.setattr(encoders, "CACHE_MB", 4 * 5 * 96 * 3 / 2**20)  # three images at a time of five
     model, batch = tiny_albef(low_rank=low_rank, dropout=0.3).train(), tiny_batch(5)
     expected = outputs(copy.deepcopy(model).eval(), batch)
     quick = pela_vl.optimize_for_inference(model, measure_tokens=measure)

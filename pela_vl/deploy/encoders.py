@@ -1,0 +1,107 @@
+"""ALBEF's encoders at inference: one product in place of several, and as many images at a time as the cache holds.
+
+Shapes: N tokens, I input width, O output width, R rank.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pela_vl.deploy.inference import replace_module
+from pela_vl.lowrank import LowRankLinear, PivotedLinear
+from pela_vl.models.albef.bert import HeadProjections, KeyValue, split_heads
+from pela_vl.models.vit import ImageEncoder
+
+CACHE_MB = 16.0
+"""MiB of a layer's widest activation up to which a CPU works best: beyond it leaves the cache."""
+
+
+def prepare_encoders(model: nn.Module) -> None:
+    """Change ALBEF's encoders within `model` in place; a model without them is left as it is."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, HeadProjections):
+            replace_module(model, name, FusedProjections(module, cross=name.endswith("crossattention.self")))
+        if isinstance(module, ImageEncoder) and next(module.parameters()).device.type == "cpu":
+            module.images_at_a_time = _images_in_cache(module)
+
+
+class Stacked(nn.Module):
+    """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        """Stack layers of one kind: all of them nn.Linear, all LowRankLinear or all PivotedLinear."""
+        super().__init__()
+        low_rank = [layer for layer in layers if isinstance(layer, LowRankLinear | PivotedLinear)]
+        first = [layer.down for layer in low_rank] or [layer for layer in layers if isinstance(layer, nn.Linear)]
+        self.widths = [linear.out_features for linear in first]
+        weights = [linear.weight for linear in first]
+        self.product = nn.Linear(first[0].in_features, sum(self.widths), first[0].bias is not None, "meta")
+        self.product.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+        if first[0].bias is not None:
+            self.product.bias = nn.Parameter(torch.cat([linear.bias for linear in first]), requires_grad=False)
+        self.ups = nn.ModuleList(_Expansion(layer) for layer in low_rank) if low_rank else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [N, I] -> one [N, O] for every layer."""
+        parts = self.product(x).split(self.widths, dim=-1)
+        return parts if self.ups is None else tuple(up(part) for up, part in zip(self.ups, parts, strict=True))
+
+
+class _Expansion(nn.Module):
+    """What a low-rank layer does after its `down`."""
+
+    def __init__(self, layer: LowRankLinear | PivotedLinear):
+        super().__init__()
+        self.up = layer.up if isinstance(layer, LowRankLinear) else None
+        self.pivoted = layer if isinstance(layer, PivotedLinear) else None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[N, R] -> [N, O]"""
+        if self.pivoted is not None:
+            return self.pivoted.expand(rows)
+        assert self.up is not None
+        return self.up(rows)
+
+
+class FusedProjections(nn.Module):
+    """`HeadProjections` with fewer products: key and value in one, in self-attention query too."""
+
+    def __init__(self, source: HeadProjections, cross: bool):
+        super().__init__()
+        self.heads = source.heads
+        self.query = source.query
+        kinds = [type(layer) for layer in (source.query, source.key, source.value)]
+        self.key: nn.Module | None = source.key
+        self.value: nn.Module | None = source.value
+        self.both: Stacked | None = None
+        self.all: Stacked | None = None
+        if cross and kinds[1] == kinds[2]:
+            self.both, self.key, self.value = Stacked([source.key, source.value]), None, None
+        elif not cross and all(kind == kinds[0] for kind in kinds):
+            self.all = Stacked([source.query, source.key, source.value])
+
+    def split(self, x: Tensor) -> Tensor:
+        """As in `HeadProjections`."""
+        return split_heads(x, self.heads)
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """As in `HeadProjections`."""
+        if self.both is not None:
+            keys, values = self.both(context)
+        else:
+            assert self.key is not None and self.value is not None
+            keys, values = self.key(context), self.value(context)
+        return self.split(keys), self.split(values)
+
+    def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
+        """As in `HeadProjections`; asked for a few queries only, it does not compute the others."""
+        if self.all is None or queries:
+            return self.query(x[:, :queries] if queries else x), self.keys_values(x)
+        query, keys, values = self.all(x)
+        return query, (self.split(keys), self.split(values))
+
+
+def _images_in_cache(encoder: ImageEncoder) -> int:
+    width = max(m.out_features for m in encoder.blocks.modules() if isinstance(m, nn.Linear | LowRankLinear))
+    return max(1, int(CACHE_MB * 2**20 / (4 * encoder.pos_embed.shape[1] * width)))
