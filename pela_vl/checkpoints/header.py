@@ -66,6 +66,7 @@ class Header:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The text that a checkpoint stores; `parse_header` reads it."""
         return json.dumps({"format": FORMAT, "header": asdict(self)})
 
 

@@ -28,6 +28,7 @@ class Rule:
     reason: str = ""
 
     def rename(self, match: re.Match[str]) -> str:
+        """Our name of the key that `match` matched. The rule must have a target."""
         leaf = match.groupdict().get("leaf") or ""
         assert self.target is not None, "an ignored name has no other"
         return match.expand(self.target) + _LEAVES.get(leaf, _OLD_NORM.get(leaf, leaf))

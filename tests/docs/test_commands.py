@@ -20,7 +20,7 @@ from pela_vl.data.corpus.settings import CorpusSettings
 from pela_vl.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 LAUNCHERS = ("python", "deepspeed")
 OTHERS = ("make", "pip", "sed", "img2dataset", "import", "apt")  # commands of other programs
 
@@ -53,7 +53,7 @@ def commands(document: str) -> list[tuple[str, list[str]]]:
             pending = pending[:-1]
             continue
         text, pending = pending, ""
-        if text.startswith(LAUNCHERS):
+        if text.startswith(LAUNCHERS) and not text.startswith("python -m venv"):
             # usage lines have options in brackets, which are options all the same
             plain = re.sub(r"\[(--[^\]]*?)( \.\.\.)?\]", r"\1", text)
             found.append((text, shlex.split(plain, comments=True)))
@@ -90,6 +90,8 @@ def parsed(command: Command) -> argparse.Namespace | None:
 
 def understood(document: str, text: str, words: list[str]) -> Command:
     rest = words[1:]
+    if words[0] == "deepspeed":  # its own options stand before the script
+        rest = rest[next(i for i, word in enumerate(rest) if word.endswith(".py")) :]
     script = rest.pop(0)
     if script == "-m":
         script = rest.pop(0)
