@@ -157,6 +157,7 @@ def _fit(loop: Loop, log: Log) -> Position:
             norm = loop.trainee.backend.step(lr)
         if norm is not None and not math.isfinite(norm):
             raise _bad_gradient(gather_objects(indices), position.step, norm)
+        loop.trainee.step.after_update()
         _report(log, loop, logged, lr, norm, samples * loop.world.size, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:

@@ -45,7 +45,8 @@ class TrainingStep(nn.Module, Generic[Model]):
     """One task's training step: the trained model, what is kept beside it, and what is computed of a batch.
 
     A back end wraps the whole module. Its state dict is the run's resume state. Only the parameters of `model` are optimised. The
-    forward pass has no side effects: what changes the EMA model or a queue is in `prepare` and `after_backward`.
+    forward pass has no side effects: what changes the EMA model or a queue is in `prepare`,
+    `after_backward` and `after_update`.
 
     Args:
         model: The model to train.
@@ -93,6 +94,9 @@ class TrainingStep(nn.Module, Generic[Model]):
 
     def after_backward(self, batch: Any, prepared: Any) -> None:
         """Keep what later steps need of a batch, such as its features in a queue."""
+
+    def after_update(self) -> None:
+        """Follow the weights that the optimiser has just changed; called once an optimiser step."""
 
 
 @dataclass

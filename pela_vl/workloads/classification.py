@@ -5,24 +5,19 @@ Shapes: B images, C classes, T images of a test.
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pela_vl.base.distributed import gather_rows
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
-from pela_vl.base.progress import Progress
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.vision_loading import KIND, load_classifier
-from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.mixing import Mixing
 from pela_vl.data.repeated import repeated_order
 from pela_vl.data.sets.labelled import (
@@ -34,8 +29,7 @@ from pela_vl.data.sets.labelled import (
     load_labelled,
 )
 from pela_vl.data.vision_transforms import AugmentTransform, CentreTransform
-from pela_vl.metrics.classification import confusion_matrix
-from pela_vl.metrics.topk import TopK
+from pela_vl.evaluation.classifying import Predictions, by_class, classify
 from pela_vl.models.ema import EmaModel
 from pela_vl.models.vision import VisionModel, VisionOutput
 from pela_vl.recovery.features import Features
@@ -116,9 +110,8 @@ class ClassificationStep(TrainingStep[VisionModel]):
         Args:
             batch: On the device; its images are mixed already.
             alpha: Not used: this task has no soft targets of an EMA model.
-            first: Whether the EMA model is updated now.
+            first: Not used: the EMA model is updated after the optimiser.
         """
-        super().prepare(batch, alpha, first)
         return None if self.teacher is None else self.teacher.run(batch).output.logits
 
     def forward(self, batch: LabelledBatch, prepared: Tensor | None) -> StepOutput:
@@ -131,23 +124,15 @@ class ClassificationStep(TrainingStep[VisionModel]):
         features = states.features(self.streams) if self.keep_features else Features()
         return StepOutput(terms, features, {"accuracy": hits})
 
+    def after_update(self) -> None:
+        """The EMA model follows at once, as in timm, so that a run's last step is in it; ALBEF's follows a step later."""
+        if self.ema is not None:
+            self.ema.update(self.model, self.momentum)
+
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-sum(labels * log softmax(logits)) of logits, labels [B, C], mean over the batch."""
     return -(labels * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of a test.
-
-    Args:
-        predicted: Class of each image, int [T].
-        confusion: Images by true class (row) and predicted class (column), int [C, C].
-    """
-
-    predicted: np.ndarray
-    confusion: np.ndarray
 
 
 class Classification(Task[VisionModel]):
@@ -266,22 +251,29 @@ class Classification(Task[VisionModel]):
         return LabelledEval(labelled, test_transform(settings, run.image_size))
 
     def evaluate(self, settings: Settings, run: RunModel, data: LabelledEval) -> Evaluation:
-        """Top-1 and top-5 accuracy in percent, and "mean", the mean over the classes. An EMA model's have the prefix "ema_".
+        """Top-1 and top-5 accuracy in percent, "mean", the mean over the classes, and "similarity": the mean over the classes
+        of the cosine between the features of a class's images (Figure 2). An EMA model's have the prefix "ema_".
 
         Args:
             settings: `vision.batch` and `data.workers`.
             run: The classifier, and its EMA model if there is one.
             data: Test images with labels.
         """
-        topk, found = classify(settings, run, run.model, data)
-        metrics = topk.result()
+        found = self._classify(settings, run, run.model, data)
+        metrics = found.metrics()
         if run.ema is not None:
-            ema, _ = classify(settings, run, run.ema, data)
-            metrics |= {f"ema_{name}": value for name, value in ema.result().items()}
-        accuracies = zip(data.classes, topk.per_class().tolist(), strict=True)
-        per_class = {name: value for name, value in accuracies if value == value}  # NaN: a class without images
-        record = {"images": len(data), "classes": len(data.classes), "per_class": per_class}
+            averaged = self._classify(settings, run, run.ema, data).metrics()
+            metrics |= {f"ema_{name}": value for name, value in averaged.items()}
+        record = {
+            "images": len(data),
+            "classes": len(data.classes),
+            "per_class": by_class(data.classes, found.topk.per_class()),
+            "class_similarity": by_class(data.classes, found.similarity),
+        }
         return Evaluation(metrics, record, found)
+
+    def _classify(self, settings: Settings, run: RunModel, model: VisionModel, data: LabelledEval) -> Predictions:
+        return classify(model, data, run.world, run.autocast, settings.vision.batch, settings.data.workers)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: LabelledEval, folder: Path, split: str) -> None:
         """Write predictions_<split>.json, one entry for each image, and classes_<split>.png, the classes recognised worst.
@@ -322,32 +314,3 @@ def test_transform(settings: Settings, size: int) -> CentreTransform:
         return CentreTransform(size, round(size * 8 / 7) if resize is None else resize)
     except ValueError as error:
         raise UserError(f"vision.resize: {error}") from None
-
-
-@torch.no_grad()
-def classify(settings: Settings, run: RunModel, model: Any, data: LabelledEval) -> tuple[TopK, Predictions]:
-    """Predict the class of every image. Each process does a part, and all get the whole.
-
-    Args:
-        settings: `vision.batch` images go through the model at a time; `data.workers` processes read them.
-        run: The processes and the autocast.
-        model: The classifier, or its EMA model; it is put in eval mode.
-        data: Test images with labels.
-
-    Returns:
-        The counts that top-k accuracies come from, and the predictions.
-    """
-    world, topk, model = run.world, TopK(len(data.classes)), model.eval()
-    part = list(split_range(len(data), world.process, world.size))
-    found = [torch.zeros(0, dtype=torch.int64)]
-    with Progress(len(part), "evaluate", 0, "image", world.is_main) as progress:
-        for images, indices in make_image_loader(data, part, settings.vision.batch, settings.data.workers):
-            with run.autocast():
-                logits = model(images.to(world.device)).logits.float().cpu()
-            topk.update(logits.numpy(), data.targets[indices.numpy()])
-            found.append(logits.argmax(1))
-            progress.update(len(indices))
-    counts = gather_rows(torch.from_numpy(topk.counts)[None].to(world.device))
-    topk.counts = counts.sum(0).cpu().numpy()
-    predicted = gather_rows(torch.cat(found).to(world.device)).cpu().numpy()
-    return topk, Predictions(predicted, confusion_matrix(data.targets, predicted, len(data.classes)))

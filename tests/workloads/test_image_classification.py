@@ -148,7 +148,8 @@ def test_the_ema_model_is_saved_and_evaluated(images, dense, tmp_path):
     settings = started(vision_settings(images, tmp_path / "run"), dense["vit"], "full", train__ema=0.5)
     settings.optim.lr = 0.05
     _, metrics = runner.train(Classification(), settings, resume=False)
-    assert {"top1", "top5", "mean", "ema_top1", "ema_top5", "ema_mean"} == set(metrics["val"])
+    measures = {"top1", "top5", "mean", "similarity"}
+    assert measures | {f"ema_{name}" for name in measures} == set(metrics["val"])
     weights = read_weights(tmp_path / "run/last.safetensors")
     name = "backbone.blocks.0.attn.qkv.weight"
     started_from = read_weights(dense["vit"])[name]
@@ -160,6 +161,16 @@ def test_the_ema_model_is_saved_and_evaluated(images, dense, tmp_path):
     run.model, run.ema = run.ema, None
     alone = task.evaluate(settings, run, task.evaluation_data(settings, run, settings.data.val)).metrics
     assert alone["top1"] == found["ema_top1"] and alone["top5"] == found["ema_top5"]
+
+
+def test_the_last_step_is_in_the_ema_model_as_in_timms(images, dense, tmp_path):
+    settings = started(vision_settings(images, tmp_path / "run"), dense["vit"], "full", train__ema=0.75)
+    settings.train.steps, settings.optim.lr = 1, 0.05  # of two micro-batches
+    runner.train(Classification(), settings, resume=False)
+    weights, before = read_weights(tmp_path / "run/last.safetensors"), read_weights(dense["vit"])
+    name = "backbone.blocks.0.attn.qkv.weight"
+    assert not torch.equal(weights[name], before[name])
+    torch.testing.assert_close(weights[EMA + name], 0.75 * before[name] + 0.25 * weights[name])
 
 
 def test_evaluation_counts_what_the_model_predicts_and_writes_it(images, dense, tmp_path):
@@ -175,9 +186,20 @@ def test_evaluation_counts_what_the_model_predicts_and_writes_it(images, dense, 
         mine = [hit for row, hit in zip(rows, hits, strict=True) if row["label"] == name]
         assert record["per_class"][name] == pytest.approx(100 * np.mean(mine))
     assert (tmp_path / "eval/classes_val.png").stat().st_size > 1000
+    # Figure 2's number, by hand over all pairs of a class
+    task = Classification()
+    run = runner.load_for_evaluation(task, settings, dense["vit"], RANKS)
+    data = task.evaluation_data(settings, run, settings.data.val)
+    with torch.no_grad():
+        features = run.model(torch.stack([data[i] for i in range(18)])).feature
+    for number, name in enumerate(CLASSES):
+        own = torch.nn.functional.normalize(features[torch.from_numpy(data.targets == number)].double())
+        pairs = [own[0] @ own[1], own[0] @ own[2], own[1] @ own[2]]
+        assert record["class_similarity"][name] == pytest.approx(float(sum(pairs)) / 3, abs=1e-5)
+    assert metrics["similarity"] == pytest.approx(np.mean(list(record["class_similarity"].values())))
     # any cut into batches gives the same
     settings.vision.batch, settings.output = 2, str(tmp_path / "again")
-    assert runner.evaluate(Classification(), settings)["val"] == metrics
+    assert runner.evaluate(Classification(), settings)["val"] == pytest.approx(metrics)
 
 
 def test_other_classes_get_a_classifier_of_their_own(images, dense, tmp_path):

@@ -22,10 +22,10 @@ from pela_vl.base.progress import Progress
 from .draw import render
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, Split, Thing
 
-GENERATOR_VERSION = 1  # raise it whenever the image of a given (seed, split, index) changes
+GENERATOR_VERSION = 2  # raise it whenever the image of a given (seed, split, index) changes
 CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
-_DIAMETERS = (16 / 64, 44 / 64)  # as fractions of the image's width
+_DIAMETERS = (0.45, 0.85)  # as fractions of the image's width: the object is what the image shows, as in ImageNet
 _MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
 
 Job = tuple[Split, int, int]
