@@ -21,9 +21,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=64, help="side in pixels (default %(default)s)")
     parser.add_argument("--textured", action="store_true", help="textures are classes too")
+    parser.add_argument("--plain", action="store_true", help="every object is of one colour all over: learnt faster")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     args = parser.parse_args()
-    request = ObjectRequest(args.train, args.val, args.test, args.seed, args.image_size, args.textured)
+    request = ObjectRequest(args.train, args.val, args.test, args.seed, args.image_size, args.textured, args.plain)
     made = build_objects(request, args.output, args.workers)
     state = "complete" if made else "was complete already"
     print(

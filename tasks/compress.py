@@ -6,6 +6,8 @@ python tasks/compress.py --random albef_base --output random_k3.safetensors   (n
 python tasks/compress.py --checkpoint ALBEF_4M.pth --output albef_4m_k3.safetensors --init gauss_newton --ranks allocated \
     --sequential --calibration flickr30k_train.json --image-root data/flickr   (for real inputs; see docs/beyond_svd.md)
 
+python tasks/compress.py --checkpoint deit_base_patch16_224-b5f2ef4d.pth --kappa 2 --output deit_base_k2.safetensors
+
 The output takes the place of the input as init.checkpoint of the other scripts (pre-training also wants init.teacher).
 """
 
@@ -14,13 +16,9 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
-
-if TYPE_CHECKING:
-    from pela_vl.checkpoints.loading import LoadedModel
 
 ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength")
 
@@ -32,18 +30,17 @@ def main() -> None:
 
     from pela_vl.base.files import atomic_json
     from pela_vl.base.stages import StageBars
-    from pela_vl.checkpoints.albef import describe_parts
     from pela_vl.checkpoints.loading import dense_heads
     from pela_vl.checkpoints.ours import save_model
     from pela_vl.deploy.compression import compress_with_ema, usage_since
+    from pela_vl.deploy.dense import calibration_for, describe, load_dense
     from pela_vl.settings import CompressSettings
     from pela_vl.training.assemble import check_compression
-    from pela_vl.workloads.calibration import AlbefCalibration
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    loaded = _load(args)
-    what = describe_parts(loaded.header, loaded.ema)
+    loaded = load_dense(args.checkpoint, args.random or args.backbone, args.image_size)
+    what = describe(loaded)
     print(f"{args.checkpoint or 'random weights, ' + args.random}: {what}", flush=True)
     for note in loaded.notes:
         print(f"  {note}")
@@ -55,7 +52,7 @@ def main() -> None:
     check_compression(settings)
     calibration = None
     if args.calibration:
-        calibration = AlbefCalibration(loaded, args.calibration, args.image_root, args.samples)
+        calibration = calibration_for(loaded, args.calibration, args.image_root, args.samples, args.resize)
     with StageBars() as bars:
         result = compress_with_ema(loaded, settings, bars.show, calibration)
     loaded.header.notes["compressed"] = {
@@ -76,8 +73,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = script_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="dense model: ours, or a published ALBEF file of any task")
-    source.add_argument("--random", metavar="SIZE", help="instead, random weights of a named size such as albef_base")
+    source.add_argument("--checkpoint", help="dense model: ours, a published ALBEF file of any task, or a DeiT or Swin")
+    source.add_argument("--random", metavar="SIZE", help="instead, random weights, such as albef_base or timm's names")
+    parser.add_argument("--backbone", help="timm's name of an image classifier other than the three released ones")
     parser.add_argument("--output", required=True, help="the low-rank checkpoint to write, a .safetensors file")
     parser.add_argument("--kappa", type=float, default=3.0, help="factors hold 1/kappa of the weights (default 3)")
     parser.add_argument(
@@ -102,7 +100,12 @@ def _arguments() -> argparse.Namespace:
         "--sequential", action="store_true", help="fit each layer to what the compressed ones before it give"
     )
     parser.add_argument("--strength", type=float, default=0.5, help="of that, 0 to 1 (default %(default)s)")
-    parser.add_argument("--calibration", metavar="LIST.json", help="pictures and texts of the model's task, for these")
+    parser.add_argument(
+        "--calibration",
+        metavar="LIST",
+        help="samples of the model's task for these; of a classifier, a folder a class too",
+    )
+    parser.add_argument("--resize", type=int, help="a classifier's calibration: shorter side before the centre crop")
     parser.add_argument("--image-root", default=".", help="what the list's paths are relative to (default %(default)s)")
     parser.add_argument("--samples", type=int, default=256, help="entries of the list to use (default %(default)s)")
     parser.add_argument("--image-size", type=int, help="pixels a side; positions are interpolated to it")
@@ -124,17 +127,6 @@ def _arguments() -> argparse.Namespace:
     if args.image_size is not None and args.image_size < 1:
         raise UserError(f"--image-size {args.image_size}: give a positive number of pixels")
     return args
-
-
-def _load(args: argparse.Namespace) -> "LoadedModel":
-    from pela_vl.checkpoints.albef import load_any, load_model
-    from pela_vl.data.tokenizer import Tokenizer
-    from pela_vl.settings import ModelSettings
-
-    settings = ModelSettings(size=args.random, image_size=args.image_size)
-    if args.checkpoint:
-        return load_any(settings, args.checkpoint)
-    return load_model(settings, None, mlm=None, vocab_size=Tokenizer.load("bert-base-uncased").vocab_size)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 python tasks/efficiency.py [--json figures.json] [--markdown tables.md]
 
 No weights and no data: the models are built from shapes alone.
+
+python tasks/efficiency.py --checkpoint runs/deit_base/last.safetensors          parameters and operations of a checkpoint
+python tasks/efficiency.py --step configs/vision/swin_base.yaml --batch 2         seconds and memory of a training step
 """
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 
-from pela_vl.base.errors import run_main
+from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
 
 
@@ -16,7 +20,19 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--markdown", help="also write the tables to this file, as Markdown")
+    parser.add_argument("--checkpoint", nargs="+", help="instead, what these checkpoints of any task cost")
+    parser.add_argument(
+        "--step", nargs="+", metavar="CONFIG", help="instead, what a step of classification training takes"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="with --step: images a step (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="with --step: steps that are timed (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="with --step (default: all cores)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="with --step")
+    parser.add_argument("--output", default="runs/efficiency", help="with --step: folder (default %(default)s)")
     args = parser.parse_args()
+    if args.checkpoint or args.step:
+        _own(args)
+        return
     start = time.perf_counter()
     from pela_vl.base.files import atomic_json, atomic_write
     from pela_vl.base.progress import Progress
@@ -55,6 +71,21 @@ def main() -> None:
     if args.json:
         usage = {"whole": asdict(used), "imports": asdict(imported)}
         atomic_json(args.json, {"conditions": CONDITIONS, "rows": [record(row) for row in rows], "usage": usage})
+
+
+def _own(args: argparse.Namespace) -> None:
+    """Of the user's own checkpoints and configurations."""
+    from pela_vl.deploy.sample_cost import cost_lines
+    from pela_vl.experiments.step_cost import Request, measure_all, table
+
+    for checkpoint in args.checkpoint or ():
+        print("\n".join(cost_lines(checkpoint)))
+    for name in ("batch", "steps", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give a positive number")
+    for config in args.step or ():
+        request = Request(config, args.batch, args.steps, args.threads, tuple(args.set))
+        print(table(measure_all(Path(args.output), request), request, Path(args.output)), flush=True)
 
 
 HIDDEN = (

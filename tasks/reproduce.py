@@ -5,6 +5,9 @@ python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean an
 python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
+python tasks/reproduce.py table1 table7 figure2 --family vision     DeiT and Swin on single objects; also figure1, figure4, table8
+python tasks/reproduce.py table1 --family vision --scale full --teacher weights --dry-run     ImageNet; weights: the released files
+
 A grid may be interrupted and run again: what is done is skipped, and tables share the runs that they have in common. Results
 are in runs/reproduce/SCALE: TABLE.csv, TABLE.md, TABLE.png, and every run's folder with its log.
 """
@@ -19,25 +22,47 @@ from pela_vl.base.script import script_parser
 ROOT = Path(__file__).resolve().parent.parent
 SCENES_TEACHER = "pela_vl/assets/scenes_teacher.safetensors"
 TEACHERS = {"demo": SCENES_TEACHER, "quick": SCENES_TEACHER, "full": "ALBEF_4M.pth"}
-NAMES = ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd")
+NAMES = {
+    "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd"),
+    "vision": ("table1", "table7", "figure1", "figure2", "figure4", "table8"),
+}
 
 
 def main() -> None:
     args = _arguments()
     root = _from_root(args.output or ROOT / "runs" / "reproduce") / args.scale
-    teacher = _from_root(args.teacher or ROOT / TEACHERS[args.scale])
+    teacher = _from_root(args.teacher) if args.teacher else None
     os.chdir(ROOT)
+    names = [name for name in args.what if name != "table8"]
+    if "table8" in args.what:
+        _table8(args, root)
+    if names and args.family == "vision":
+        _vision(args, names, root, teacher)
+    elif names:
+        _albef(args, names, root, teacher or Path(TEACHERS[args.scale]))
+
+
+def _albef(args: argparse.Namespace, names: list[str], root: Path, teacher: Path) -> None:
     from pela_vl.experiments.scales import demo_scale, full_scale
+    from pela_vl.experiments.tables import TABLES
 
     if args.scale == "full":
         scale = full_scale(root, teacher, args.gpus)
     else:
         scale = demo_scale(root, teacher, quick=args.scale == "quick")
-    if "table8" in args.what:
-        _table8(args, root)
-    names = [name for name in args.what if name != "table8"]
-    if names:
-        _grids(args, names, scale)
+    _grid(args, [table for name in names for table in TABLES[name](scale)], scale)
+
+
+def _vision(args: argparse.Namespace, names: list[str], root: Path, teachers: Path | None) -> None:
+    """A grid for each backbone."""
+    from pela_vl.experiments.vision import VISION_TABLES, vision_demo_scales, vision_full_scales
+
+    if args.scale == "full":
+        scales = vision_full_scales(root, teachers or Path("."), args.gpus)
+    else:
+        scales = vision_demo_scales(root, args.scale == "quick", teachers)
+    for scale in scales:
+        _grid(args, [VISION_TABLES[name](scale) for name in names], scale)
 
 
 def _from_root(path: str | Path) -> Path:
@@ -46,11 +71,10 @@ def _from_root(path: str | Path) -> Path:
     return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
 
-def _grids(args: argparse.Namespace, names: list[str], scale) -> None:
+def _grid(args: argparse.Namespace, tables: list, scale) -> None:
     from pela_vl.experiments.runs import Grid
-    from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
+    from pela_vl.experiments.tables import table_runs, trained_variants
 
-    tables = [table for name in names for table in TABLES[name](scale)]
     runs = [run for seed in args.seeds for table in tables for run in table_runs(table, scale, seed)]
     grid = Grid(runs, scale.root, [scale.teacher] if scale.teacher.is_file() or not args.dry_run else [])
     if args.dry_run:
@@ -68,18 +92,21 @@ def _grids(args: argparse.Namespace, names: list[str], scale) -> None:
 
 
 def _table8(args: argparse.Namespace, root: Path) -> None:
-    from pela_vl.experiments.step_cost import commands, measure_all, table
+    from pela_vl.experiments.step_cost import CONFIGS, PRINTED, Request, commands, measure_all, table
 
     batch = args.batch or (64 if args.scale == "full" else 16)
-    if args.dry_run:
-        print("\n".join(commands(batch, args.steps, args.threads)))
-        return
-    print(f"\n{table(measure_all(root, batch, args.steps, args.threads, args.show), root)}", flush=True)
+    for config in CONFIGS if args.family == "vision" else (PRINTED,):
+        request = Request(config, batch, args.steps, args.threads)
+        if args.dry_run:
+            print("\n".join(commands(request)))
+        else:
+            print(f"\n{table(measure_all(root, request, args.show), request, root)}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("what", nargs="+", choices=NAMES, help="which of the paper's tables and figures")
+    parser.add_argument("what", nargs="+", choices=sorted({*sum(NAMES.values(), ())}), help="which of the paper's")
+    parser.add_argument("--family", choices=list(NAMES), default="albef", help="whose tables (default %(default)s)")
     parser.add_argument(
         "--scale",
         choices=list(TEACHERS),
@@ -88,7 +115,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="of training (default: 0 1 2 in the demo, else 0)")
     parser.add_argument(
-        "--teacher", help="the dense pre-trained checkpoint (default: the shipped one, or ALBEF_4M.pth)"
+        "--teacher",
+        help="the dense checkpoint (default: the shipped one, or ALBEF_4M.pth); of vision the folder of them",
     )
     parser.add_argument("--output", help="folder (default: runs/reproduce of the repository)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
@@ -103,6 +131,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="table8: images a step (default 16 in the demo, 64 in full)")
     parser.add_argument("--steps", type=int, default=5, help="table8: steps that are timed (default %(default)s)")
     args = parser.parse_args()
+    for name in args.what:
+        if name not in NAMES[args.family]:
+            raise UserError(f"{name} is not of --family {args.family}, which has {', '.join(NAMES[args.family])}")
     args.seeds = list(dict.fromkeys(args.seeds or ([0, 1, 2] if args.scale == "demo" else [0])))
     for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps", "threads", "batch"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:

@@ -7,36 +7,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.system import cpu_seconds, peak_memory
-from pela_vl.checkpoints.albef import ALBEF_KINDS
 from pela_vl.checkpoints.header import Header
-from pela_vl.checkpoints.loading import LoadedModel, build_meta
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.ours import EMA
-from pela_vl.cost import Flops, count_parameters, linear_conv_flops
+from pela_vl.cost import Flops, count_parameters
+from pela_vl.deploy.sample_cost import counted, meta_model, sample_flops
 from pela_vl.lowrank import Calibration, LayerReport, PlanError, Recipe, apply_plan
 from pela_vl.lowrank.align import align_factors
-from pela_vl.models.albef.albef import Albef
-from pela_vl.models.albef.entailment import AlbefEntailment
-from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.recovery.sequential import fit_report
 from pela_vl.settings import CompressSettings
 from pela_vl.training.assemble import compress_loaded
 
-TEXT_TOKENS, ANSWER_TOKENS = 30, 6
-"""Lengths in the operations that `sample_flops` counts: the longest text that retrieval and pre-training take by default
-(a model with fewer positions is counted at those), and a usual answer."""
-SAMPLES = {
-    "match": "to score one image with one text: both encoders, joint projections, the image's keys and values, fusion and "
-    "matching",
-    "entailment": "to classify one image with one sentence: both encoders, fusion and classifier",
-    "vqa": f"for one image, one question and one answer of {ANSWER_TOKENS} tokens: both encoders, fusion, decoder with its "
-    "vocabulary logits",
-}
-"""What `sample_flops` counts, by kind of checkpoint ("match" for all that are not named)."""
 EMA_FITTED = (
     "the EMA model has the model's own factors, biases and fitted dense layers; its other weights are as they were"
 )
@@ -108,14 +93,11 @@ class Compression:
         before, after = self.parameters
         first, second = (sum(row[key] for row in self.rows()) for key in ("before", "after"))
         dense, small = self.flops
-        config = header.config
-        size, length = config.image_size, min(TEXT_TOKENS, config.max_positions)
         lines = [
             f"parameters {before:,} -> {after:,} ({after / before:.1%})",
             f"  weights of these {len(self.layers)} layers {first:,} -> {second:,} ({second / first:.1%})",
             f"GFLOPs     {dense.layers / 1e9:.4g} -> {small.layers / 1e9:.4g} ({small.layers / dense.layers:.1%})",
-            f"  in Linear and Conv layers (2 x multiply-adds), with images of {size} px and texts of {length} tokens,",
-            f"  {SAMPLES.get(header.kind, SAMPLES['match'])};",
+            *(f"  {line}" for line in counted(header)),
             f"  the products between activations (attention) add {small.attention / 1e9:.3g} to either",
         ]
         return "\n".join(lines)
@@ -234,54 +216,6 @@ def _load_ema(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe) -> N
 def _stored(model: nn.Module) -> dict[str, Tensor]:
     """The weights under a checkpoint's names; what has none is left out."""
     return {EMA + key: value for key, value in model.state_dict().items() if value.device.type != "meta"}
-
-
-def sample_flops(header: Header) -> Flops:
-    """Operations for one sample of a checkpoint's model, as `SAMPLES` says it; only shapes are computed.
-
-    The MLM head of pre-training has no part in it.
-    """
-    model, config = deployed(header), header.config
-    images = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
-    ids = torch.zeros(1, min(TEXT_TOKENS, config.max_positions), dtype=torch.int64, device="meta")
-    runs: dict[str, Callable[[Any, Tensor, Tensor, Tensor], object]] = {"entailment": _classify, "vqa": _answer}
-    run = runs.get(header.kind, _match)
-    return linear_conv_flops(model.eval(), lambda model: run(model, images, ids, torch.ones_like(ids)))
-
-
-def deployed(header: Header) -> nn.Module:
-    """A checkpoint's model without weights and without the MLM head of pre-training."""
-    ranks = {name: rank for name, rank in header.ranks.items() if not name.startswith("mlm_head.")}
-    return meta_model(replace(header, ranks=ranks), False)
-
-
-def meta_model(header: Header, mlm: bool) -> nn.Module:
-    """A checkpoint's model without weights.
-
-    Args:
-        header: What the checkpoint says of it.
-        mlm: With the MLM head, where the kind may have one.
-    """
-    return build_meta(header, **({"mlm": mlm} if header.kind in ALBEF_KINDS else {}))
-
-
-def _match(model: Albef, images: Tensor, ids: Tensor, mask: Tensor) -> None:
-    image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
-    model.image_feature(image), model.text_feature(text)
-    fused = model.text_encoder.fuse(text, mask, model.text_encoder.image_keys_values(image)).tokens
-    model.itm_head(fused[:, 0])  # the last layer counts for every token, as published
-
-
-def _classify(model: AlbefEntailment, images: Tensor, ids: Tensor, mask: Tensor) -> None:
-    bert, image = model.text_encoder, model.visual_encoder(images).tokens
-    fused = bert.fuse(bert.encode(ids, mask).tokens, mask, bert.image_keys_values(image)).tokens
-    model.cls_head(fused[:, 0])
-
-
-def _answer(model: AlbefVqa, images: Tensor, ids: Tensor, mask: Tensor) -> None:
-    question = model.text_decoder.question_keys_values(model.encode_question(images, ids, mask))
-    answer = ids[:, :ANSWER_TOKENS]
-    model.text_decoder.logits(model.text_decoder.decode(answer, torch.ones_like(answer), question, mask))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ PUBLISHED_SAMPLES = {
     "configs/coco.yaml": 566_747,
     "configs/snli_ve.yaml": 529_527,
     "configs/refcoco_plus.yaml": 120_191,
+    "configs/vision/deit_base.yaml": 1_281_167,
+    "configs/vision/swin_base.yaml": 1_281_167,
+    "configs/vision/deit3_large.yaml": 1_281_167,
     "configs/vqa.yaml": 2_103_433,  # train, val and Visual Genome, including unanswerable questions
 }
 """Training samples of the public data, used where a list is not on this disk (docs/data.md)."""
@@ -41,7 +44,11 @@ _SUBJECT = {
     "configs/refcoco_plus.yaml": "ALBEF retrieval",
     "configs/snli_ve.yaml": "ALBEF SNLI-VE",
     "configs/vqa.yaml": "ALBEF VQA",
+    "configs/vision/deit_base.yaml": "DeiT-Base",
+    "configs/vision/swin_base.yaml": "Swin-Base",
+    "configs/vision/deit3_large.yaml": "DeiT-III-Large",
 }
+_VISION = "configs/vision/"
 _METHODS = {"dense": "full", "lora": "lora", "tinybert": "tinybert", "maskalign": "maskalign", "tome": "tome"}
 
 
@@ -100,12 +107,12 @@ def _count(files: list[str]) -> int | None:
 
 @cache
 def _training_flops(path: str, variant: Variant) -> float:
-    pretraining = path == "configs/pretrain.yaml"
+    pretraining, vision = path == "configs/pretrain.yaml", path.startswith(_VISION)
     subject = _PRETRAINING if pretraining else _by_name(_SUBJECT[path])
     method = _METHODS.get(variant.name, "pela")
     if variant.kappa is not None:
         subject = replace(subject, kappa=variant.kappa)
-    step, batch = subject.training_step or subject.forward, _PAIRS if pretraining else BATCH
+    step, batch = subject.training_step or subject.forward, 1 if vision else _PAIRS if pretraining else BATCH
     with torch.device("meta"):
         model, teacher = subject.build().eval(), subject.build().eval()
         reshape(model, subject, method)
@@ -114,8 +121,8 @@ def _training_flops(path: str, variant: Variant) -> float:
     total = (2 if method == "lora" else 3) * online
     if subject.ema is not None:
         total += linear_conv_flops(ema, subject.ema).total
-    if pretraining and not {"method=svd", "losses.fd=0"} & set(variant.pretrain or ()):
-        total += linear_conv_flops(teacher, _features).total
+    if (pretraining or vision) and not {"method=svd", "losses.fd=0"} & set(variant.pretrain or ()):
+        total += linear_conv_flops(teacher, subject.forward if vision else _features).total
     return total / batch
 
 

@@ -8,6 +8,7 @@ from pela_vl.experiments.results import as_markdown, collect, write
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Table
+from pela_vl.experiments.vision_plots import PLOTS, draw_vision
 
 
 def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
@@ -32,5 +33,5 @@ def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
     threads = "/".join(map(str, found.threads)) or "no"
     text += f"\n\nSeeds {', '.join(map(str, seeds))}; its runs took {clock(found.seconds)} in sum, on {threads} thread(s) each."
     paths = write(found, text, scale.root)
-    paths.append(draw(found, scale, grid, scale.root))
+    paths.append((draw_vision if table.plot in PLOTS else draw)(found, scale, grid, scale.root))
     return f"{text}\n\nwritten: {', '.join(map(str, paths))}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from pela_vl.base.files import atomic_write
 from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters
-from pela_vl.deploy.compression import deployed, sample_flops
+from pela_vl.deploy.sample_cost import deployed, sample_flops
 from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.tables import Column, Table, TableRow
@@ -104,7 +104,8 @@ def _value(scale: Scale, column: Column, run: Run, grid: Grid) -> float | None:
     if column.metric is None or not grid.done(run):
         return None
     file = scale.root / run.name / scale.tasks[column.task].records[column.split]
-    return json.loads(file.read_text(encoding="utf-8"))["metrics"].get(column.metric)
+    value = json.loads(file.read_text(encoding="utf-8"))["metrics"].get(column.metric)
+    return None if value is None else value * column.scaled
 
 
 def _cost(scale: Scale, row: TableRow, seeds: Sequence[int], grid: Grid) -> tuple[int | None, float | None]:

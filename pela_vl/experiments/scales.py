@@ -41,14 +41,15 @@ class Scale:
     """Where and how the runs of a grid are executed.
 
     Attributes:
-        root: folder of all runs.
-        teacher: the dense pre-trained checkpoint.
-        tasks: by name.
-        pretrain: configuration of the intermediate pre-training and its changes.
-        calibration: list and image folder of calibration samples, for inits that need them.
-        numbers: values that variants refer to by names in braces.
-        launcher: what training scripts are started with; empty for plain Python.
-        threads: arguments that set a training script's number of threads, with {threads} to be filled in.
+    root: folder of all runs.
+    teacher: the dense pre-trained checkpoint.
+    tasks: by name.
+    pretrain: configuration of the intermediate pre-training and its changes.
+    calibration: list and image folder of calibration samples, for inits that need them.
+    numbers: values that variants refer to by names in braces.
+    launcher: what training scripts are started with; empty for plain Python.
+    threads: arguments that set a training script's number of threads, with {threads} to be filled in.
+    compress: further arguments of every compression.
     """
 
     name: str
@@ -60,12 +61,13 @@ class Scale:
     numbers: Mapping[str, float | int]
     launcher: tuple[str, ...] = ()
     threads: tuple[str, ...] = ()
+    compress: tuple[str, ...] = ()
 
     def compressed(self, variant: Variant) -> Run:
         """The run that compresses the dense model. Variants with the same factors have the same run."""
         output = self.root / "compressed" / _factors(variant) / "model.safetensors"
         arguments = ["--checkpoint", str(self.teacher), "--output", str(output), "--kappa", f"{variant.kappa:g}"]
-        arguments += ["--ranks", variant.ranks]
+        arguments += ["--ranks", variant.ranks, *self.compress]
         needs: tuple[Run, ...] = ()
         if variant.init != "svd":
             file, image_root = self.calibration
@@ -217,20 +219,25 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
 _PAPER_GPUS = 4
 
 
+def paper_batch(gpus: int) -> tuple[str, ...]:
+    """Changes that make an update's batch that of the paper's 4 GPUs on 4, 2 or 1. Raises UserError for another number."""
+    if _PAPER_GPUS % gpus:
+        raise UserError(f"--gpus {gpus}: give 1, 2 or 4, so that an update's batch is the published one")
+    return () if gpus == _PAPER_GPUS else (f"train.accumulation={_PAPER_GPUS // gpus}",)
+
+
 def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
     """The paper's data sets and hyper-parameters, on 4 GPUs or, with gradient accumulation, on 2 or 1.
 
     Args:
-        root: folder of all runs.
+            root: folder of all runs.
         teacher: the dense pre-trained checkpoint.
         gpus: 1, 2 or 4.
 
     Raises:
         UserError: For another number of GPUs, as an update's batch would not be the published one.
     """
-    if _PAPER_GPUS % gpus:
-        raise UserError(f"--gpus {gpus}: give 1, 2 or 4, so that an update's batch is the published one")
-    batch = () if gpus == _PAPER_GPUS else (f"train.accumulation={_PAPER_GPUS // gpus}",)
+    batch = paper_batch(gpus)
     flickr = Task("tasks/retrieval.py", "configs/flickr.yaml", batch)
     coco = Task("tasks/retrieval.py", "configs/coco.yaml", batch)
     return Scale(

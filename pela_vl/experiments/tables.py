@@ -34,6 +34,7 @@ class Column:
         split: whose record is read.
         metric: key in that record; None where no file has it, because a server evaluates.
         paper: the paper's name of the column; None if it has none.
+        scaled: what the metric is multiplied by.
     """
 
     head: str
@@ -41,6 +42,7 @@ class Column:
     split: str = "test"
     metric: str | None = None
     paper: str | None = None
+    scaled: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """One table; `name` is that of its files, `plot` one of "differences", "compressions" and "recovery"."""
+    """One table; `name` is that of its files, `plot` "differences", "compressions", "recovery" or a key of vision_plots.PLOTS."""
 
     name: str
     title: str

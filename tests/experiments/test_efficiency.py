@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertLMHeadModel
 
 from pela_vl.checkpoints.header import Header
-from pela_vl.deploy.compression import sample_flops
+from pela_vl.deploy.sample_cost import sample_flops
 from pela_vl.experiments import efficiency
 from pela_vl.experiments.efficiency import LABELS, SUBJECTS, TOLERANCE, Cost, Row, count, listed, table_rows
 from pela_vl.lowrank import plan_ranks

@@ -25,7 +25,7 @@ from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, 
 GENERATOR_VERSION = 2  # raise it whenever the image of a given (seed, split, index) changes
 CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
-_DIAMETERS = (0.45, 0.85)  # as fractions of the image's width: the object is what the image shows, as in ImageNet
+_DIAMETERS = (0.6, 0.85)  # as fractions of the image's width: the object is what the image shows, as in ImageNet
 _MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
 
 Job = tuple[Split, int, int]
@@ -40,6 +40,7 @@ class ObjectRequest:
         seed: of all draws.
         image_size: width and height in pixels.
         textured: whether textures are classes.
+        plain: whether every object is of one colour all over, which is learnt faster.
     """
 
     train: int
@@ -48,6 +49,7 @@ class ObjectRequest:
     seed: int = 0
     image_size: int = 64
     textured: bool = False
+    plain: bool = False
     generator_version: int = GENERATOR_VERSION
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class ObjectRequest:
             raise UserError(f"--image-size {self.image_size}: must be from 32 to 512 pixels")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
+        if self.textured and self.plain:
+            raise UserError("--textured and --plain: textures cannot be classes where there is one; leave one out")
 
     @property
     def classes(self) -> list[str]:
@@ -74,7 +78,9 @@ class ObjectRequest:
         ]
 
 
-def sample_object(seed: int, split: Split, index: int, textured: bool = False) -> tuple[Scene, str]:
+def sample_object(
+    seed: int, split: Split, index: int, textured: bool = False, plain: bool = False
+) -> tuple[Scene, str]:
     """A scene of one object, with varying size, place, background and, unless it is part of the class, texture.
 
     Args:
@@ -82,6 +88,7 @@ def sample_object(seed: int, split: Split, index: int, textured: bool = False) -
         split: "train", "val" or "test".
         index: of the image in its split; it determines the class.
         textured: whether the texture is part of the class.
+        plain: whether the texture is always "plain".
 
     Returns:
         The scene and the name of its class.
@@ -89,7 +96,7 @@ def sample_object(seed: int, split: Split, index: int, textured: bool = False) -
     dice = Dice(seed, SPLITS.index(split), index, _STREAM)
     colour, rest = COLOURS[index % len(COLOURS)], index // len(COLOURS)
     shape, rest = SHAPES[rest % len(SHAPES)], rest // len(SHAPES)
-    texture = TEXTURES[rest % len(TEXTURES)] if textured else dice.pick(TEXTURES)
+    texture = TEXTURES[rest % len(TEXTURES)] if textured else "plain" if plain else dice.pick(TEXTURES)
     diameter = dice.uniform(*_DIAMETERS)
     margin = diameter / 2 + 2 / 64
     x, y = dice.uniform(margin, 1 - margin), dice.uniform(margin, 1 - margin)
@@ -159,7 +166,7 @@ def _make_chunk(request: ObjectRequest, output: Path, job: Job) -> int:
     split, start, end = job
     try:
         for index in range(start, end):
-            scene, name = sample_object(request.seed, split, index, request.textured)
+            scene, name = sample_object(request.seed, split, index, request.textured, request.plain)
             image = Image.fromarray(render(scene, request.image_size))
             image.save(output / split / name / f"{index:07d}.jpg", "JPEG", quality=95, subsampling=0)
         _mark(output, job).touch()

@@ -1,0 +1,132 @@
+"""Which commands the demo of the vision half runs: a small DeiT and a small Swin on single objects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pela_vl.demo.stages import Stage, make_stage, set_arguments
+
+TEACHER, TRUNCATED, FITTED, PELA = "teacher (dense)", "truncated (SVD only)", "fitted factors, no training", "PELA"
+MODELS = (TEACHER, TRUNCATED, FITTED, PELA)
+FITTED_OPTIONS = ("--init", "gauss_newton", "--ranks", "allocated", "--sequential")
+"""The training-free factors that do best on single objects (docs/vision.md)."""
+_FITTED_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One of the demo's teachers.
+
+    Args:
+        name: Of its folder and its configuration.
+        title: For people.
+        kappa: Of its compression.
+        exclude: Patterns kept dense beside the heads.
+    """
+
+    name: str
+    title: str
+    kappa: float
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def teacher(self) -> Path:
+        """The shipped checkpoint."""
+        return Path(f"pela_vl/assets/objects_{self.name}.safetensors")
+
+    @property
+    def config(self) -> str:
+        """Of PELA's pre-training stage, and of evaluations."""
+        return f"configs/demo/vision_{self.name}.yaml"
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    one.name: one for one in (Backbone("deit", "DeiT", 3), Backbone("swin", "Swin Transformer", 3))
+}
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """How much of everything; the defaults are those of `make demo-vision`. steps: instead of the configuration's."""
+
+    train: int = 8000
+    val: int = 500
+    test: int = 2000
+    steps: int | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class VisionPaths:
+    """Where the demo keeps things."""
+
+    root: Path
+    images: Path
+
+    def checkpoint(self, backbone: Backbone, model: str) -> Path:
+        """The checkpoint of one of MODELS."""
+        folder = self.root / backbone.name
+        return {
+            TEACHER: backbone.teacher,
+            TRUNCATED: folder / "truncated.safetensors",
+            FITTED: folder / "fitted.safetensors",
+            PELA: folder / "pela" / "best.safetensors",
+        }[model]
+
+    def results(self, backbone: Backbone, model: str) -> Path:
+        """The folder with a model's evaluation."""
+        return self.root / backbone.name / {TEACHER: "teacher", TRUNCATED: "svd", FITTED: "fit", PELA: "pela"}[model]
+
+
+def render_arguments(images: Path, sizes: VisionSizes) -> list[str]:
+    """Of data_prep/build_objects.py."""
+    counts = {"--train": sizes.train, "--val": sizes.val, "--test": sizes.test, "--image-size": 32}
+    return ["--output", str(images), "--plain", *(str(part) for pair in counts.items() for part in pair)]
+
+
+def data_changes(images: Path) -> list[str]:
+    """What a configuration of the demo says of these images."""
+    return [f"data.train=[{images}/train]", f"data.val={images}/val", f"data.test={images}/test"]
+
+
+def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
+    """The commands, in order."""
+    arguments = [*render_arguments(paths.images, sizes), "--workers", str(sizes.workers)]
+    steps = [make_stage("render single objects", "data_prep/build_objects.py", arguments, [], True)]
+    for backbone in BACKBONES.values():
+        steps += _stages_of(backbone, paths, sizes)
+    return steps
+
+
+def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
+    data, script = data_changes(paths.images), "tasks/classify.py"
+
+    def evaluate(model: str) -> Stage:
+        folder = paths.results(backbone, model)
+        changes = [*data, f"init.checkpoint={paths.checkpoint(backbone, model)}", f"output={folder}"]
+        arguments = ["--config", backbone.config, "--evaluate", *set_arguments(changes)]
+        return make_stage(f"{backbone.title}, evaluate: {model}", script, arguments, [folder])
+
+    def compress(model: str, *options: str) -> Stage:
+        output = paths.checkpoint(backbone, model)
+        record = output.with_suffix(".json")
+        arguments = ["--checkpoint", str(backbone.teacher), "--output", str(output), "--kappa", f"{backbone.kappa:g}"]
+        arguments += ["--exclude", *backbone.exclude] if backbone.exclude else []
+        arguments += [*options, "--json", str(record)]
+        return make_stage(f"{backbone.title}, compress: {model}", "tasks/compress.py", arguments, [output, record])
+
+    run = paths.results(backbone, PELA)
+    changes = [*data, f"init.checkpoint={paths.checkpoint(backbone, TRUNCATED)}", f"init.teacher={backbone.teacher}"]
+    changes.append(f"output={run}")
+    if sizes.steps:
+        changes += [f"train.steps={sizes.steps}", f"optim.warmup_steps={sizes.steps // 20}"]
+    train = ["--config", backbone.config, "--resume", *set_arguments(changes)]
+    samples = ("--calibration", f"{paths.images}/train", "--samples", str(_FITTED_SAMPLES), "--resize", "32")
+    return [
+        evaluate(TEACHER),
+        compress(TRUNCATED),
+        evaluate(TRUNCATED),
+        compress(FITTED, *FITTED_OPTIONS, *samples),
+        evaluate(FITTED),
+        make_stage(f"{backbone.title}, PELA: intermediate pre-training", script, train, [run], True),
+    ]
