@@ -17,7 +17,6 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
 	@echo "make demo-all  the same, then the other tasks on built-in data too"
-	@echo "make demo-vision  image classifiers: a small DeiT and a small Swin on built-in data"
 	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make lint      style, import rules and types;  make format  mends style"
@@ -85,9 +84,6 @@ demo: $(STAMP)
 
 demo-all: $(STAMP)
 	@$(BIN)/python tasks/demo.py --all-tasks
-
-demo-vision: $(STAMP)
-	@$(BIN)/python tasks/demo_vision.py
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache

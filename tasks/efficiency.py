@@ -8,6 +8,7 @@ python tasks/efficiency.py --checkpoint runs/deit_base/last.safetensors         
 python tasks/efficiency.py --step configs/vision/swin_base.yaml --batch 2         seconds and memory of a training step
 """
 
+import argparse
 import time
 from dataclasses import asdict
 from pathlib import Path

@@ -1,5 +1,6 @@
 """The dense model that is to be compressed, of whatever kind its file is, and the samples that its factors are made for."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def calibration_for(
         return AlbefCalibration(loaded, source, image_root, samples)
     settings = Settings()
     settings.vision.resize = resize
-    data: Any = LabelledImages(load_labelled([source], image_root), None)
+    root = "" if os.path.isdir(source) else image_root  # folders say themselves where their images are
+    data: Any = LabelledImages(load_labelled([source], root), None)
     chosen: Sequence[int] = draw(len(data), samples)
     return ImageCalibration(data, chosen, test_transform(settings, loaded.header.config.image_size), True)
