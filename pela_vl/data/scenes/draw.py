@@ -70,8 +70,8 @@ def object_masks(scene: Scene, image_size: int) -> list[ObjectMask]:
     """Masks in the order of `scene.things`, including what another object hides."""
     found = []
     for thing in scene.things:
-        top, left, diameter, angle = _pose(thing, image_size)
-        whole = shape_masks(thing.shape, diameter, angle, _outline(image_size))[1]
+        top, left, diameter, angle = pose(thing, image_size)
+        whole = shape_masks(thing.shape, diameter, angle, outline_width(image_size))[1]
         found.append(ObjectMask(top, left, whole[:, :, 0] > 0.5))
     return found
 
@@ -81,7 +81,7 @@ def boxes(scene: Scene, image_size: int) -> list[Box]:
     return [mask.box for mask in object_masks(scene, image_size)]
 
 
-def _pose(thing: Thing, image_size: int) -> tuple[int, int, int, int]:
+def pose(thing: Thing, image_size: int) -> tuple[int, int, int, int]:
     """(top, left, diameter) in pixels and the angle's index, which comes from the place: boxes need no pixels."""
     diameter = round(thing.diameter * image_size)
     left = round(thing.x * image_size - diameter / 2) - BORDER
@@ -91,7 +91,8 @@ def _pose(thing: Thing, image_size: int) -> tuple[int, int, int, int]:
     return min(max(top, 0), limit), min(max(left, 0), limit), diameter, angle
 
 
-def _outline(image_size: int) -> float:
+def outline_width(image_size: int) -> float:
+    """Width in pixels of the line around an object."""
     return min(0.8 * image_size / 64, BORDER - 0.2)
 
 
@@ -136,8 +137,8 @@ def _specks(pixels: np.ndarray, size: int, dice: Dice, count: int) -> None:
 
 
 def _draw(pixels: np.ndarray, thing: Thing, size: int, dice: Dice) -> None:
-    top, left, diameter, angle = _pose(thing, size)
-    fill, whole = shape_masks(thing.shape, diameter, angle, _outline(size))
+    top, left, diameter, angle = pose(thing, size)
+    fill, whole = shape_masks(thing.shape, diameter, angle, outline_width(size))
     pattern = texture_mask(thing.texture, diameter, dice.below(PHASES))
     base = np.array([value + dice.uniform(-10, 10) for value in PALETTE[thing.colour]], np.float32)
     edge = _DARK if sum(weight * float(value) for weight, value in zip(_LUMA, base, strict=True)) > 100 else _LIGHT

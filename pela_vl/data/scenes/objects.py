@@ -4,21 +4,18 @@
 An image is a pure function of (seed, split, index). Classes are equally frequent up to one image.
 """
 
-import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from pela_vl.base.build_folder import alone, claim_folder, follow_parent
+from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
-from pela_vl.base.progress import Progress
 
+from .chunks import Job, run_jobs, split_jobs
 from .draw import render
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, Split, Thing
 
@@ -27,8 +24,6 @@ CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
 _DIAMETERS = (0.6, 0.85)  # as fractions of the image's width: the object is what the image shows, as in ImageNet
 _MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
-
-Job = tuple[Split, int, int]
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,7 @@ class ObjectRequest:
 
     def jobs(self) -> list[Job]:
         """(split, first index, end index) of every chunk."""
-        return [
-            (split, start, min(start + CHUNK, getattr(self, split)))
-            for split in SPLITS
-            for start in range(0, getattr(self, split), CHUNK)
-        ]
+        return split_jobs(self, CHUNK)
 
 
 def sample_object(
@@ -131,34 +122,13 @@ def build_objects(request: ObjectRequest, output: Path, workers: int = 1, report
             for name in request.classes if getattr(request, split) else ():
                 (output / split / name).mkdir(parents=True, exist_ok=True)
         jobs = [job for job in request.jobs() if not _mark(output, job).exists()]
-        _run(request, output, jobs, workers, report)
+        run_jobs(partial(_make_chunk, request, output), jobs, request, output, "objects", workers, report)
         counts = {split: getattr(request, split) for split in SPLITS}
         content = {"request": asdict(request), "classes": request.classes, "images": counts}
         atomic_json(output / _MANIFEST, content)
         shutil.rmtree(parts, ignore_errors=True)
         (output / _STARTED).unlink(missing_ok=True)
     return True
-
-
-def _run(request: ObjectRequest, output: Path, jobs: list[Job], workers: int, report: bool) -> None:
-    total = request.train + request.val + request.test
-    left = sum(end - start for _, start, end in jobs)
-    with Progress(total, "objects", initial=total - left, unit="image", enabled=report) as progress:
-        if workers == 1 or len(jobs) < 2:
-            for job in jobs:
-                progress.update(_make_chunk(request, output, job))
-            return
-        # Spawned, not forked: the caller may hold threads.
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), follow_parent, (os.getpid(),))
-        try:
-            for future in as_completed([pool.submit(_make_chunk, request, output, job) for job in jobs]):
-                progress.update(future.result())
-        except BrokenProcessPool:
-            raise UserError(
-                f"{output}: a worker was killed (out of memory?); run the same command again to go on"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _make_chunk(request: ObjectRequest, output: Path, job: Job) -> int:
