@@ -410,11 +410,46 @@ class VisionSettings:
 
 
 @dataclass
+class SegmentationSettings:
+    """Semantic segmentation with UperNet; model.image_size is the side of a training crop.
+
+    Args:
+        classes: The file that names the classes and their values in label images.
+        scale: Longest and shortest side that an image is resized to fit, its ratio kept.
+        ratio: Range of the factor on both in training.
+        largest_class: Share of a crop's labelled pixels that one class may have; 1 for any.
+        distortion: Distort brightness, contrast, saturation and hue in training.
+        channels: Of the UperNet head of a model that has none yet.
+        auxiliary_channels: Of its auxiliary head; 0 for none.
+        dropout: Of the channels before each classifier of such heads.
+        auxiliary: Weight of the auxiliary loss.
+        mode: "whole" shows the model a whole test image, "slide" windows of the crop's size.
+        stride: Pixels between windows.
+        batch: Images, or windows, of equal size that are evaluated at a time.
+        tile_mb: MiB that logits at full resolution may take in an evaluation.
+    """
+
+    classes: str | None = None
+    scale: list[int] = field(default_factory=lambda: [2048, 512])
+    ratio: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    largest_class: float = 0.75
+    distortion: bool = True
+    channels: int = 512
+    auxiliary_channels: int = 256
+    dropout: float = 0.1
+    auxiliary: float = 0.4
+    mode: Literal["whole", "slide"] = "whole"
+    stride: int = 341
+    batch: int = 1
+    tile_mb: float = 64.0
+
+
+@dataclass
 class DrawingSettings:
     """Images that an evaluation draws for people to look at.
 
     Args:
-        overlays: Expressions with their heat maps, in grounding.
+        overlays: Expressions with their heat maps, in grounding; images with labels beside the truth, in segmentation.
         examples: Questions on the sheet of visual question answering.
     """
 
@@ -444,4 +479,5 @@ class Settings:
     grounding: GroundingSettings = field(default_factory=GroundingSettings)
     vqa: VqaSettings = field(default_factory=VqaSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     drawings: DrawingSettings = field(default_factory=DrawingSettings)

@@ -108,7 +108,7 @@ def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) ->
         raise UserError(f"{where}: {error}") from None
     except PlanError as error:
         raise UserError(f"{where}: does not fit {config.backbone}: {error}") from None
-    weights = _resampled(converted.weights, model)
+    weights = resampled(converted.weights, model)
     if converted.classes != config.classes:
         weights = {name: value for name, value in weights.items() if not name.startswith(HEAD)}
         held = (
@@ -118,7 +118,7 @@ def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) ->
         )
         notes.append(f"head: starts anew (the file has {held}, the model {config.classes} classes)")
         weights |= {k: v for k, v in model.state_dict().items() if k.startswith(HEAD)}
-    _load_strictly(model, weights, f"{where}: does not fit {config.backbone}")
+    load_strictly(model, weights, f"{where}: does not fit {config.backbone}")
     return model, notes
 
 
@@ -149,7 +149,7 @@ def _rename(kind: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return weights, notes
 
 
-def _resampled(weights: dict[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
+def resampled(weights: dict[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """weights with positions resampled, antialiased, to the model's grid or windows; all else as it is."""
     found = dict(weights)
     net: Any = model.backbone  # timm's
@@ -180,7 +180,17 @@ def _module(model: nn.Module, parameter: str) -> nn.Module | None:
 
 
 @torch.no_grad()
-def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Fill a model with weights that are all of it.
+
+    Args:
+        model: The model.
+        weights: Name -> tensor.
+        where: What a message begins with.
+
+    Raises:
+        UserError: For missing and unknown tensors and those of another shape, which it lists.
+    """
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = [

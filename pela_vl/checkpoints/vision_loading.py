@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ _RELEASED = {  # by kind, width of the first block, and whether LayerScale is th
     ("vit", 1024, True): "deit3_large_patch16_224",
     ("swin", 128, False): "swin_base_patch4_window7_224",
 }
+Config = TypeVar("Config", bound=VisionConfig)
 _SIZES = ("patch_size", "width", "depths", "heads", "window")
 
 
@@ -46,10 +47,10 @@ def load_classifier(
     if checkpoint is None:
         if settings.size is None or classes is None:
             raise UserError("a new image classifier wants model.size, a name of timm, and data.train for its classes")
-        config = _config(settings, VisionConfig(settings.size, len(classes)), True)
+        config = model_config(settings, VisionConfig(settings.size, len(classes)), True)
         loaded = LoadedModel(build_vision(config), Header(KIND, config, normalization=IMAGENET))
         if settings.init_std is not None:
-            _initialise(loaded.model, settings.init_std)
+            initialise_linears(loaded.model, settings.init_std)
     else:
         header = read_header(checkpoint)
         loaded = (
@@ -71,7 +72,7 @@ def _ours(
         )
     weights, ema = split_ema(read_weights(checkpoint))
     held: int | None = header.config.classes
-    config = _config(settings, header.config, False)
+    config = model_config(settings, header.config, False)
     if classes is not None and list(classes) != header.notes.get("classes", list(classes)):
         held, config, ema = None, replace(config, classes=len(classes)), {}
     elif classes is not None:
@@ -83,16 +84,17 @@ def _ours(
 
 def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | None) -> LoadedModel[VisionModel]:
     converted = convert_vision(checkpoint)
-    name = settings.size or _released_name(converted, checkpoint)
+    name = settings.size or released_name(converted, checkpoint)
     count = len(classes) if classes is not None else converted.classes
     if count is None:
         raise UserError(f"checkpoint {checkpoint}: has no classifier, and data.train names no classes")
-    config = _config(settings, VisionConfig(name, count), True)
+    config = model_config(settings, VisionConfig(name, count), True)
     model, notes = fill_vision(converted, config, f"checkpoint {checkpoint}")
     return LoadedModel(model, Header(KIND, config, dict(converted.ranks), normalization=IMAGENET), notes=notes)
 
 
-def _released_name(converted: ConvertedVision, checkpoint: str) -> str:
+def released_name(converted: ConvertedVision, checkpoint: str) -> str:
+    """timm's name of a released classifier. Raises UserError for one that is none of the three."""
     weights = converted.weights
     width, scaled = len(weights["backbone.patch_embed.proj.weight"]), any(".ls1." in name for name in weights)
     name = _RELEASED.get((converted.kind, width, scaled))
@@ -101,8 +103,17 @@ def _released_name(converted: ConvertedVision, checkpoint: str) -> str:
     return name
 
 
-def _config(settings: ModelSettings, config: VisionConfig, anew: bool) -> VisionConfig:
-    """`config` with what the settings change; anew: the sizes too."""
+def model_config(settings: ModelSettings, config: Config, anew: bool) -> Config:
+    """A vision model's config as a run wants it.
+
+    Args:
+        settings: What changes.
+        config: What it is changed from.
+        anew: The model is built anew, so that its sizes may change too.
+
+    Raises:
+        UserError: For an override that is no size, or of another kind.
+    """
     changes: dict[str, Any] = {"drop_path": settings.drop_path, "drop_path_rule": settings.drop_path_rule}
     if settings.image_size is not None:
         changes["image_size"] = settings.image_size
@@ -121,7 +132,7 @@ def _config(settings: ModelSettings, config: VisionConfig, anew: bool) -> Vision
 
 
 @torch.no_grad()
-def _initialise(model: VisionModel, std: float) -> None:
+def initialise_linears(model: VisionModel, std: float) -> None:
     """Draw the weights of all Linears outside the classifier anew from a truncated normal of this deviation."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not f"{name}.".startswith(HEAD):

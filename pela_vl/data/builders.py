@@ -10,6 +10,7 @@ _SCRIPTS = (
     (r"snli_ve_(train|dev|test)", "build_snli_ve.py"),
     (r"own_(train|val|test|pretrain)", "build_own.py"),
     (r"photographs_(train|val|test)", "build_photographs.py"),
+    (r"ade20k_\w+", "build_ade20k.py"),
     (r"coco|vg|cc3m_train|cc3m_val|cc12m|sbu", "build_pretrain_corpus.py"),
     (r"[\w-]+_(train|val|test|pretrain)", "build_retrieval.py"),
 )

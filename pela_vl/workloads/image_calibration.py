@@ -1,29 +1,28 @@
-"""Runs an image classifier on a few training images, so that a compression measures what its layers are fed."""
+"""Runs a vision model on a few training images, so that a compression measures what its layers are fed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pela_vl.base.progress import Progress
-from pela_vl.data.sets.labelled import LabelledImages
-from pela_vl.data.vision_transforms import CentreTransform
 
 CALIBRATION_BATCH = 16
 
 
 class ImageCalibration:
-    """Runs a classifier on training images that are neither cropped at random nor augmented: all at once, or batch by batch.
+    """Runs a vision model on training images that are neither cropped at random nor augmented: all at once, or batch by batch.
 
     Args:
-        data: The training set; its transform is left as found.
+        data: The training set, whose samples have an `image`; its transform is left as found.
         indices: Which of its images.
         transform: Of test images.
         show: Show a progress bar.
     """
 
-    def __init__(self, data: LabelledImages, indices: Sequence[int], transform: CentreTransform, show: bool):
+    def __init__(self, data: Any, indices: Sequence[int], transform: Any, show: bool):
         self.data, self.indices, self.transform, self.show = data, indices, transform, show
 
     def __call__(self, model: nn.Module) -> None:

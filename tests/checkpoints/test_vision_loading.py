@@ -11,7 +11,7 @@ from vision_files import SWIN, VIT, released, timm_twin
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.checkpoints.vision import ConvertedVision
-from pela_vl.checkpoints.vision_loading import _released_name, load_classifier
+from pela_vl.checkpoints.vision_loading import load_classifier, released_name
 from pela_vl.settings import ModelSettings
 
 SIZES = {
@@ -71,10 +71,10 @@ def test_the_three_released_files_need_no_size(kind, width, scaled, name):
     weights = {"backbone.patch_embed.proj.weight": torch.empty(width, 1)}
     weights |= {"backbone.blocks.0.ls1.gamma": torch.empty(1)} if scaled else {}
     if name is not None:
-        assert _released_name(ConvertedVision(kind, weights), "x.pth") == name
+        assert released_name(ConvertedVision(kind, weights), "x.pth") == name
         return
     with pytest.raises(UserError, match="x.pth: a vit of width 384; set model.size"):
-        _released_name(ConvertedVision(kind, weights), "x.pth")
+        released_name(ConvertedVision(kind, weights), "x.pth")
 
 
 def test_what_does_not_go_together_is_said(tmp_path):

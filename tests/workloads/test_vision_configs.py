@@ -24,7 +24,9 @@ PUBLISHED = {
 
 
 def test_every_configuration_is_tested():
-    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(PUBLISHED)
+    """Those of classification; segmentation's and detection's have tests of their own."""
+    names = {file.stem for file in FOLDER.glob("*.yaml")}
+    assert {name for name in names if not name.startswith(("upernet_", "cascade_"))} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

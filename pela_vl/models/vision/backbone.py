@@ -56,7 +56,7 @@ class VisionModel(nn.Module):
     activation_checkpointing = False
     keep_share = 1.0
     image_stream = "blocks"
-    trained_heads = ("backbone.head",)
+    trained_heads: tuple[str, ...] = ("backbone.head",)
 
     def __init__(self, config: VisionConfig, backbone: VisionTransformer | SwinTransformer) -> None:
         super().__init__()
