@@ -14,8 +14,8 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 from pela_vl.base.errors import UserError
 from pela_vl.models.vision.backbone import VisionModel, build_vision
-from pela_vl.models.vision.batch_norm import SyncBatchNorm
 from pela_vl.models.vision.config import VisionConfig
+from pela_vl.models.vision.sync_norm import SyncBatchNorm2d
 
 MAPS = 4
 POOL_SCALES = (1, 2, 3, 6)
@@ -171,7 +171,7 @@ def _synchronised(module: nn.Module) -> nn.Module:
     for owner in list(module.modules()):
         for name, child in list(owner.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                owner.add_module(name, SyncBatchNorm(child.num_features, child.eps, child.momentum))
+                owner.add_module(name, SyncBatchNorm2d(child.num_features, child.eps, child.momentum))
     return module
 
 
