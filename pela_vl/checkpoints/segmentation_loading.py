@@ -124,17 +124,17 @@ def _fill(
         raise UserError(f"{where}: {error}") from None
     except PlanError as error:
         raise UserError(f"{where}: does not fit {config.backbone}: {error}") from None
-    own = model.state_dict()
+    expected = model.state_dict()
     found = {name: value for name, value in resampled(dict(weights), model).items()}
     for prefix in (HEAD, _NORM):
-        left = [name for name in found if name.startswith(prefix) and name not in own]
+        left = [name for name in found if name.startswith(prefix) and name not in expected]
         if left:
             notes.append(f"{prefix[:-1]}: left behind, segmentation does not use it")
         found = {name: value for name, value in found.items() if name not in left}
     for part in ("norms.", "decode_head.", "auxiliary_head.", *_CLASSIFIERS):
-        wanted = [name for name in own if name.startswith(part)]
+        wanted = [name for name in expected if name.startswith(part)]
         if wanted and not any(name.startswith(part) for name in found):
             notes.append(f"{part[:-1]}: starts anew")
-            found |= {name: own[name] for name in wanted}
+            found |= {name: expected[name] for name in wanted}
     load_strictly(model, found, f"{where}: does not fit {config.backbone}")
     return model, notes

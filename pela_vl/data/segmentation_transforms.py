@@ -140,17 +140,28 @@ def bilinear(pixels: np.ndarray, height: int, width: int, rows: slice, columns: 
     Returns:
         uint8 [rows, columns, 3].
     """
-    low, high, share = _places(pixels.shape[0], height, rows)
+    low, high, weight = _places(pixels.shape[0], height, rows)
     left, right, part = _places(pixels.shape[1], width, columns)
     start = low[0]
     wanted = pixels[start : high[-1] + 1].astype(np.float32)  # of the rows that are read
     across = wanted[:, left] * (1 - part)[None, :, None] + wanted[:, right] * part[None, :, None]
-    share = share[:, None, None]
-    return (across[low - start] * (1 - share) + across[high - start] * share + 0.5).astype(np.uint8)
+    weight = weight[:, None, None]
+    return (across[low - start] * (1 - weight) + across[high - start] * weight + 0.5).astype(np.uint8)
 
 
 def nearest(labels: np.ndarray, height: int, width: int, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a label image resized by OpenCV's nearest rule; the arguments are those of `bilinear`, without channels."""
+    """A part of a label image resized by OpenCV's nearest rule.
+
+    Args:
+        labels: uint8 [h, w].
+        height: Of the whole resized image.
+        width: Likewise.
+        rows: Of it.
+        columns: Of it.
+
+    Returns:
+        uint8 [rows, columns].
+    """
     down = np.arange(rows.start, rows.stop) * labels.shape[0] // height
     right = np.arange(columns.start, columns.stop) * labels.shape[1] // width
     return labels[down[:, None], right[None, :]]

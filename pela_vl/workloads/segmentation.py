@@ -171,11 +171,26 @@ class Segmentation(Task[UperNet]):
         return load_uper(settings.model, checkpoint, _values(settings).classes, heads)
 
     def run(self, model: UperNet, batch: Any, keep_hidden: bool = True) -> SegmentationPass:
+        """The forward pass that student and teacher make alike.
+
+        Args:
+            model: The student's or the teacher's model.
+            batch: images [B, 3, S, S].
+            keep_hidden: Keep the blocks' outputs.
+        """
         return SegmentationPass(model, batch, keep_hidden)
 
     def step(
         self, settings: Settings, model: UperNet, keep_features: bool, teacher: FrozenTeacher | None
     ) -> SegmentationStep:
+        """The training step.
+
+        Args:
+            settings: `segmentation.auxiliary`.
+            model: The model, in its final shape.
+            keep_features: Its output brings the blocks' outputs.
+            teacher: Not used.
+        """
         return SegmentationStep(model, keep_features, settings.segmentation.auxiliary)
 
     def training_data(self, settings: Settings) -> SegmentedImages:
@@ -197,6 +212,14 @@ class Segmentation(Task[UperNet]):
     def calibration(
         self, settings: Settings, loaded: LoadedModel[UperNet], data: Any, show: bool
     ) -> Callable[[nn.Module], None]:
+        """Runs the model on the middle of training images, not augmented.
+
+        Args:
+            settings: `compress.samples` and `segmentation.scale`.
+            loaded: The dense model; its header gives the size.
+            data: The training set; its transform is left as found.
+            show: Show a progress bar.
+        """
         longest, shortest = settings.segmentation.scale
         transform = MiddleTransform(loaded.header.config.image_size, (longest, shortest))
         return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
@@ -206,7 +229,16 @@ class Segmentation(Task[UperNet]):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> SegmentationTest:
-        """Raises UserError where the model has another number of classes than segmentation.classes."""
+        """Test images with their labels.
+
+        Args:
+            settings: `segmentation.classes`, `segmentation.scale` and data.image_root.
+            run: The model.
+            file: A list.
+
+        Raises:
+            UserError: If the model has another number of classes than segmentation.classes.
+        """
         values = _values(settings)
         if len(values.classes) != run.header.config.labels:
             raise UserError(
@@ -218,7 +250,13 @@ class Segmentation(Task[UperNet]):
         )
 
     def evaluate(self, settings: Settings, run: RunModel, data: SegmentationTest) -> Evaluation:
-        """mIoU, mAcc, aAcc, and mean, which is mIoU."""
+        """mIoU, mAcc, aAcc, and mean, which is mIoU.
+
+        Args:
+            settings: The section `segmentation`, and `data.workers`.
+            run: The model.
+            data: Test images with labels.
+        """
         found = segment(settings, run, run.model, data)
         metrics = segmentation_metrics(found.confusion)
         ious = zip(data.values.classes, class_ious(found.confusion).tolist(), strict=True)
@@ -229,8 +267,16 @@ class Segmentation(Task[UperNet]):
     def write(
         self, settings: Settings, evaluation: Evaluation, data: SegmentationTest, folder: Path, split: str
     ) -> None:
-        """labels_<split>/: a label image each, in the values of segmentation.classes (ADE20K's own); segments_<split>.png: some
-        of them in colours, beside the truth."""
+        """labels_<split>/: a label image each, in the values of segmentation.classes (ADE20K's); segments_<split>.png: some
+        of them in colours, beside the truth.
+
+        Args:
+            settings: `drawings.overlays`.
+            evaluation: Of `evaluate`; its details are `Predictions`.
+            data: The images that were evaluated.
+            folder: Of the run.
+            split: "test" or "val"; part of the files' names.
+        """
         output, found = folder / f"labels_{split}", evaluation.details.images
         output.mkdir(exist_ok=True)
         pairs = data.images.pairs
@@ -284,7 +330,14 @@ def _two(numbers: Sequence[Any], name: str) -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def segment(settings: Settings, run: RunModel, model: Any, data: SegmentationTest) -> Predictions:
-    """Predict all images, in every process; each does a part of them and gets the whole."""
+    """Predict all images, in every process; each does a part of them and gets the whole.
+
+    Args:
+        settings: The section `segmentation`, and `data.workers`.
+        run: Where it runs.
+        model: Any module that gives `logits` of images [B, 3, H, W].
+        data: Test images with labels.
+    """
     world, options, test = run.world, settings.segmentation, data.images
     model, classes = model.eval(), len(data.values.classes)
     whole = options.mode == "whole"

@@ -166,7 +166,16 @@ def unpack_ade(archive: Path, output: Path) -> Path:
 
 
 def write_found(found: Found, output: Path, name: str) -> dict[str, Path]:
-    """<name>_<split>.json a split and <name>_classes.json below `output`; their paths by split, and "classes"."""
+    """Write <name>_<split>.json of every split and <name>_classes.json.
+
+    Args:
+        found: The pairs.
+        output: Folder.
+        name: What the files' names begin with.
+
+    Returns:
+        The files' paths by split, and "classes".
+    """
     output.mkdir(parents=True, exist_ok=True)
     paths = {}
     for split, pairs in found.splits.items():
