@@ -29,10 +29,16 @@ pytestmark = pytest.mark.timeout(600)  # the fixture's models are counted in the
 LONG = {("ALBEF retrieval", method) for method in ("tinybert", "maskalign", "tome")}
 LONG |= {("ALBEF VQA", method) for method in ("tinybert", "maskalign", "tome")}
 LONG |= {(name, method) for name in ("Swin-Base", "DeiT-III-Large") for method in ("tinybert", "maskalign")}
+UPERNETS = ("UperNet, DeiT-Base", "UperNet, Swin-Base", "UperNet, DeiT-III-Large")
+LONG |= {(name, method) for name in UPERNETS[1:] for method in ("full", "tinybert", "maskalign", "pela")}
+UNMET = {(name, method) for name in (UPERNETS[0], UPERNETS[2]) for method in ("tinybert", "maskalign")}
+"""Whose printed operations are 5 to 6 % above those of any student with the printed parameters."""
+LONG |= UNMET
 PARAMETERS = {  # dense, PELA: to the unit
     "DeiT-Base": (86567656, 44081896),
     "Swin-Base": (87768224, 62164128),
     "DeiT-III-Large": (304374760, 153232360),
+    "UperNet, DeiT-Base": (121_345_044, 78_859_284),
     "ALBEF retrieval": (419120131, 173458435),
     "ALBEF VQA": (580672116, 259439220),
     # two sets of encoders and classifier: the published keys' shapes, position_ids left out
@@ -63,11 +69,18 @@ def check_operations(rows: list[Row], printed: int) -> None:
     compared = [row for row in rows if row.printed is not None]
     assert len(compared) == printed
     for row in compared:
-        assert row.flops == pytest.approx(row.printed[1], rel=TOLERANCE), (row.subject.name, row.method)
-        assert row.met
+        met = (row.subject.name, row.method) not in UNMET
+        assert row.flops == pytest.approx(row.printed[1], rel=TOLERANCE if met else 0.06), (
+            row.subject.name,
+            row.method,
+        )
+        assert row.met == met
         if row.subject.table == "1" and row.method in ("full", "pela"):
             # the profiler prints two decimals, of which Swin's 21.25 reads 21.3 in the paper
             assert math.floor(round(row.flops, 2) * 10 + 0.5) / 10 == row.printed[1], row.subject.name
+        if row.subject.table == "2" and row.method in ("full", "pela"):
+            # softmax and upsampling, which the profiler counted too, are up to 0.1 GFLOPs
+            assert row.flops == pytest.approx(row.printed[1], rel=2e-4), row.subject.name
 
 
 def test_one_rank_with_copied_heads_gives_both_printed_counts_of_lora(rows, costs):
@@ -104,13 +117,26 @@ def test_copies_are_what_peft_adds():
 
 
 def test_operations_within_five_percent_of_printed_rows_of_every_method(rows):
-    check_operations(rows, 25 - len(LONG))
+    check_operations(rows, 37 - len(LONG))
     assert {row.method for row in rows} == set(LABELS)
 
 
 @pytest.mark.slow
+def test_students_of_table_2_to_the_unit():
+    """One row a backbone; both methods have the same student."""
+    students = {
+        "UperNet, DeiT-Base": 78_817_812,
+        "UperNet, Swin-Base": 91_912_584,
+        "UperNet, DeiT-III-Large": 277_206_292,
+    }
+    for subject in SUBJECTS:
+        if subject.table == "2":
+            assert count(subject, "tinybert").parameters == students[subject.name]
+
+
+@pytest.mark.slow
 def test_operations_within_five_percent_of_every_printed_row():
-    check_operations(table_rows(), 25)
+    check_operations(table_rows(), 37)
 
 
 def test_what_a_user_deploys(costs):
@@ -154,10 +180,33 @@ def test_printed_figures_are_the_papers():
     places = {name: paper["table1"].get(name) for name in PARAMETERS}
     places |= {"ALBEF retrieval": paper["table4_flickr30k"], "ALBEF VQA": paper["table5"], "ALBEF SNLI-VE": {}}
     for subject in SUBJECTS:
+        if subject.table == "2":
+            continue
         printed = {key: tuple(value[:2]) for key, value in places[subject.name].items() if key != "columns"}
         assert {LABELS[method]: pair for method, pair in subject.printed.items()} == printed
     costs = [row[:2] for key, row in paper["table4_coco"].items() if key != "columns"]
     assert costs == [row[:2] for key, row in paper["table4_flickr30k"].items() if key != "columns"]
+
+
+def test_printed_figures_of_table_2_are_the_papers():
+    path = ROOT.parent / "shared" / "paper" / "pela.txt"
+    if not path.exists():
+        pytest.skip("needs ../shared/paper/pela.txt")
+    text = path.read_text()
+    lines = text[text.index("Table 2. Model performance") : text.index("Table 3. Model performance")].splitlines()
+    found, backbone = {}, ""
+    names = {"Base": "dense", "LoRA": "LoRA", "TinyBert": "TinyBERT", "MaskAlign": "MaskAlign", "PELA": "PELA"}
+    for cells in (line.split("\t") for line in lines):
+        if cells[0] in ("DeiT", "Swin-Base", "DeiT-III-Large"):
+            backbone = f"UperNet, {cells[0]}" + ("-Base" if cells[0] == "DeiT" else "")
+        method = names.get(cells[1].split()[0]) if backbone and len(cells) >= 4 else None
+        if method:
+            found.setdefault(backbone, {})[method] = tuple(float(cell.replace(",", "")) for cell in cells[2:4])
+    assert set(found) == set(UPERNETS)
+    for subject in SUBJECTS:
+        if subject.table == "2":
+            wanted = {key: value for key, value in found[subject.name].items() if key != "LoRA"}
+            assert {LABELS[method]: pair for method, pair in subject.printed.items()} == wanted
 
 
 @pytest.mark.slow
@@ -245,5 +294,5 @@ def test_script_prints_and_writes(monkeypatch, capsys, tmp_path, rows):
     assert len(written["rows"]) == len(rows)
     assert written["rows"][0]["cost"]["parameters"] == 86567656
     tables = [line for line in files[1].read_text().splitlines() if line.startswith("|")]
-    assert len(tables) == 2 * 4 + 2 * len(rows)
+    assert len(tables) == 2 * 5 + 2 * len(rows)
     assert "259,439,220" in files[1].read_text()
