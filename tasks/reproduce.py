@@ -2,6 +2,7 @@
 
 python tasks/reproduce.py table4                          scenes on a CPU; also table5, table6, table7, figure4, table8
 python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
+python tasks/reproduce.py table2 --seeds 0 1              segmentation with UperNet on scenes
 python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
@@ -14,6 +15,7 @@ are in runs/reproduce/SCALE: TABLE.csv, TABLE.md, TABLE.png, and every run's fol
 
 import argparse
 import os
+from importlib import import_module
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
@@ -26,6 +28,8 @@ NAMES = {
     "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd"),
     "vision": ("table1", "table7", "figure1", "figure2", "figure4", "table8"),
 }
+DENSE = {"table2": "segmentation"}
+"""Tables of dense prediction, which belong to no --family: the module of pela_vl.experiments that runs each."""
 
 
 def main() -> None:
@@ -33,7 +37,10 @@ def main() -> None:
     root = _from_root(args.output or ROOT / "runs" / "reproduce") / args.scale
     teacher = _from_root(args.teacher) if args.teacher else None
     os.chdir(ROOT)
-    names = [name for name in args.what if name != "table8"]
+    names = [name for name in args.what if name != "table8" and name not in DENSE]
+    for name in DENSE:
+        if name in args.what:
+            _dense(args, name, root / name)
     if "table8" in args.what:
         _table8(args, root)
     if names and args.family == "vision":
@@ -91,6 +98,20 @@ def _grid(args: argparse.Namespace, tables: list, scale) -> None:
         print(f"\n{report(table, scale, args.seeds, grid)}", flush=True)
 
 
+def _dense(args: argparse.Namespace, name: str, root: Path) -> None:
+    module = import_module(f"pela_vl.experiments.{DENSE[name]}")
+    if args.scale == "full":
+        raise UserError(f"{name} runs on scenes; docs/{DENSE[name]}.md has the commands for the paper's data")
+    sizes = module.QUICK if args.scale == "quick" else module.Sizes()
+    grid = module.grid_of(root, sizes, args.seeds)
+    if args.dry_run:
+        print("\n".join(" ".join(run.command) for run in grid.runs))
+        return
+    if not args.show:
+        grid.execute(args.jobs, args.threads)
+    print(f"\n{module.table(root, sizes, args.seeds)}", flush=True)
+
+
 def _table8(args: argparse.Namespace, root: Path) -> None:
     from pela_vl.experiments.step_cost import CONFIGS, PRINTED, Request, commands, measure_all, table
 
@@ -105,7 +126,7 @@ def _table8(args: argparse.Namespace, root: Path) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("what", nargs="+", choices=sorted({*sum(NAMES.values(), ())}), help="which of the paper's")
+    parser.add_argument("what", nargs="+", choices=sorted({*sum(NAMES.values(), ()), *DENSE}), help="which of the paper's")
     parser.add_argument("--family", choices=list(NAMES), default="albef", help="whose tables (default %(default)s)")
     parser.add_argument(
         "--scale",
@@ -132,7 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="table8: steps that are timed (default %(default)s)")
     args = parser.parse_args()
     for name in args.what:
-        if name not in NAMES[args.family]:
+        if name not in NAMES[args.family] and name not in DENSE:
             raise UserError(f"{name} is not of --family {args.family}, which has {', '.join(NAMES[args.family])}")
     args.seeds = list(dict.fromkeys(args.seeds or ([0, 1, 2] if args.scale == "demo" else [0])))
     for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps", "threads", "batch"):

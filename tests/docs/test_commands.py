@@ -128,7 +128,7 @@ def _paths(command: Command) -> None:
     elif name == "build_pretrain_corpus":
         command.writes = [s.output]
         command.reads = [s.raw]
-    elif name in ("build_scenes", "build_imagenet", "build_objects"):
+    elif name in ("build_scenes", "build_imagenet", "build_objects", "build_ade20k", "build_scenes_segmentation"):
         command.writes = [f"{o.output}/*"]
     elif name == "compress":
         command.writes = [str(o.output)] if o.output else []

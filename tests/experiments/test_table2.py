@@ -1,0 +1,59 @@
+"""Table 2 at the size of scenes: every row of it from data to figures, with next to no steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, environment
+
+from pela_vl.experiments.runs import in_order
+from pela_vl.experiments.segmentation import METHODS, QUICK, Sizes, table, table_runs
+
+
+def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
+    first, second = (table_runs(tmp_path, Sizes(), seed) for seed in (0, 1))
+    assert list(first) == [method.name for method in METHODS]
+    runs = in_order([*first.values(), *second.values()])
+    assert sum(run.name == "classifier" for run in runs) == 1
+    # two sets of images, the classifier, and of each seed three stages before fine-tuning and six fine-tunings
+    assert len(runs) == 3 + 2 * (3 + 6)
+    for name, run in first.items():
+        before = "pretrain" if name in ("pela", "tinybert", "maskalign") else "classifier"
+        assert run.needs[0].name.startswith(before) and "train.steps=300" in run.command
+
+
+def test_what_is_not_done_has_no_figures(tmp_path):
+    text = table(tmp_path, QUICK, [0, 1])
+    assert text.count("| - |") >= len(METHODS) and "Seeds 0, 1" in text
+    assert [row["method"] for row in json.loads((tmp_path / "table2.json").read_text())] == [m.name for m in METHODS]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quick_table_from_data_to_figures(tmp_path):
+    command = [
+        sys.executable,
+        "tasks/reproduce.py",
+        "table2",
+        "--scale",
+        "quick",
+        "--output",
+        str(tmp_path),
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    folder = Path(tmp_path) / "quick/table2"
+    rows = json.loads((folder / "table2.json").read_text())
+    assert all(len(row["metrics"]) == 1 and 0 <= row["metrics"][0]["mIoU"] <= 100 for row in rows)
+    lines = {line.split(" | ")[0].strip("| "): line for line in (folder / "table2.md").read_text().splitlines()}
+    counts = {m.label: int(lines[m.label].split(" | ")[1].replace(",", "")) for m in METHODS}
+    assert counts["PELA"] == counts["SVD only"] < counts["dense"] == counts["LoRA"]
+    assert counts["TinyBERT"] == counts["MaskAlign"] < counts["dense"]
+    assert (folder / "segment/pela/seed0/segments_test.png").stat().st_size > 1000
+    # run again: all is done
+    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0 and "started" not in again.stderr
