@@ -245,7 +245,7 @@ class OptimSettings:
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
     weight_decay: float = 0.02
-    decay: Literal["published", "matrices", "all", "timm"] = "published"
+    decay: Literal["published", "matrices", "all", "timm", "mmdet"] = "published"
     layer_decay: float = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     lr_scale: dict[str, float] = field(default_factory=dict)
@@ -445,11 +445,57 @@ class SegmentationSettings:
 
 
 @dataclass
+class DetectionSettings:
+    """Object detection: Cascade Mask R-CNN. The defaults are the published numbers.
+
+    Args:
+        channels: Of the feature pyramid of a new detector.
+        box_convs: Convolutions of its box heads.
+        box_width: Of the box heads' fully connected layer.
+        mask_convs: Convolutions of its mask heads.
+        masks: Whether it has mask heads; without them boxes alone are learned.
+        anchor_scale: Length of an anchor's edge in strides.
+        proposals: Of an image, in training and in tests.
+        anchors: Of an image that the proposal network learns from.
+        samples: Boxes of an image that each stage learns from.
+        score: Least score of a detection in tests.
+        nms: Overlap from which on the lower of two detections of a class is dropped.
+        detections: Of an image in tests, at most.
+        regression: Loss of boxes; "smooth_l1" is torchvision's.
+        short: Lengths of the shorter edge of training images, one of which is drawn.
+        long: Limit of the longer edge.
+        crop: Crop half of the training images, as the 3x recipe does.
+        test_short: Length of the shorter edge of test images.
+        keep_empty: Train on images without annotations too.
+    """
+
+    channels: int = 256
+    box_convs: int = 4
+    box_width: int = 1024
+    mask_convs: int = 4
+    masks: bool = True
+    anchor_scale: float = 8.0
+    proposals: list[int] = field(default_factory=lambda: [2000, 1000])
+    anchors: int = 256
+    samples: int = 512
+    score: float = 0.05
+    nms: float = 0.5
+    detections: int = 100
+    regression: Literal["giou", "smooth_l1"] = "giou"
+    short: list[int] = field(default_factory=lambda: [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800])
+    long: int = 1333
+    crop: bool = False
+    test_short: int = 800
+    keep_empty: bool = False
+
+
+@dataclass
 class DrawingSettings:
     """Images that an evaluation draws for people to look at.
 
     Args:
-        overlays: Expressions with their heat maps, in grounding; images with labels beside the truth, in segmentation.
+        overlays: Expressions with their heat maps, in grounding; images with labels beside the truth, in segmentation, and with
+            objects, in detection.
         examples: Questions on the sheet of visual question answering.
     """
 
@@ -480,4 +526,5 @@ class Settings:
     vqa: VqaSettings = field(default_factory=VqaSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
     drawings: DrawingSettings = field(default_factory=DrawingSettings)

@@ -10,7 +10,7 @@ from torch import nn
 from pela_vl.base.errors import UserError
 from pela_vl.settings import OptimSettings
 
-DecayRule = Literal["published", "matrices", "all", "timm"]
+DecayRule = Literal["published", "matrices", "all", "timm", "mmdet"]
 
 _EMBEDDING_PARTS = frozenset(
     ("pos_embed", "cls_token", "dist_token", "word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -26,18 +26,21 @@ def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule, undecayed: C
         matrices: only weights with two dimensions or more that are no embeddings.
         all: every parameter.
         timm: weights with two dimensions or more that the model does not except.
+        mmdet: every parameter that the model does not except, biases included.
 
     Args:
         name: Full name in the model; a last part `bias` marks a bias.
         parameter: Its number of dimensions counts.
-        rule: One of the four above.
-        undecayed: Names that the model itself excepts, for the rule timm.
+        rule: One of the five above.
+        undecayed: Names that the model itself excepts, for the rules timm and mmdet.
 
     Raises:
         ValueError: For another rule.
     """
     if rule == "timm":
         return parameter.ndim > 1 and name.rpartition(".")[2] != "bias" and name not in undecayed
+    if rule == "mmdet":
+        return name not in undecayed
     if rule == "published":
         return parameter.ndim != 1 and name.rpartition(".")[2] != "bias"
     if rule == "matrices":
@@ -66,7 +69,7 @@ def parameter_groups(
         weight_decay: Of what is decayed; all else gets 0.
         decay: What is decayed, see `is_decayed`.
         lr_scale: Globs on full names ("cls_head.*") with factors on `lr`; where several match, the last one given wins.
-        undecayed: Names that the rule timm excepts.
+        undecayed: Names that the rules timm and mmdet except.
         layer_scales: A further factor by full name; 1 for a name left out.
 
     Returns:
@@ -117,7 +120,8 @@ def model_groups(
     Raises:
         UserError: For a model that cannot say, and as `parameter_groups` does.
     """
-    undecayed = _ask(model, "undecayed", "optim.decay: timm")() if optim.decay == "timm" else ()
+    asked = optim.decay in ("timm", "mmdet")
+    undecayed = _ask(model, "undecayed", f"optim.decay: {optim.decay}")() if asked else ()
     scales = _ask(model, "layer_scales", "optim.layer_decay")(optim.layer_decay) if optim.layer_decay != 1 else None
     return parameter_groups(trained, optim.lr, optim.weight_decay, optim.decay, optim.lr_scale, undecayed, scales)
 

@@ -1,0 +1,190 @@
+"""Object annotations in COCO's layout: images, categories, boxes and masks, read and checked."""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.builders import how_to_build
+
+Annotation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image of the file and its annotations, crowds included. number: its id."""
+
+    number: int
+    file_name: str
+    width: int
+    height: int
+    annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """path: where it was read. categories: name by id, in the order of the ids. images: in the order of the file."""
+
+    path: str
+    categories: dict[int, str]
+    images: tuple[CocoImage, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The categories' names in the order of their ids, which is that of the classes."""
+        return tuple(self.categories.values())
+
+    @property
+    def annotations(self) -> int:
+        return sum(len(image.annotations) for image in self.images)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has a mask."""
+        return all(annotation.get("segmentation") for image in self.images for annotation in image.annotations)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a detector learns of one image: boxes float32 [n, 4] (x1, y1, x2, y2), classes int64 [n], and masks uint8 [n, H, W],
+    None where they are not wanted."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+
+
+def read_coco(path: str | os.PathLike[str]) -> CocoFile:
+    """Read a file of instances. Raises `UserError` naming the file and the entry that is not as COCO has it."""
+    name = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            document = json.load(stream)
+    except OSError as error:
+        raise UserError(f"{name}: cannot read the annotations: {error.strerror}{how_to_build(name)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: malformed JSON: {error}") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise UserError(f"{name}: has no list {key!r}; a file of instances in COCO's layout is wanted")
+    categories = _categories(name, document["categories"])
+    own: dict[int, list[Annotation]] = defaultdict(list)
+    known = {image.get("id") for image in document["images"] if isinstance(image, dict)}
+    for place, annotation in enumerate(document["annotations"]):
+        _check_annotation(f"{name}: annotations[{place}]", annotation, known, categories)
+        own[annotation["image_id"]].append(annotation)
+    images, seen = [], set()
+    for place, image in enumerate(document["images"]):
+        where = f"{name}: images[{place}]"
+        number, width, height = (
+            image.get(key) if isinstance(image, dict) else None for key in ("id", "width", "height")
+        )
+        if type(number) is not int or type(width) is not int or type(height) is not int or min(width, height) < 1:
+            raise UserError(f"{where}: wants whole numbers id, width and height")
+        if not isinstance(image.get("file_name"), str):
+            raise UserError(f"{where}: wants a file_name")
+        if number in seen:
+            raise UserError(f"{where}: id {number} stands there twice")
+        seen.add(number)
+        images.append(CocoImage(number, image["file_name"], width, height, tuple(own[number])))
+    if not images:
+        raise UserError(f"{name}: names no image")
+    return CocoFile(name, categories, tuple(images))
+
+
+def _categories(name: str, entries: Sequence[Any]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for place, entry in enumerate(entries):
+        number, text = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if type(number) is not int or not isinstance(text, str) or number in found or text in found.values():
+            raise UserError(f"{name}: categories[{place}]: wants an id and a name that no other category has")
+        found[number] = text
+    if not found:
+        raise UserError(f"{name}: names no category")
+    return dict(sorted(found.items()))
+
+
+def _check_annotation(where: str, entry: Any, images: set[Any], categories: Mapping[int, str]) -> None:
+    if not isinstance(entry, dict) or entry.get("image_id") not in images:
+        raise UserError(f"{where}: image_id is that of no image")
+    if entry.get("category_id") not in categories:
+        raise UserError(f"{where}: category_id {entry.get('category_id')!r} is that of no category")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
+        raise UserError(f"{where}: bbox wants four numbers [x, y, width, height], got {box!r}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def learned(image: CocoImage) -> list[Annotation]:
+    """The annotations that a detector learns from, as published: no crowd, none that is to be ignored, none outside the
+    image, and none without area or narrower than a pixel."""
+    found = []
+    for annotation in image.annotations:
+        x, y, width, height = annotation["bbox"]
+        shown = min(x + width, image.width) > max(x, 0) and min(y + height, image.height) > max(y, 0)
+        large = min(width, height) >= 1 and annotation.get("area", width * height) > 0
+        if shown and large and not annotation.get("iscrowd") and not annotation.get("ignore"):
+            found.append(annotation)
+    return found
+
+
+def objects_of(image: CocoImage, number: Mapping[int, int], masks: bool) -> Objects:
+    """What is learned of an image, boxes cut to it.
+
+    Args:
+        image: With its annotations.
+        number: Class of every category id.
+        masks: Read them too.
+
+    Raises:
+        UserError: For an object without a mask where masks are wanted.
+    """
+    chosen = learned(image)
+    boxes = np.array([annotation["bbox"] for annotation in chosen], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = boxes.clip(0, np.array([image.width, image.height] * 2, dtype=np.float32))
+    labels = np.array([number[annotation["category_id"]] for annotation in chosen], dtype=np.int64)
+    shape = (len(chosen), image.height, image.width)
+    drawn = np.zeros(shape, dtype=np.uint8) if masks else None
+    if drawn is not None:
+        for place, annotation in enumerate(chosen):
+            drawn[place] = rasterise(annotation.get("segmentation"), image)
+    return Objects(boxes, labels, drawn)
+
+
+def rasterise(segmentation: Any, image: CocoImage) -> np.ndarray:
+    """The mask uint8 [H, W] of polygons or run lengths, by COCO's own rules. Raises `UserError` for what is neither."""
+    try:
+        return coco_mask.decode(run_lengths(segmentation, image))
+    except Exception as error:  # pycocotools raises whatever comes
+        raise UserError(
+            f"image {image.number} ({image.file_name}): an object has no mask that can be read ({error or 'none'}); set "
+            "detection.masks: false to learn boxes alone"
+        ) from None
+
+
+def run_lengths(segmentation: Any, image: CocoImage) -> dict[str, Any]:
+    """Polygons, or run lengths packed or not, as packed run lengths. Raises ValueError or TypeError for what is neither."""
+    if isinstance(segmentation, list):
+        # a polygon of fewer than three corners has no area
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not segmentation:
+            raise ValueError("no polygon")
+        if not polygons:
+            return coco_mask.encode(np.zeros((image.height, image.width), dtype=np.uint8, order="F"))
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, image.height, image.width))
+    if not isinstance(segmentation, dict) or list(segmentation.get("size", ())) != [image.height, image.width]:
+        raise ValueError("neither polygons nor run lengths of the image's size")
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, image.height, image.width)
+    return segmentation

@@ -1,0 +1,37 @@
+"""Masks of boxes to masks of whole images.
+
+Shapes: K detections, M pixels a side of a mask, H x W an image.
+"""
+
+import torch
+from torch import Tensor
+
+THRESHOLD = 0.5
+"""Least probability of a pixel of a mask, as published."""
+_CHUNK = 2**26  # numbers of fp32 held at a time, 256 MiB
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [K, M, M] of boxes [K, 4] bilinearly enlarged to the image: bool [K, W, H], columns first as COCO's run lengths go.
+
+    The weights of rows and of columns do not depend on one another, so that all masks are two products of matrices. What
+    grid_sample gives with zeros around the mask is the same. A box without area has an empty mask. size: height and width.
+    """
+    height, width = size
+    found = torch.zeros(len(masks), width, height, dtype=torch.bool, device=masks.device)
+    each = max(1, _CHUNK // max(height * width, 1))
+    for start in range(0, len(masks), each):
+        part = slice(start, start + each)
+        rows = _weights(boxes[part, 1], boxes[part, 3], height, masks.shape[1])
+        columns = _weights(boxes[part, 0], boxes[part, 2], width, masks.shape[2])
+        found[part] = columns @ masks[part].float().transpose(1, 2) @ rows.transpose(1, 2) >= THRESHOLD
+    return found
+
+
+def _weights(low: Tensor, high: Tensor, pixels: int, side: int) -> Tensor:
+    """Share [K, pixels, side] of each pixel of a mask in each pixel of a line, for boxes from low [K] to high [K]."""
+    extent = (high - low).float()
+    places = torch.arange(pixels, device=low.device) + 0.5
+    inside = (places - low.float()[:, None]) / extent.clamp(min=1e-6)[:, None] * side - 0.5
+    shares = 1 - (inside[:, :, None] - torch.arange(side, device=low.device)).abs()
+    return torch.where(extent[:, None, None] > 0, shares.clamp(min=0), 0.0)
