@@ -38,6 +38,8 @@ from pela_vl.workloads.base import (
     test_or_val,
 )
 
+REPORTED = ("ap", "ap50", "ap75")
+"""Of COCO's numbers, what a run's log has."""
 SHOWN_SCORE = 0.3
 """Least score of a detection that is drawn."""
 
@@ -161,25 +163,24 @@ class Detection(Task[CascadeDetector]):
         return DetectionEval(file, settings.data.image_root, names, transform)
 
     def evaluate(self, settings: Settings, run: RunModel, data: DetectionEval) -> Evaluation:
-        """box_ap, box_ap50, ... and, where model and file have masks, mask_ap, ...: COCO's numbers in percent.
+        """box_ap, box_ap50, box_ap75 and, where model and file have masks, mask_ap, mask_ap50, mask_ap75, in percent.
 
-        The best weights are those of the highest box_ap, which "mean" repeats.
+        The best weights are those of the highest box_ap, which "mean" repeats. The record has all of COCO's numbers.
         """
         found = detect_all(run.model, data, run.world, run.autocast, settings.data.workers)
         kinds = {"box": "bbox"}
         if run.model.mask_heads and data.file.has_masks and data.file.annotations:
             kinds["mask"] = "segm"
 
-        def measure() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-            metrics: dict[str, float] = {}
-            classes, document = {}, data.document()
-            for name, kind in kinds.items():
-                numbers, classes[name] = average_precision(document, found, kind)
-                metrics |= {f"{name}_{number}": value for number, value in numbers.items()}
-            return {**metrics, "mean": metrics.get("box_ap", 0.0)}, classes
+        def measure() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+            document = data.document()
+            both = {name: average_precision(document, found, kind) for name, kind in kinds.items()}
+            return {name: own[0] for name, own in both.items()}, {name: own[1] for name, own in both.items()}
 
-        metrics, per_class = from_main(measure)
-        record = {"images": len(data), "detections": len(found), "per_class": per_class}
+        numbers, per_class = from_main(measure)
+        metrics = {f"{kind}_{name}": own[name] for kind, own in numbers.items() for name in REPORTED if name in own}
+        metrics["mean"] = metrics.get("box_ap", 0.0)
+        record = {"images": len(data), "detections": len(found), "numbers": numbers, "per_class": per_class}
         return Evaluation(metrics, record, found)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: DetectionEval, folder: Path, split: str) -> None:

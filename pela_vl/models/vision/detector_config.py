@@ -1,5 +1,6 @@
 """The numbers that decide a detector, and those by which it is trained and tested."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pela_vl.base.errors import UserError
@@ -42,6 +43,14 @@ class DetectorConfig(VisionConfig):
             raise UserError(f"anchor_scale {self.anchor_scale}, classes {self.classes}: want above 0 and 1 at least")
         if "swin" not in self.backbone:
             raise UserError(f"{self.backbone}: the detector's pyramid is made of the stages of a Swin Transformer")
+
+    def differences(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """As of a classifier, with the detector's heads in the place of its head."""
+        found = [text for text in super().differences(shapes) if not text.startswith("classes ")]
+        logits, masks = shapes.get("box_heads.0.logits.weight", (0, 0)), "mask_heads.0.logits.weight" in shapes
+        pairs = (("classes", self.classes, logits[0] - 1), ("box_width", self.box_width, logits[1]))
+        found += [f"{name} is {own} and the tensors say {theirs}" for name, own, theirs in pairs if own != theirs]
+        return found + [f"masks is {self.masks} and the tensors say {masks}"] * (masks != self.masks)
 
 
 @dataclass(frozen=True)
