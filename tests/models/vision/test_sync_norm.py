@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ stop()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_normalise_as_one_does(forked_processes):
     torch.manual_seed(3)
     x, weights = (torch.randn(5, 3, 2, 4) * 2 + 1).requires_grad_(), torch.randn(5, 3, 2, 4)
