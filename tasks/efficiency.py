@@ -1,4 +1,4 @@
-"""Reproduce the parameter and FLOP columns of the paper's Tables 1, 2, 4 and 5, beside the printed figures.
+"""Reproduce the parameter and FLOP columns of the paper's Tables 1 to 5, beside the printed figures.
 
 python tasks/efficiency.py [--json figures.json] [--markdown tables.md]
 

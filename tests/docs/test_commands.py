@@ -128,7 +128,15 @@ def _paths(command: Command) -> None:
     elif name == "build_pretrain_corpus":
         command.writes = [s.output]
         command.reads = [s.raw]
-    elif name in ("build_scenes", "build_imagenet", "build_objects", "build_ade20k", "build_scenes_segmentation"):
+    elif name in (
+        "build_scenes",
+        "build_imagenet",
+        "build_objects",
+        "build_ade20k",
+        "build_scenes_segmentation",
+        "build_coco_detection",
+        "build_scenes_detection",
+    ):
         command.writes = [f"{o.output}/*"]
     elif name == "compress":
         command.writes = [str(o.output)] if o.output else []
