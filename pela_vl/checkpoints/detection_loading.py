@@ -154,7 +154,7 @@ def _fill(
         raise UserError(f"{where}: does not fit {config.backbone}: {error}") from None
     if not weights:
         return model, notes
-    own, found = model.state_dict(), resampled(dict(weights), model)
+    state, found = model.state_dict(), resampled(dict(weights), model)
     for part in _LEFT_BEHIND:
         if any(name.startswith(part) for name in found):
             notes.append(f"{part[:-1]}: left behind, a detector does not use it")
@@ -162,9 +162,9 @@ def _fill(
     stages = range(len(model.box_heads))
     parts = [*(f"{part}." for part in model.trained_heads), *(p.format(k) for p in _BY_CLASS for k in stages)]
     for part in parts:
-        wanted = [name for name in own if name.startswith(part)]
+        wanted = [name for name in state if name.startswith(part)]
         if wanted and not any(name.startswith(part) for name in found):
             notes.append(f"{part[:-1]}: starts anew")
-            found |= {name: own[name] for name in wanted}
+            found |= {name: state[name] for name in wanted}
     load_strictly(model, found, f"{where}: does not fit {config.backbone}")
     return model, notes

@@ -111,13 +111,19 @@ def normalise(pixels: Tensor, normalization: Normalization) -> Tensor:
 
 
 def pad(image: Tensor, height: int, width: int) -> Tensor:
-    """Zeros on the right and below up to height and width, of the last two axes."""
+    """An image or masks with zeros on the right and below.
+
+    Args:
+        image: Its last two axes are padded.
+        height: To arrive at.
+        width: To arrive at.
+    """
     return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 
 
-def padded(side: int) -> int:
+def padded(length: int) -> int:
     """The next multiple of MULTIPLE."""
-    return -(-side // MULTIPLE) * MULTIPLE
+    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -150,7 +156,7 @@ class DetectionTransform:
         if self.crop and rng.random() < 0.5:
             shown = resize(shown, scaled_size(shown.size, int(rng.choice(CROP_SHORT)), self.long))
             low, high = CROP_RANGE
-            height, width = (int(rng.integers(min(side, low), min(side, high) + 1)) for side in shown.size)
+            height, width = (int(rng.integers(min(length, low), min(length, high) + 1)) for length in shown.size)
             top, left = (
                 int(rng.integers(whole - part + 1)) for whole, part in zip(shown.size, (height, width), strict=True)
             )

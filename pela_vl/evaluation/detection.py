@@ -38,8 +38,8 @@ def detect_all(
         for images, indices in make_image_loader(data, part, 1, workers):
             index = int(indices[0])
             with autocast():
-                own = model.detect(images.to(world.device), [data.size(index)])[0]
-            found += results(own, data, index)
+                one = model.detect(images.to(world.device), [data.size(index)])[0]
+            found += results(one, data, index)
             progress.update(1)
     return [result for part_of in gather_objects(found) for result in part_of]
 
@@ -61,16 +61,16 @@ def results(found: Detections, data: DetectionEval, index: int) -> list[Result]:
     masks = None if found.masks is None else encode(paste_masks(found.masks[kept], boxes, (image.height, image.width)))
     sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
     rows = zip(sides, found.scores[kept].tolist(), found.labels[kept].tolist(), strict=True)
-    made: list[Result] = [
+    detections: list[Result] = [
         {"image_id": image.number, "category_id": data.category[label], "bbox": box, "score": score}
         for box, score, label in rows
     ]
-    for result, mask in zip(made, masks or [], strict=masks is not None):
+    for result, mask in zip(detections, masks or [], strict=masks is not None):
         result["segmentation"] = mask
-    return made
+    return detections
 
 
 def encode(masks: Tensor) -> list[dict[str, Any]]:
     """Run lengths, as text, of masks bool [K, W, H]."""
     columns_first = masks.to(torch.uint8).cpu().numpy().transpose(2, 1, 0)  # [H, W, K] in Fortran's order, uncopied
-    return [{"size": own["size"], "counts": own["counts"].decode()} for own in coco_mask.encode(columns_first)]
+    return [{"size": one["size"], "counts": one["counts"].decode()} for one in coco_mask.encode(columns_first)]

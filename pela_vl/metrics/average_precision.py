@@ -58,9 +58,9 @@ def average_precision(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all sizes, 100 detections
     classes = {}
     for place, category in enumerate(evaluation.params.catIds):
-        own = precision[:, :, place]
-        if (own > -1).any():
-            classes[known.cats[category]["name"]] = 100 * float(np.mean(own[own > -1]))
+        values = precision[:, :, place]
+        if (values > -1).any():
+            classes[known.cats[category]["name"]] = 100 * float(np.mean(values[values > -1]))
     return {name: 100 * value for name, value in numbers if value >= 0}, classes
 
 

@@ -57,14 +57,14 @@ def draw_objects(image: Image.Image, objects: Sequence[Drawn], classes: Sequence
 
 
 def detection_sheet(
-    rows: Sequence[tuple[str, Image.Image, Sequence[Drawn], Sequence[Drawn]]], classes: Sequence[str], side: int = 320
+    rows: Sequence[tuple[str, Image.Image, Sequence[Drawn], Sequence[Drawn]]], classes: Sequence[str], width: int = 320
 ) -> Image.Image:
     """A row an image: its true objects on the left, what was found on the right.
 
     Args:
         rows: Name, image, true objects and detections of each.
         classes: Names in the order of their colours.
-        side: Pixels a side of a panel.
+        width: Pixels a side of a panel.
     """
     panels = []
     for name, image, truth, found in rows:
@@ -72,5 +72,5 @@ def detection_sheet(
             panel = draw_objects(image, objects, classes)
             square = Image.new("RGB", (max(panel.size),) * 2, (255, 255, 255))
             square.paste(panel)
-            panels.append(labelled(square.resize((side, side), Image.Resampling.BICUBIC), text))
+            panels.append(labelled(square.resize((width, width), Image.Resampling.BICUBIC), text))
     return grid(panels, columns=4 if len(rows) > 1 else 2)

@@ -81,9 +81,9 @@ def truths(batch: DetectionBatch) -> list[Truth]:
     """The objects of each image of a batch."""
     found = []
     for number in range(len(batch)):
-        own = batch.owners == number
-        masks = None if batch.masks is None else batch.masks[own]
-        found.append(Truth(batch.boxes[own], batch.labels[own], masks))
+        one = batch.owners == number
+        masks = None if batch.masks is None else batch.masks[one]
+        found.append(Truth(batch.boxes[one], batch.labels[one], masks))
     return found
 
 
@@ -113,6 +113,13 @@ class Detection(Task[CascadeDetector]):
         return load_detector(settings.model, settings.detection, checkpoint, self.classes)
 
     def run(self, model: CascadeDetector, batch: Any, keep_hidden: bool = True) -> DetectorPass:
+        """A forward pass of backbone and pyramid that runs when it is first read.
+
+        Args:
+            model: The student's or the teacher's detector.
+            batch: images [B, 3, H, W].
+            keep_hidden: Keep the outputs of the blocks, which distillation needs.
+        """
         return DetectorPass(model, batch, keep_hidden)
 
     def step(
@@ -122,6 +129,17 @@ class Detection(Task[CascadeDetector]):
         keep_features: bool,
         teacher: FrozenTeacher[CascadeDetector] | None,
     ) -> DetectionStep:
+        """The training step.
+
+        Args:
+            settings: detection.masks must fit the model.
+            model: The detector to train.
+            keep_features: Keep the outputs of the blocks.
+            teacher: Not used; methods read it.
+
+        Raises:
+            UserError: If masks are to be learned and the model has no mask heads.
+        """
         if settings.detection.masks and not model.mask_heads:
             raise UserError("detection.masks: the checkpoint's detector has no mask heads; set it to false")
         return DetectionStep(model, None, 0.0, keep_features)
@@ -145,6 +163,17 @@ class Detection(Task[CascadeDetector]):
     def calibration(
         self, settings: Settings, loaded: LoadedModel[CascadeDetector], data: Any, show: bool
     ) -> Callable[[nn.Module], None]:
+        """There is none: factors for real inputs are made before fine-tuning, by the pre-training stage.
+
+        Args:
+            settings: Not used.
+            loaded: Not used.
+            data: Not used.
+            show: Not used.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(
             f"compress.init: {self.title} starts from factors that the pre-training stage made; compress there, or use svd"
         )
@@ -154,7 +183,16 @@ class Detection(Task[CascadeDetector]):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> DetectionEval:
-        """Raises UserError where the model's classes are not known."""
+        """The images of an annotation file.
+
+        Args:
+            settings: detection.test_short and long, and data.image_root.
+            run: The detector; its header names the classes.
+            file: In COCO's layout.
+
+        Raises:
+            UserError: If the checkpoint names no classes, or the file has a category that is none of them.
+        """
         names = run.header.notes.get("classes")
         if not names:
             raise UserError(f"{file}: the checkpoint does not say what its classes are")
@@ -166,6 +204,11 @@ class Detection(Task[CascadeDetector]):
         """box_ap, box_ap50, box_ap75 and, where model and file have masks, mask_ap, mask_ap50, mask_ap75, in percent.
 
         The best weights are those of the highest box_ap, which "mean" repeats. The record has all of COCO's numbers.
+
+        Args:
+            settings: `data.workers`.
+            run: The detector.
+            data: The test.
         """
         found = detect_all(run.model, data, run.world, run.autocast, settings.data.workers)
         kinds = {"box": "bbox"}
@@ -175,16 +218,24 @@ class Detection(Task[CascadeDetector]):
         def measure() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
             document = data.document()
             both = {name: average_precision(document, found, kind) for name, kind in kinds.items()}
-            return {name: own[0] for name, own in both.items()}, {name: own[1] for name, own in both.items()}
+            return {name: one[0] for name, one in both.items()}, {name: one[1] for name, one in both.items()}
 
         numbers, per_class = from_main(measure)
-        metrics = {f"{kind}_{name}": own[name] for kind, own in numbers.items() for name in REPORTED if name in own}
+        metrics = {f"{kind}_{name}": one[name] for kind, one in numbers.items() for name in REPORTED if name in one}
         metrics["mean"] = metrics.get("box_ap", 0.0)
         record = {"images": len(data), "detections": len(found), "numbers": numbers, "per_class": per_class}
         return Evaluation(metrics, record, found)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: DetectionEval, folder: Path, split: str) -> None:
-        """detections_<split>.json, in the form that COCO's evaluation reads, and images_<split>.png."""
+        """Write detections_<split>.json, in the form that COCO's evaluation reads, and images_<split>.png.
+
+        Args:
+            settings: `drawings.overlays`.
+            evaluation: Of `evaluate`; its details are the detections.
+            data: The test.
+            folder: Of the run.
+            split: "test" or "val"; part of the files' names.
+        """
         atomic_json(folder / f"detections_{split}.json", evaluation.details)
         rows = [
             (image.file_name, data.read(image), _true(image, data), _found(image, data, evaluation.details))

@@ -44,11 +44,11 @@ def count(file: CocoFile) -> Counted:
 
 def check_counts(found: Mapping[str, Counted], partial: bool) -> None:
     """Raises UserError where the counts are not COCO 2017's, unless a part of it is wanted."""
-    for split, own in found.items():
+    for split, counted in found.items():
         wanted = (IMAGES[split], CATEGORIES)
-        if (own.images, own.categories) != wanted and not partial:
+        if (counted.images, counted.categories) != wanted and not partial:
             raise UserError(
-                f"{split}: {own.images:,} images of {own.categories} categories; COCO 2017 has {wanted[0]:,} of "
+                f"{split}: {counted.images:,} images of {counted.categories} categories; COCO 2017 has {wanted[0]:,} of "
                 f"{wanted[1]}; give --partial to take another set"
             )
 
@@ -76,7 +76,7 @@ def gather(images: Path, annotations: Path, output: Path, partial: bool) -> dict
         _check_files(images, folder, [image["file_name"] for image in document["images"]])
         atomic_json(output / f"{split}.json", document)
     _link(images, output / "images")
-    return {split: asdict(own) for split, own in counts.items()}
+    return {split: asdict(counted) for split, counted in counts.items()}
 
 
 def _check_files(images: Path, folder: str, names: list[str]) -> None:
@@ -110,14 +110,14 @@ def from_photographs(source: Path, output: Path, held_out: int) -> dict[str, dic
     ]
     if not 1 <= held_out < len(entries):
         raise UserError(f"--test {held_out}: want from 1 to {len(entries) - 1} of the {len(entries)} images")
-    names = sorted({thing["category"] for own in objects for thing in own})
+    names = sorted({thing["category"] for things in objects for thing in things})
     number = {name: place + 1 for place, name in enumerate(names)}
     chosen = {place * len(entries) // held_out for place in range(held_out)}
     found: dict[str, dict[str, int]] = {}
     for split in FOLDERS:
         images: list[Any] = []
         annotations: list[Any] = []
-        for place, (entry, own) in enumerate(zip(entries, objects, strict=True)):
+        for place, (entry, things) in enumerate(zip(entries, objects, strict=True)):
             if (place in chosen) != (split == "val"):
                 continue
             path = resolve_image(source, entry.values["image"])
@@ -126,10 +126,10 @@ def from_photographs(source: Path, output: Path, held_out: int) -> dict[str, dic
             values = entry.values
             size = {"width": values["width"], "height": values["height"]}
             images.append({"id": values["image_id"], "file_name": values["image"], **size})
-            for thing in own:
+            for thing in things:
                 area = thing["bbox"][2] * thing["bbox"][3]
-                made = {"id": len(annotations) + 1, "image_id": values["image_id"], "iscrowd": 0, "area": area}
-                annotations.append(made | {"category_id": number[thing["category"]], "bbox": thing["bbox"]})
+                annotation = {"id": len(annotations) + 1, "image_id": values["image_id"], "iscrowd": 0, "area": area}
+                annotations.append(annotation | {"category_id": number[thing["category"]], "bbox": thing["bbox"]})
         categories = [{"id": number[name], "name": name} for name in names]
         document = {"images": images, "annotations": annotations, "categories": categories}
         atomic_json(output / f"{split}.json", document)

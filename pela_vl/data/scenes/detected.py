@@ -100,14 +100,14 @@ def _make_chunk(request: DetectedRequest, output: Path, job: Job) -> int:
     """The images of one chunk; its annotations appear only when all are written."""
     split, start, end = job
     images, annotations = [], []
-    side = request.image_size
+    size = request.image_size
     try:
         for index in range(start, end):
             scene, name = sample_scene(request.seed, split, index), f"{split}/{index:08d}.jpg"
-            image = Image.fromarray(render(scene, side))
+            image = Image.fromarray(render(scene, size))
             image.save(output / "images" / name, "JPEG", quality=95, subsampling=0)
-            images.append({"id": index + 1, "file_name": name, "width": side, "height": side})
-            for thing, mask in zip(scene.things, visible_masks(scene, side), strict=True):
+            images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
+            for thing, mask in zip(scene.things, visible_masks(scene, size), strict=True):
                 if mask.sum() >= LEAST_PIXELS:
                     annotations.append(_annotation(index + 1, 1 + SHAPES.index(thing.shape), mask))
         atomic_json(_part(output, job), {"images": images, "annotations": annotations})

@@ -75,11 +75,11 @@ def read_coco(path: str | os.PathLike[str]) -> CocoFile:
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise UserError(f"{name}: has no list {key!r}; a file of instances in COCO's layout is wanted")
     categories = _categories(name, document["categories"])
-    own: dict[int, list[Annotation]] = defaultdict(list)
+    by_image: dict[int, list[Annotation]] = defaultdict(list)
     known = {image.get("id") for image in document["images"] if isinstance(image, dict)}
     for place, annotation in enumerate(document["annotations"]):
         _check_annotation(f"{name}: annotations[{place}]", annotation, known, categories)
-        own[annotation["image_id"]].append(annotation)
+        by_image[annotation["image_id"]].append(annotation)
     images, seen = [], set()
     for place, image in enumerate(document["images"]):
         where = f"{name}: images[{place}]"
@@ -93,7 +93,7 @@ def read_coco(path: str | os.PathLike[str]) -> CocoFile:
         if number in seen:
             raise UserError(f"{where}: id {number} stands there twice")
         seen.add(number)
-        images.append(CocoImage(number, image["file_name"], width, height, tuple(own[number])))
+        images.append(CocoImage(number, image["file_name"], width, height, tuple(by_image[number])))
     if not images:
         raise UserError(f"{name}: names no image")
     return CocoFile(name, categories, tuple(images))

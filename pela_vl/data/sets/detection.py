@@ -135,14 +135,14 @@ def collate_detection(samples: Sequence[DetectionSample]) -> DetectionBatch:
     sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
     shown = [sample.shown for sample in samples]
     masks = None
-    if all(own.masks is not None for own in shown):
-        masks = torch.cat([pad(own.masks.bool(), height, width) for own in shown if own.masks is not None])
+    if all(one.masks is not None for one in shown):
+        masks = torch.cat([pad(one.masks.bool(), height, width) for one in shown if one.masks is not None])
     common = stack_common([replace(sample, image=pad(sample.image, height, width)) for sample in samples])
-    owners = [torch.full((len(own.labels),), place) for place, own in enumerate(shown)]
+    owners = [torch.full((len(one.labels),), place) for place, one in enumerate(shown)]
     return DetectionBatch(
         sizes=sizes,
-        boxes=torch.cat([own.boxes for own in shown]),
-        labels=torch.cat([own.labels for own in shown]),
+        boxes=torch.cat([one.boxes for one in shown]),
+        labels=torch.cat([one.labels for one in shown]),
         owners=torch.cat(owners),
         masks=masks,
         **common,
@@ -192,10 +192,10 @@ class DetectionEval(Dataset):
         for image in self.file.images:
             for annotation in image.annotations:
                 width, height = annotation["bbox"][2:]
-                own = {"area": width * height, "iscrowd": 0, **annotation, "id": len(found) + 1}
-                if own.get("segmentation"):
-                    own["segmentation"] = run_lengths(own["segmentation"], image)
-                found.append(own)
+                one = {"area": width * height, "iscrowd": 0, **annotation, "id": len(found) + 1}
+                if one.get("segmentation"):
+                    one["segmentation"] = run_lengths(one["segmentation"], image)
+                found.append(one)
         images = [{"id": i.number, "width": i.width, "height": i.height} for i in self.file.images]
         return {
             "images": images,

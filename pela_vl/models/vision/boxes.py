@@ -48,7 +48,10 @@ class Sampled:
 def decode(deltas: Tensor, boxes: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
     """Boxes [N, ..., 4] that deltas [N, ..., 4] make of boxes [N, 4].
 
-    deltas: of centre (in widths and heights) and of the logarithms of width and height, divided by `stds`.
+    Args:
+        deltas: Of centre (in widths and heights) and of the logarithms of width and height, divided by `stds`.
+        boxes: To start from.
+        stds: What the deltas are multiplied by.
     """
     step = deltas * deltas.new_tensor(stds)
     boxes = boxes.to(step.dtype).reshape(len(boxes), *[1] * (deltas.ndim - 2), 4)
@@ -78,15 +81,20 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def assign(boxes: Tensor, truth: Tensor, iou: float) -> Tensor:
-    """For each of boxes [N, 4] the number of the object of truth [G, 4] that it overlaps most, or BACKGROUND where that
-    overlap is below `iou`: int64 [N]."""
+    """For each box the number of the object that it overlaps most, or BACKGROUND where that overlap is small: int64 [N].
+
+    Args:
+        boxes: Proposals [N, 4].
+        truth: True boxes [G, 4].
+        iou: Overlap from which on a box has an object.
+    """
     if not len(truth) or not len(boxes):
         return torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
     found: Tensor = Matcher(iou, iou)(box_iou(truth, boxes))
     return found
 
 
-def sample(boxes: Tensor, truth: Tensor, iou: float, count: int, share: float) -> Sampled:
+def sample(boxes: Tensor, truth: Tensor, iou: float, count: int, fraction: float) -> Sampled:
     """Boxes for a stage of the cascade, the true ones added: at most `count`, at most `share` of them with an object.
 
     Args:
@@ -94,12 +102,12 @@ def sample(boxes: Tensor, truth: Tensor, iou: float, count: int, share: float) -
         truth: True boxes [G, 4].
         iou: From which on a box has an object.
         count: Of boxes.
-        share: Largest share of boxes with an object; what these leave is filled with background.
+        fraction: Largest share of boxes with an object; what these leave is filled with background.
     """
     whole = torch.cat([truth.to(boxes.dtype), boxes])
-    own = torch.arange(len(truth), device=boxes.device)
-    objects = torch.cat([own, assign(boxes, truth, iou)])
-    positive, negative = BalancedPositiveNegativeSampler(count, share)([(objects >= 0).long()])
+    numbers = torch.arange(len(truth), device=boxes.device)
+    objects = torch.cat([numbers, assign(boxes, truth, iou)])
+    positive, negative = BalancedPositiveNegativeSampler(count, fraction)([(objects >= 0).long()])
     chosen = torch.cat([torch.where(mask[0])[0] for mask in (positive, negative)])
     return Sampled(whole[chosen], objects[chosen], chosen < len(truth))
 
@@ -110,26 +118,38 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def box_loss(predicted: Tensor, wanted: Tensor, sampled: int) -> Tensor:
-    """GIOU_WEIGHT times the sum of 1 - GIoU over boxes with an object [P, 4], over the number of all sampled boxes."""
+    """GIOU_WEIGHT times the sum of 1 - GIoU over boxes with an object, over the number of all sampled boxes.
+
+    Args:
+        predicted: Boxes [P, 4].
+        wanted: True boxes [P, 4].
+        sampled: Number of sampled boxes, those without an object included.
+    """
     return GIOU_WEIGHT * generalized_box_iou_loss(predicted.float(), wanted.float(), reduction="sum") / max(sampled, 1)
 
 
 def delta_loss(deltas: Tensor, wanted: Tensor, sampled: int) -> Tensor:
-    """torchvision's loss of deltas of boxes with an object [P, 4]: smooth L1, over the number of all sampled boxes."""
+    """torchvision's loss of boxes with an object: smooth L1 of deltas, over the number of all sampled boxes.
+
+    Args:
+        deltas: Predicted, [P, 4].
+        wanted: True ones, [P, 4].
+        sampled: Number of sampled boxes, those without an object included.
+    """
     return F.smooth_l1_loss(deltas.float(), wanted.float(), beta=1 / 9, reduction="sum") / max(sampled, 1)
 
 
-def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, side: int) -> Tensor:
+def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, cells: int) -> Tensor:
     """What the mask head has to give in boxes [P, 4]: 0 or 1, float32 [P, side, side].
 
     Args:
         masks: Of the image's objects, bool [G, H, W].
         objects: Number of each box's object, int64 [P].
         boxes: In pixels of the masks.
-        side: In pixels.
+        cells: In pixels.
     """
     rois = torch.cat([objects[:, None].to(boxes.dtype), boxes], 1).float()
-    shares = roi_align(masks[:, None].float(), rois, side, 1.0, 0, True)[:, 0]
+    shares = roi_align(masks[:, None].float(), rois, cells, 1.0, 0, True)[:, 0]
     return (shares >= 0.5).float()
 
 
@@ -140,14 +160,14 @@ def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), wanted)
 
 
-def pool(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, side: int) -> Tensor:
+def pool(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, cells: int) -> Tensor:
     """RoIAlign [N, D, side, side] of each box on the level of the pyramid that suits its size.
 
     Args:
         maps: Levels [B, D, h, w], finest first.
         strides: Pixels a place of each level.
         rois: Number of the image in the batch, and box: [N, 5].
-        side: Of what is cut out, in places.
+        cells: Of what is cut out, in places.
 
     A box of 56 pixels a side or less is cut out of the finest level here, one of twice that of the next.
     """
@@ -156,6 +176,6 @@ def pool(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, side: int) 
     parts, order = [], []
     for number, (level, stride) in enumerate(zip(maps, strides, strict=True)):
         chosen = torch.where(levels == number)[0]
-        parts.append(roi_align(level.float(), rois[chosen].float(), side, 1.0 / stride, 0, True))
+        parts.append(roi_align(level.float(), rois[chosen].float(), cells, 1.0 / stride, 0, True))
         order.append(chosen)
     return torch.cat(parts)[torch.cat(order).argsort()]

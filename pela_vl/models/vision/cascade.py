@@ -88,8 +88,8 @@ class CascadeDetector(VisionModel):
     @property
     def HEADS(self) -> tuple[str, ...]:
         """Modules that PELA keeps dense: patch embedding, downsampling, and the detector."""
-        own = [name for name in super().HEADS if name != "backbone.head"]
-        return (*own, *self.trained_heads)
+        dense = [name for name in super().HEADS if name != "backbone.head"]
+        return (*dense, *self.trained_heads)
 
     @property
     def classes(self) -> int:
@@ -160,8 +160,8 @@ class CascadeDetector(VisionModel):
             sizes: Height and width of each, without padding.
             truths: True objects of each.
         """
-        proposals, own = self.propose(pyramid, sizes, truths)
-        losses = {"rpn_objectness": own["loss_objectness"], "rpn_box": own["loss_rpn_box_reg"]}
+        proposals, found = self.propose(pyramid, sizes, truths)
+        losses = {"rpn_objectness": found["loss_objectness"], "rpn_box": found["loss_rpn_box_reg"]}
         for number, stage in enumerate(self.cascade):
             sampled = [
                 self._sample(found, truth, size, stage)
@@ -194,14 +194,14 @@ class CascadeDetector(VisionModel):
             sizes: Height and width of each.
         """
         stds, background = self.cascade[number].stds, self.classes
-        boxes, counts = torch.cat([own.boxes for own in sampled]), [len(own.boxes) for own in sampled]
-        labels = torch.cat([own.labels(truth, background) for own, truth in zip(sampled, truths, strict=True)])
-        logits, deltas = self.box_heads[number](self._cut(levels, [own.boxes for own in sampled], BOX_SIDE))
+        boxes, counts = torch.cat([one.boxes for one in sampled]), [len(one.boxes) for one in sampled]
+        labels = torch.cat([one.labels(truth, background) for one, truth in zip(sampled, truths, strict=True)])
+        logits, deltas = self.box_heads[number](self._cut(levels, [one.boxes for one in sampled], BOX_SIDE))
         positive = torch.where(labels != background)[0]
         wanted = torch.cat(
             [
-                truth.boxes[own.objects[own.objects >= 0]] if len(truth.boxes) else truth.boxes
-                for own, truth in zip(sampled, truths, strict=True)
+                truth.boxes[one.objects[one.objects >= 0]] if len(truth.boxes) else truth.boxes
+                for one, truth in zip(sampled, truths, strict=True)
             ]
         )
         terms = {"class": rule.class_loss(logits, labels)}
@@ -216,26 +216,26 @@ class CascadeDetector(VisionModel):
             chosen = torch.where(labels == background, logits[:, :-1].argmax(1), labels)
             refined = rule.decode(deltas[torch.arange(len(chosen)), chosen], boxes, stds).split(counts)
             after = [
-                rule.clip(found, size)[~own.given] for found, size, own in zip(refined, sizes, sampled, strict=True)
+                rule.clip(found, size)[~one.given] for found, size, one in zip(refined, sizes, sampled, strict=True)
             ]
         return terms, after
 
     def _mask_loss(self, number: int, levels: list[Tensor], sampled: list[Sampled], truths: Sequence[Truth]) -> Tensor:
         boxes, labels, wanted = [], [], []
-        for own, truth in zip(sampled, truths, strict=True):
+        for one, truth in zip(sampled, truths, strict=True):
             if truth.masks is None:
                 raise ValueError("a model with mask heads learns from masks; these objects have none")
-            positive = own.objects >= 0
-            boxes.append(own.boxes[positive])
-            labels.append(truth.labels[own.objects[positive]])
-            wanted.append(rule.mask_targets(truth.masks, own.objects[positive], boxes[-1], 2 * MASK_SIDE))
+            positive = one.objects >= 0
+            boxes.append(one.boxes[positive])
+            labels.append(truth.labels[one.objects[positive]])
+            wanted.append(rule.mask_targets(truth.masks, one.objects[positive], boxes[-1], 2 * MASK_SIDE))
         logits = self.mask_heads[number](self._cut(levels, boxes, MASK_SIDE), torch.cat(labels))
         return rule.mask_loss(logits, torch.cat(wanted))
 
-    def _cut(self, levels: list[Tensor], boxes: Sequence[Tensor], side: int) -> Tensor:
+    def _cut(self, levels: list[Tensor], boxes: Sequence[Tensor], cells: int) -> Tensor:
         """What lies in the boxes of each image, [K, D, side, side]; the coarsest level serves the proposals alone."""
-        rois = torch.cat([torch.cat([own.new_full((len(own), 1), k), own], 1) for k, own in enumerate(boxes)])
-        return rule.pool(levels[:-1], self.strides[:-1], rois, side)
+        rois = torch.cat([torch.cat([one.new_full((len(one), 1), k), one], 1) for k, one in enumerate(boxes)])
+        return rule.pool(levels[:-1], self.strides[:-1], rois, cells)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detections]:
@@ -265,16 +265,16 @@ class CascadeDetector(VisionModel):
         """Detections of one image from boxes [K, C, 4] and scores [K, C + 1]."""
         rules = self.rules
         place, label = torch.where(scores[:, :-1] > rules.score)
-        own, found = boxes[place, label], scores[place, label]
-        kept = batched_nms(own, found, label, rules.nms)[: rules.detections]
-        return Detections(own[kept], found[kept], label[kept], None)
+        chosen, found = boxes[place, label], scores[place, label]
+        kept = batched_nms(chosen, found, label, rules.nms)[: rules.detections]
+        return Detections(chosen[kept], found[kept], label[kept], None)
 
     def _add_masks(self, levels: list[Tensor], found: list[Detections]) -> list[Detections]:
         if not self.mask_heads:
             return found
-        cut, labels = self._cut(levels, [own.boxes for own in found], MASK_SIDE), torch.cat([o.labels for o in found])
+        cut, labels = self._cut(levels, [one.boxes for one in found], MASK_SIDE), torch.cat([o.labels for o in found])
         masks = torch.stack([head(cut, labels).sigmoid() for head in self.mask_heads]).mean(0)
-        parts = masks.split([len(own.labels) for own in found])
+        parts = masks.split([len(one.labels) for one in found])
         return [Detections(o.boxes, o.scores, o.labels, part) for o, part in zip(found, parts, strict=True)]
 
     def counted(self, images: Tensor, proposals: int) -> None:

@@ -49,7 +49,7 @@ class DetectorConfig(VisionConfig):
         found = [text for text in super().differences(shapes) if not text.startswith("classes ")]
         logits, masks = shapes.get("box_heads.0.logits.weight", (0, 0)), "mask_heads.0.logits.weight" in shapes
         pairs = (("classes", self.classes, logits[0] - 1), ("box_width", self.box_width, logits[1]))
-        found += [f"{name} is {own} and the tensors say {theirs}" for name, own, theirs in pairs if own != theirs]
+        found += [f"{name} is {ours} and the tensors say {theirs}" for name, ours, theirs in pairs if ours != theirs]
         return found + [f"masks is {self.masks} and the tensors say {masks}"] * (masks != self.masks)
 
 

@@ -15,7 +15,12 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks [K, M, M] of boxes [K, 4] bilinearly enlarged to the image: bool [K, W, H], columns first as COCO's run lengths go.
 
     The weights of rows and of columns do not depend on one another, so that all masks are two products of matrices. What
-    grid_sample gives with zeros around the mask is the same. A box without area has an empty mask. size: height and width.
+    grid_sample gives with zeros around the mask is the same. A box without area has an empty mask.
+
+    Args:
+        masks: Probabilities.
+        boxes: In pixels of the image.
+        size: Height and width of the image.
     """
     height, width = size
     found = torch.zeros(len(masks), width, height, dtype=torch.bool, device=masks.device)
@@ -28,10 +33,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return found
 
 
-def _weights(low: Tensor, high: Tensor, pixels: int, side: int) -> Tensor:
+def _weights(low: Tensor, high: Tensor, pixels: int, cells: int) -> Tensor:
     """Share [K, pixels, side] of each pixel of a mask in each pixel of a line, for boxes from low [K] to high [K]."""
     extent = (high - low).float()
     places = torch.arange(pixels, device=low.device) + 0.5
-    inside = (places - low.float()[:, None]) / extent.clamp(min=1e-6)[:, None] * side - 0.5
-    shares = 1 - (inside[:, :, None] - torch.arange(side, device=low.device)).abs()
+    inside = (places - low.float()[:, None]) / extent.clamp(min=1e-6)[:, None] * cells - 0.5
+    shares = 1 - (inside[:, :, None] - torch.arange(cells, device=low.device)).abs()
     return torch.where(extent[:, None, None] > 0, shares.clamp(min=0), 0.0)

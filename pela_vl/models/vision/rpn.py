@@ -23,6 +23,11 @@ class Anchors(AnchorGenerator):
 
     torchvision's own are rounded to whole pixels and take a level's stride from its size, which is not whole where a map
     has an odd number of places.
+
+    Args:
+        scale: Edge of an anchor in strides.
+        ratios: Height over width.
+        strides: Pixels a place of each level.
     """
 
     def __init__(self, scale: float, ratios: tuple[float, ...], strides: tuple[int, ...]) -> None:
@@ -46,7 +51,7 @@ class Anchors(AnchorGenerator):
         """
         heights = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         sizes = torch.as_tensor(scales, dtype=dtype, device=device)
-        width, height = ((sizes * side[:, None]).flatten() for side in (1 / heights, heights))
+        width, height = ((sizes * edge[:, None]).flatten() for edge in (1 / heights, heights))
         return torch.stack([-width, -height, width, height], 1) / 2
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -113,8 +118,8 @@ class Rpn(RegionProposalNetwork):
         targets: "boxes" [G, 4] and "size" (height, width) of each image.
         """
         labels, matched = [], []
-        for own, target in zip(anchors, targets, strict=True):
-            found, boxes = label_anchors(own, target["boxes"], target["size"])
+        for grid, target in zip(anchors, targets, strict=True):
+            found, boxes = label_anchors(grid, target["boxes"], target["size"])
             labels.append(found)
             matched.append(boxes)
         return labels, matched
