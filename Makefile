@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -m venv $(VENV); \
 	fi
 	@echo "installing the pinned packages into $(VENV); the first time this can take minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,deepspeed,lora,dev,viz,corpus,ray,docs]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,deepspeed,lora,dev,viz,detection,corpus,ray,docs]"
 	@touch $(STAMP)
 
 lint: $(STAMP)
