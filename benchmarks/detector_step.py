@@ -7,7 +7,6 @@ Random weights and a random image with ten objects: neither changes what a step 
 proposals, three stages with boxes and masks, backward, AdamW.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import torch
 from pela_vl.base.distributed import choose_device
 from pela_vl.base.errors import run_main
 from pela_vl.base.memory import keep_freed_memory
+from pela_vl.base.script import script_parser
 from pela_vl.checkpoints.loading import dense_heads
 from pela_vl.cost import count_parameters
 from pela_vl.deploy.compression import usage_since
@@ -79,7 +79,7 @@ def measure(row: str, batch: int, steps: int, precision: str, checkpointing: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--row", choices=list(ROWS), help="measure this one here and print JSON (default: both)")
     parser.add_argument("--batch", type=int, default=1, help="images a step (default %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="that are timed, after one (default %(default)s)")

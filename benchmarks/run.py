@@ -19,7 +19,16 @@ from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SUBJECTS = ("rerank", "vqa_ranking", "pretrain_step", "inference", "segmentation", "detection", "compression", "loading")
+SUBJECTS = (
+    "rerank",
+    "vqa_ranking",
+    "pretrain_step",
+    "inference",
+    "segmentation",
+    "detection",
+    "compression",
+    "loading",
+)
 
 
 def subject(name: str):

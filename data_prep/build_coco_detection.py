@@ -8,12 +8,12 @@ files: they are not learned, and what is found in them counts neither way, as in
 detection.masks=false.
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.coco_detection import from_photographs, gather, show
 from pela_vl.data.raw import read_json
 
@@ -21,7 +21,7 @@ MANIFEST, STARTED = "detection.json", ".detection.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--images", type=Path, help="folder of train2017/ and val2017/")
     parser.add_argument(
         "--annotations", type=Path, help="folder of instances_train2017.json and instances_val2017.json"

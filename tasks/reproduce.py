@@ -2,7 +2,7 @@
 
 python tasks/reproduce.py table4                          scenes on a CPU; also table5, table6, table7, figure4, table8
 python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
-python tasks/reproduce.py table2 --seeds 0 1              segmentation with UperNet on scenes
+python tasks/reproduce.py table2 table3 --seeds 0 1       segmentation and detection on scenes
 python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
@@ -28,7 +28,7 @@ NAMES = {
     "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd"),
     "vision": ("table1", "table7", "figure1", "figure2", "figure4", "table8"),
 }
-DENSE = {"table2": "segmentation"}
+DENSE = {"table2": "segmentation", "table3": "detection"}
 """Tables of dense prediction, which belong to no --family: the module of pela_vl.experiments that runs each."""
 
 
@@ -126,7 +126,9 @@ def _table8(args: argparse.Namespace, root: Path) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("what", nargs="+", choices=sorted({*sum(NAMES.values(), ()), *DENSE}), help="which of the paper's")
+    parser.add_argument(
+        "what", nargs="+", choices=sorted({*sum(NAMES.values(), ()), *DENSE}), help="which of the paper's"
+    )
     parser.add_argument("--family", choices=list(NAMES), default="albef", help="whose tables (default %(default)s)")
     parser.add_argument(
         "--scale",

@@ -78,7 +78,7 @@ QUICK = Sizes((150, 100), (12, 4), 3, 2, 2)
 """Next to no steps and images, to see that everything runs; the figures mean nothing."""
 
 
-def table3_runs(root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
+def runs_of(root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
     """The run whose evaluation.json is a method's result, by the method's name.
 
     Args:
@@ -122,7 +122,7 @@ def table3_runs(root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
     return found
 
 
-def table3_grid(root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
+def grid_of(root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
     """All runs of the table.
 
     Args:
@@ -130,10 +130,10 @@ def table3_grid(root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
         sizes: How much of everything.
         seeds: Of training.
     """
-    return Grid([run for seed in seeds for run in table3_runs(root, sizes, seed).values()], root, [])
+    return Grid([run for seed in seeds for run in runs_of(root, sizes, seed).values()], root, [])
 
 
-def table3(root: Path, sizes: Sizes, seeds: Sequence[int]) -> str:
+def table(root: Path, sizes: Sizes, seeds: Sequence[int]) -> str:
     """The table as Markdown, of what is done; also written as table3.md and table3.json.
 
     Args:
@@ -141,11 +141,11 @@ def table3(root: Path, sizes: Sizes, seeds: Sequence[int]) -> str:
         sizes: How much of everything.
         seeds: Of training; with several a mean and a standard deviation.
     """
-    grid, record = table3_grid(root, sizes, seeds), []
+    grid, record = grid_of(root, sizes, seeds), []
     heads = ["", "parameters", "GFLOPs in layers", *METRICS.values(), "paper, Swin-Base box AP"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for method in METHODS:
-        runs = [table3_runs(root, sizes, seed)[method.name] for seed in seeds]
+        runs = [runs_of(root, sizes, seed)[method.name] for seed in seeds]
         done = [run for run in runs if grid.done(run)]
         values = [json.loads(run.makes[0].read_text(encoding="utf-8"))["metrics"] for run in done]
         cells = [method.label, *_cost(done[0].makes[1] if done else None)]
