@@ -9,8 +9,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import UperNetConfig
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from pela_vl.base.errors import UserError
 from pela_vl.models.vision.backbone import VisionModel, build_vision
@@ -93,14 +91,7 @@ class UperNet(VisionModel):
         if len(widths) != MAPS:
             raise UserError(f"{config.backbone}: UperNet reads {MAPS} maps, and the backbone has {len(widths)} stages")
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths) if self.is_swin else None
-        options: dict[str, Any] = {"hidden_size": config.channels, "pool_scales": POOL_SCALES}
-        options |= {"auxiliary_channels": config.auxiliary_channels, "num_labels": config.labels}
-        heads = UperNetConfig(**options)
-        self.decode_head = _prepared(UperNetHead(heads, widths), config.dropout)
-        self.auxiliary_head = None
-        if config.auxiliary_channels:
-            place = MAPS - 2 if self.is_swin else MAPS - 1
-            self.auxiliary_head = _prepared(UperNetFCNHead(heads, widths, in_index=place), config.dropout)
+        self.decode_head, self.auxiliary_head = _heads(config, widths, MAPS - 2 if self.is_swin else MAPS - 1)
 
     @property
     def HEADS(self) -> tuple[str, ...]:
@@ -151,6 +142,22 @@ class _DroppedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(F.dropout2d(input, self.dropout, self.training) if self.dropout else input)
+
+
+def _heads(config: UperConfig, widths: list[int], place: int) -> tuple[Any, Any]:
+    """The UperNet head on maps of these widths, and the auxiliary head on one of them, None where none is wanted."""
+    try:
+        from transformers import UperNetConfig
+        from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+    except ImportError as error:
+        raise UserError(f"UperNet needs transformers ({error}); pip install 'pela_vl[segmentation]'") from None
+    options: dict[str, Any] = {"hidden_size": config.channels, "pool_scales": POOL_SCALES}
+    options |= {"auxiliary_channels": config.auxiliary_channels, "num_labels": config.labels}
+    numbers = UperNetConfig(**options)
+    head = _prepared(UperNetHead(numbers, widths), config.dropout)
+    if not config.auxiliary_channels:
+        return head, None
+    return head, _prepared(UperNetFCNHead(numbers, widths, in_index=place), config.dropout)
 
 
 def _prepared(head: Any, dropout: float) -> Any:
