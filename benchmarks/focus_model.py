@@ -4,6 +4,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.models.vision import VisionConfig, VisionModel, VisionOutput, build_vision
 
 SIZE = 224
+_GRID = 37  # patches a side that the file's positions are for
 _LAYER = re.compile(r"backbone\.encoder\.layer\.(\d+)\.(.+)")
 _NAMES = {  # of a layer in the file, beside norm1, norm2, mlp.fc1 and mlp.fc2, which are ours
     "attention.output.dense": "attn.proj",
@@ -49,6 +51,23 @@ def onnx_file() -> Path:
 
 def load_focus() -> FocusModel:
     """The model with the package's weights, every one of which is used. Raises UserError for what is not installed."""
+    model = FocusModel()
+    model.load_state_dict(focus_state(SIZE // 14))
+    return model.eval()
+
+
+def load_backbone(image_size: int) -> nn.Module:
+    """timm's vit_small_patch14_dinov2 with the encoder's weights. Raises UserError for what is not installed."""
+    prefix = "encoder.backbone."
+    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=_GRID * 14)
+    state = focus_state(_GRID)
+    model.load_state_dict({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+    model.set_input_size((image_size, image_size))
+    return model.eval()
+
+
+def focus_state(grid: int) -> dict[str, Tensor]:
+    """The state of a FocusModel whose positions are of grid x grid patches. Raises UserError for what is not installed."""
     try:
         import onnx
         from onnx.numpy_helper import to_array
@@ -61,12 +80,10 @@ def load_focus() -> FocusModel:
         if node.op_type == "MatMul" and node.input[1] in tensors:
             name = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
             tensors[name + ".weight"] = tensors.pop(node.input[1]).T
-    model = FocusModel()
-    model.load_state_dict(_renamed(tensors))
-    return model.eval()
+    return _renamed(tensors, grid)
 
 
-def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     mixed: dict[str, dict[str, Tensor]] = {}  # query, key and value are one Linear in timm
     for name, value in tensors.items():
@@ -95,11 +112,10 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     state |= {name: torch.cat([parts[p] for p in ("query", "key", "value")]) for name, parts in mixed.items()}
     for place in (1, 4, 7):
         state[f"decoder.{place}.num_batches_tracked"] = torch.tensor(0)
-    # positions have no name left: the class token's [1, 1, D] and the 37 x 37 patches' [1, 1369, D]
+    # positions have no name left: the class token's [1, 1, D] and the patches' [1, 1369, D]
     numbered = [value for name, value in tensors.items() if name.startswith("onnx::") and value.ndim == 3]
     first, patches = sorted(numbered, key=lambda value: value.shape[1])
-    square = patches.transpose(1, 2).unflatten(2, (37, 37))
-    grid = (SIZE // 14, SIZE // 14)
-    square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    square = patches.transpose(1, 2).unflatten(2, (_GRID, _GRID))
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
     state["encoder.backbone.pos_embed"] = torch.cat([first, square.flatten(2).transpose(1, 2)], dim=1)
     return state

@@ -66,7 +66,8 @@ class CompressSettings:
         samples: Training samples that "whitened" and "gauss_newton", and their allocated ranks, are made for.
         measured: Allocated ranks go by errors that are measured too, and not by predicted ones alone.
         sequential: With "gauss_newton", each layer is fitted to its inputs behind the compressed layers before it.
-        strength: Of that fit, 0 to 1.
+        strength: Of that fit, 0 to 1; null: for each layer the best on held-out samples.
+        refine_steps: Steps of Adam on each block's factors and norms towards the dense block's output; 0 for none.
     """
 
     kappa: float | None = None
@@ -77,7 +78,8 @@ class CompressSettings:
     samples: int = 256
     measured: bool = False
     sequential: bool = False
-    strength: float = 0.5
+    strength: float | None = 0.5
+    refine_steps: int = 0
 
 
 @dataclass

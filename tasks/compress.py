@@ -20,7 +20,7 @@ from pathlib import Path
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
 
-ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength")
+ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength", "refine_steps")
 
 
 def main() -> None:
@@ -99,7 +99,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sequential", action="store_true", help="fit each layer to what the compressed ones before it give"
     )
-    parser.add_argument("--strength", type=float, default=0.5, help="of that, 0 to 1 (default %(default)s)")
+    parser.add_argument("--strength", type=_strength, default=0.5, help="of that, 0 to 1 or auto (default %(default)s)")
+    parser.add_argument(
+        "--refine-steps", type=int, default=0, help="of Adam on each block towards the dense one's output (default none)"
+    )
     parser.add_argument(
         "--calibration",
         metavar="LIST",
@@ -127,6 +130,10 @@ def _arguments() -> argparse.Namespace:
     if args.image_size is not None and args.image_size < 1:
         raise UserError(f"--image-size {args.image_size}: give a positive number of pixels")
     return args
+
+
+def _strength(text: str) -> float | None:
+    return None if text == "auto" else float(text)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from pela_vl.settings import CompressSettings
 from pela_vl.training.assemble import compress_loaded
 
 EMA_FITTED = (
-    "the EMA model has the model's own factors, biases and fitted dense layers; its other weights are as they were"
+    "the EMA model has the model's own factors, biases, fitted dense layers and refined norms; its other weights are as "
+    "they were"
 )
-"""What is said of a compression with the sequential step."""
+"""What is said of a compression with the sequential step or block refinement."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def compress_with_ema(
 
     The EMA model gets the model's plan and its own decomposition. That is turned into the basis of the model's factors, because
     training averages the two factor by factor. With calibration samples, both models use the metrics that were measured on the
-    model. After the sequential step the EMA model takes the model's fitted layers as they are: that step was not run on the EMA
-    weights.
+    model. After the sequential step or refinement the EMA model takes the model's fitted layers and norms as they are: neither
+    was run on the EMA weights.
 
     Args:
         loaded: The dense model.
@@ -137,9 +138,10 @@ def compress_with_ema(
     layers, recipe = compress_loaded(loaded, settings, on_progress, calibration)
     ema_layers: list[LayerReport] = []
     stored: dict[str, Tensor] = {}
+    fitted = settings.sequential or settings.refine_steps > 0
     if ema:
         mlm = getattr(loaded.model, "mlm_head", None) is not None
-        make = _ema_of_fitted_layers if settings.sequential else _compress_ema
+        make = _ema_of_fitted_layers if fitted else _compress_ema
         ema_layers, stored = make(meta_model(dense, mlm), loaded.model, ema, recipe, on_progress)
     return Compression(
         layers,
@@ -148,7 +150,7 @@ def compress_with_ema(
         (parameters, count_parameters(loaded.model)),
         (sample_flops(dense), sample_flops(loaded.header)),
         recipe.dense,
-        (EMA_FITTED,) if ema and settings.sequential else (),
+        (EMA_FITTED,) if ema and fitted else (),
     )
 
 
@@ -187,8 +189,8 @@ def _ema_of_fitted_layers(
     recipe: Recipe,
     on_progress: Callable[[int, int, str], Any] | None,
 ) -> tuple[list[LayerReport], dict[str, Tensor]]:
-    """As `_compress_ema`, for a model whose layers were fitted one after the other: those very layers, and the EMA weights
-    of all others."""
+    """As `_compress_ema`, for a model whose layers were fitted one after the other, or refined: those very layers and norms,
+    and the EMA weights of all others."""
     _load_ema(model, weights, recipe)
     reports = []
     for number, name in enumerate((*recipe.plan, *recipe.dense)):
@@ -198,6 +200,10 @@ def _ema_of_fitted_layers(
         model.set_submodule(name, layer.float())
         if on_progress is not None:
             on_progress(number + 1, len(recipe.plan) + len(recipe.dense), name)
+    for name in recipe.refined:  # the norms among them; factors are there already
+        owner, _, key = name.rpartition(".")
+        value = trained.get_parameter(name).detach().cpu().float().clone()
+        setattr(model.get_submodule(owner), key, nn.Parameter(value))
     return reports, _stored(model)
 
 

@@ -128,12 +128,9 @@ def compressions(figure: "Figure", found: Found) -> None:
 def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over pre-training steps, one curve per kind of factors, averaged over seeds."""
     panel = figure.subplots()
-    colours: dict[str, str] = {}  # by factors, whatever the rate
     for way, curve in curves.items():
-        colour = colours.setdefault(way.removesuffix(", lower rate"), f"C{len(colours)}")
         if curve:
-            style = "--" if "lower" in way else "-"
-            panel.plot(list(curve), list(curve.values()), style, color=colour, marker="o", ms=3.5, lw=1.4, label=way)
+            panel.plot(list(curve), list(curve.values()), marker="o", ms=3.5, lw=1.4, label=way)
     panel.set_xlabel("steps of PELA's pre-training", fontsize=8)
     panel.set_ylabel("validation recall by ITC alone, mean of six, %", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)

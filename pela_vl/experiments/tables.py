@@ -159,15 +159,15 @@ def figure4(scale: Scale) -> list[Table]:
 
 
 def beyond_svd(scale: Scale) -> list[Table]:
-    columns = (
-        *_recalls("start", ("TR@1", "IR@1"), "cut ", False),
-        _mean("start", "cut mean"),
-        *_recalls("zero_shot", ("TR@1", "IR@1"), "pre-trained ", False),
-        _mean("zero_shot", "pre-trained mean"),
-    )
+    shorter, usual = scale.lengths
+    stages = {"start": "cut", "zero_shot_shorter": shorter, "zero_shot": usual}
+    columns = [_mean(task, f"{when}: mean") for task, when in stages.items()]
+    columns += [
+        column for task, when in stages.items() for column in _recalls(task, ("TR@1", "IR@1"), f"{when}: ", False)
+    ]
     rows = [TableRow("dense", DENSE), *(TableRow(way, variant) for way, variant in BEYOND.items())]
     title = f"Beyond plain SVD{_on(scale)}: retrieval without fine-tuning, after the cut and after PELA's pre-training"
-    return [Table("beyond_svd", title, columns, tuple(rows), "recovery")]
+    return [Table("beyond_svd", title, tuple(columns), tuple(rows), "recovery")]
 
 
 TABLES: dict[str, Callable[[Scale], list[Table]]] = {

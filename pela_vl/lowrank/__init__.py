@@ -14,10 +14,11 @@ from pela_vl.lowrank.checks import PlanError
 from pela_vl.lowrank.effect import LayerCut, cut_errors
 from pela_vl.lowrank.factorize import Factors, factorize
 from pela_vl.lowrank.layer import LowRankLinear
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.pivot import PivotedLinear, pivot_layer, pivoted_layers
 from pela_vl.lowrank.plan import plan_ranks, rank_for
 from pela_vl.lowrank.recipe import Recipe, compress, make_recipe
-from pela_vl.lowrank.sensitivity import Features, OutputMetric, measure_metrics, model_features
+from pela_vl.lowrank.sensitivity import Features, measure_metrics, model_features
 from pela_vl.lowrank.storage import load, save
 from pela_vl.lowrank.two_metrics import TwoMetricFactors, factorize_two_metrics, metric_roots, two_metric_spectrum
 from pela_vl.lowrank.whiten import WhitenedFactors, covariance_root, factorize_whitened

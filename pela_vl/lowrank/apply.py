@@ -14,9 +14,9 @@ from pela_vl.lowrank.checks import carry_over, check_not_wrapped
 from pela_vl.lowrank.dense import Dense, in_out, weight_of
 from pela_vl.lowrank.factorize import Factors, factorize
 from pela_vl.lowrank.layer import LowRankLinear
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.pivot import PivotedLinear, pivot_layer, pivoted_layers
 from pela_vl.lowrank.plan import PlanError, check_replaceable, shared_weights
-from pela_vl.lowrank.sensitivity import OutputMetric
 from pela_vl.lowrank.two_metrics import TwoMetricFactors, factorize_two_metrics, metric_roots
 from pela_vl.lowrank.whiten import WhitenedFactors, factorize_whitened
 
@@ -196,8 +196,8 @@ def _check_statistics(
     if init == "gauss_newton":
         if metrics is None or name not in metrics:
             raise PlanError(f"{name}: init 'gauss_newton' needs the metric of this layer's outputs (measure_metrics)")
-        if len(metrics[name].moment) != outputs:
-            raise PlanError(f"{name}: the metric is of outputs of width {len(metrics[name].moment)}, not {outputs}")
+        if metrics[name].width != outputs:
+            raise PlanError(f"{name}: the metric is of outputs of width {metrics[name].width}, not {outputs}")
 
 
 def _low_rank(

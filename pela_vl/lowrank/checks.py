@@ -1,8 +1,6 @@
 """Checks, before a model is changed, for anything that would be lost when a low-rank layer replaces a Linear."""
 
-import ast
-import inspect
-import textwrap
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -20,11 +18,11 @@ WRAPPERS = {
     "PipelineEngine",
     "OptimizedModule",
     "ScriptModule",
+    "replicate",
+    "fully_shard",
 }
-"""Names of classes that keep references to a model's parameters or compile its code."""
+"""Names of classes and functions that keep references to a model's parameters or compile its code."""
 
-# These two hand their Linears' weights to fused kernels instead of calling the Linears.
-_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKS = {
     "_forward_hooks": "hooks",
@@ -50,7 +48,11 @@ def check_not_wrapped(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         names = {cls.__name__ for cls in type(module).__mro__}
-        if found := names & WRAPPERS:
+        for key, value in vars(module).items():  # replicate changes no class, it registers itself
+            if key.startswith("__composable_api_state_key") and isinstance(value, Mapping):
+                names |= set(value)
+        found = names & WRAPPERS
+        if found:
             where = f"{name} is" if name else "the model is"
             raise PlanError(f"{where} wrapped in {sorted(found)[0]}: compress before wrapping")
 
@@ -111,58 +113,3 @@ def carry_over(source: Dense, target: nn.Module) -> None:
 def _usual(cls: type[nn.Module]) -> frozenset[str]:
     usual = vars(nn.Linear(1, 1, device="meta"))
     return frozenset(usual) | {"nf", "nx"} if cls.__name__ == "Conv1D" else frozenset(usual)
-
-
-def reader_of_weight(model: nn.Module, name: str) -> str | None:
-    """The class around the Linear `name` that reads its weight or bias instead of calling it, or None.
-
-    Found by parsing the source of the enclosing modules' classes: `forward` and the methods that it calls on `self`.
-    """
-    parts = name.split(".")
-    for depth in range(len(parts) - 1, -1, -1):
-        owner = model.get_submodule(".".join(parts[:depth]))
-        if depth == len(parts) - 1 and isinstance(owner, _READS_WEIGHTS):
-            return f"torch's {type(owner).__name__}"
-        path = parts[depth:]
-        if tuple(path) in _paths_read(type(owner)):  # type: ignore[arg-type]  # likewise
-            return type(owner).__name__
-    return None
-
-
-@lru_cache(maxsize=1024)
-def _paths_read(cls: type[nn.Module]) -> frozenset[tuple[str, ...]]:
-    """Every chain self.a.b whose .weight or .bias a class's forward reads."""
-    methods: dict[str, ast.AST] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # made without a source file
-            continue
-        found = tree.body[0]
-        if isinstance(found, ast.ClassDef):
-            methods |= {f.name: f for f in found.body if isinstance(f, ast.FunctionDef)}
-    read, seen, queue = set(), set(), ["forward"]
-    while queue:
-        method = queue.pop()
-        if method in seen or method not in methods:
-            continue
-        seen.add(method)
-        for node in ast.walk(methods[method]):
-            if isinstance(node, ast.Attribute):
-                chain = _chain(node)
-                if len(chain) == 1:
-                    queue.append(chain[0])
-                elif chain and chain[-1] in ("weight", "bias"):
-                    read.add(tuple(chain[:-1]))
-    return frozenset(read)
-
-
-def _chain(node: ast.AST) -> list[str]:
-    """["a", "b"] of self.a.b, empty for anything else."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return parts[::-1] if isinstance(node, ast.Name) and node.id == "self" else []

@@ -15,10 +15,10 @@ from pela_vl.lowrank.calibration import (
     first_input,
 )
 from pela_vl.lowrank.dense import weight_of
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.prefix import PrefixRuns
 from pela_vl.lowrank.sensitivity import (
     Features,
-    OutputMetric,
     Ticks,
     feature_list,
     feature_scales,

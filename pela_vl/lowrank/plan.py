@@ -18,12 +18,12 @@ from pela_vl.lowrank.checks import (
     check_instance,
     check_not_wrapped,
     check_values,
-    reader_of_weight,
     uninitialised,
 )
 from pela_vl.lowrank.dense import in_out, is_conv1d, is_dense
 from pela_vl.lowrank.layer import LowRankLinear
 from pela_vl.lowrank.pivot import PivotedLinear
+from pela_vl.lowrank.readers import reader_of_weight
 
 
 def rank_for(in_features: int, out_features: int, kappa: float) -> int:

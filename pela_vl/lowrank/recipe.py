@@ -13,11 +13,14 @@ from pela_vl.lowrank.calibration import Calibration, InputStatistics, calibrate
 from pela_vl.lowrank.dense import Dense, in_out, weight_of
 from pela_vl.lowrank.effect import cut_errors
 from pela_vl.lowrank.factorize import singular_values
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.plan import PlanError, plan_ranks
-from pela_vl.lowrank.sensitivity import Features, OutputMetric, measure_metrics
+from pela_vl.lowrank.sensitivity import Features, measure_metrics
 from pela_vl.lowrank.two_metrics import metric_roots, two_metric_spectrum
 
 RANKS = ("uniform", "allocated")
+Gathered = tuple[Mapping[str, InputStatistics], Mapping[str, OutputMetric]]
+"""Statistics of inputs and metrics of outputs, by layer."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Recipe:
         statistics: of the layers' inputs by name; empty without calibration.
         metrics: of the layers' outputs by name; empty where neither init nor ranks need them.
         dense: layers inside the budget that keep their weights. A checkpoint does not store them: it stores the plan.
+        refined: names of parameters that were trained after the factors were made.
     """
 
     plan: dict[str, int]
@@ -37,6 +41,7 @@ class Recipe:
     statistics: Mapping[str, InputStatistics]
     metrics: Mapping[str, OutputMetric] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
+    refined: tuple[str, ...] = ()
 
 
 def compress(
@@ -93,6 +98,7 @@ def make_recipe(
     measured: bool = False,
     progress: Progress | None = None,
     pivoted: bool = False,
+    gathered: Gathered | None = None,
 ) -> Recipe:
     """Choose layers, ranks and init, and gather what `apply_plan` needs. The model is run on the samples, and not
     changed.
@@ -115,6 +121,8 @@ def make_recipe(
             time.
         progress: called while the samples run.
         pivoted: count rank r as r (in + out - r), the size of pivoted factors (pivot.py); ranks come out higher.
+        gathered: what `measure_metrics` found before, which saves the pass over the samples: several values of kappa can
+            share one.
 
     Raises:
         PlanError: If options contradict each other, or as `plan_ranks`, `calibrate`, `measure_metrics` and
@@ -133,7 +141,9 @@ def make_recipe(
     if measured and not by_effect:
         raise PlanError("measured scales ranks 'allocated' with calibration samples alone")
     plan = plan_ranks(model, kappa, include, exclude, rank_multiple)
-    if calibration is not None and (init == "gauss_newton" or by_effect):
+    if gathered is not None:
+        statistics, metrics = gathered
+    elif calibration is not None and (init == "gauss_newton" or by_effect):
         statistics, metrics = measure_metrics(model, list(plan), calibration, features, progress)
     else:
         statistics, metrics = {} if calibration is None else calibrate(model, plan, calibration), {}
@@ -147,7 +157,7 @@ def make_recipe(
         spectra = {name: cut.spectrum for name, cut in cuts.items()}
         scales = {name: cut.scale for name, cut in cuts.items()}
     else:
-        spectra = _spectra(model, plan, statistics, metrics)
+        spectra = _spectra(model, plan, statistics, metrics, progress)
     shapes = {name: in_out(model.get_submodule(name)) for name in uniform}
     budget = sum(rank * sum(shapes[name]) for name, rank in uniform.items())
     plan = allocate_ranks(spectra, shapes, budget, rank_multiple, scales, by_effect, pivoted)
@@ -170,13 +180,19 @@ def _spectra(
     names: Sequence[str] | Mapping[str, int],
     statistics: Mapping[str, InputStatistics],
     metrics: Mapping[str, OutputMetric],
+    progress: Progress | None,
 ) -> dict[str, Tensor]:
     linears: dict[str, Dense] = {name: model.get_submodule(name) for name in names}
     jobs = [
         partial(_spectrum, name, linear, statistics.get(name), metrics.get(name)) for name, linear in linears.items()
     ]
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears.values())
-    return dict(zip(linears, run_all(jobs, on_cpu), strict=True))
+    found: dict[str, Tensor] = {}
+    for name, spectrum in zip(linears, run_all(jobs, on_cpu), strict=True):
+        found[name] = spectrum
+        if progress is not None:
+            progress(len(found), len(linears), "spectra")
+    return found
 
 
 def _spectrum(name: str, linear: Dense, statistics: InputStatistics | None, metric: OutputMetric | None) -> Tensor:

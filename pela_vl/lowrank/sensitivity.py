@@ -10,6 +10,7 @@ class token in a ViT's last block) then hardly count.
 Shapes: B = samples of a batch, N = rows, I, O = input and output width of a Linear.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -29,6 +30,7 @@ from pela_vl.lowrank.calibration import (
     run_item,
 )
 from pela_vl.lowrank.dense import Dense, in_out
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.plan import PlanError
 
 PROBES = 2
@@ -42,47 +44,6 @@ Features = Callable[[nn.Module, Any], Any]
 
 Ticks = Callable[[int, int, str], None]
 """Called as progress(done, total, what)."""
-
-
-class OutputMetric:
-    """Sample count and sum of g g^T [O, O] in fp64, and the weights of the input tokens [N] of the layer's first call,
-    per item.
-
-    Rows are buffered until there are O of them, because adding a product of few rows costs more than forming it.
-    """
-
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
-        self.items = 0
-        self.weights: list[Tensor] = []
-        self._moment = torch.zeros(width, width, dtype=torch.float64, device=device)
-        self._rows: list[Tensor] = []
-
-    def add(self, gradient: Tensor) -> None:
-        """Add gradients [..., O] of some tokens."""
-        self._rows.append(gradient.detach().reshape(-1, gradient.shape[-1]).float())
-        if sum(len(rows) for rows in self._rows) >= len(self._moment):
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        rows, self._rows = torch.cat(self._rows), []
-        scale = rows.abs().max()  # so that the squares of small gradients stay inside fp32's range
-        if scale > 0:
-            rows = rows / scale
-            self._moment.add_(rows.T @ rows, alpha=float(scale) ** 2)
-
-    @property
-    def moment(self) -> Tensor:
-        """The sum [O, O]."""
-        self._flush()
-        return self._moment
-
-    @property
-    def matrix(self) -> Tensor:
-        """G [O, O]."""
-        return self.moment / max(self.count, 1)
 
 
 def model_features(model: nn.Module, item: Any) -> Any:
@@ -136,6 +97,19 @@ def feature_scales(parts: Sequence[Tensor]) -> list[float]:
     return [variance**-0.5 if variance > 0 else 1.0 for variance in variances]
 
 
+def probe_gradients(parts: Sequence[Tensor], scales: Sequence[float], generator: torch.Generator) -> None:
+    """One backward pass a probe from features [B, F] times their scales, each with a v of its own."""
+    for probe in range(PROBES):
+        value = reduce(
+            torch.add,
+            (
+                scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
+                for scale, part in zip(scales, parts, strict=True)
+            ),
+        )
+        value.backward(retain_graph=probe + 1 < PROBES)
+
+
 def measure_metrics(
     model: nn.Module,
     names: Sequence[str],
@@ -143,6 +117,7 @@ def measure_metrics(
     features: Features | None = None,
     progress: Ticks | None = None,
     seed: int = 0,
+    weighted: float = WEIGHTED,
 ) -> tuple[dict[str, InputStatistics], dict[str, OutputMetric]]:
     """Gather input statistics and output metrics of some Linears in one pass over the samples.
 
@@ -156,6 +131,7 @@ def measure_metrics(
         features: the features whose error counts (`Features`); None: `model_features`.
         progress: called after each item.
         seed: of the random projections v.
+        weighted: fraction of a token's weight in the inputs' statistics that follows its gradient.
 
     Returns:
         Input statistics and output metrics, by name.
@@ -168,7 +144,7 @@ def measure_metrics(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     scales: list[float] = []
-    watch = _Watch(model, names)
+    watch = _Watch(model, names, len(items), generator, weighted)
     with _frozen(model), eval_mode(model), watch, torch.enable_grad():
         for number, item in enumerate(items):
             parts = feature_list(features(model, item))
@@ -177,15 +153,7 @@ def measure_metrics(
             if not any(part.requires_grad for part in parts):
                 raise PlanError("features depend on none of the layers (were they computed without gradients?)")
             scales = scales or feature_scales(parts)
-            for probe in range(PROBES):
-                value = reduce(
-                    torch.add,
-                    (
-                        scale * (part * torch.randn(part.shape, generator=generator, device=part.device)).sum()
-                        for scale, part in zip(scales, parts, strict=True)
-                    ),
-                )
-                value.backward(retain_graph=probe + 1 < PROBES)
+            probe_gradients(parts, scales, generator)
             watch.end_item(PROBES * len(parts[0]))
             if progress is not None:
                 progress(number + 1, len(items), "metrics")
@@ -210,19 +178,21 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 class _Call:
     """One call of a layer: its input [N, I] and the sum over the probes of |g|^2 by token [N]."""
 
-    def __init__(self, name: str, x: Tensor, metric: OutputMetric) -> None:
-        self.name, self.x, self.metric = name, x, metric
+    def __init__(self, name: str, x: Tensor, metric: OutputMetric, generator: torch.Generator) -> None:
+        self.name, self.x, self.metric, self.generator = name, x, metric, generator
         self.squares = torch.zeros(x.numel() // x.shape[-1], device=x.device)
 
     def add(self, gradient: Tensor) -> None:
-        self.metric.add(gradient)
+        self.metric.add(gradient, self.generator)
         self.squares += gradient.detach().float().square().sum(-1).flatten()
 
 
 class _Watch:
     """Hooks that record every layer's inputs and the gradients at its outputs while the context is open."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], items: int, generator: torch.Generator, weighted: float
+    ) -> None:
         self.statistics: dict[str, InputStatistics] = {}
         self.metrics: dict[str, OutputMetric] = {}
         self._linears: dict[str, Dense] = {name: model.get_submodule(name) for name in names}
@@ -231,6 +201,7 @@ class _Watch:
             device = device if device.type != "mps" else torch.device("cpu")  # which has no fp64
             self.statistics[name] = InputStatistics(inputs, device)
             self.metrics[name] = OutputMetric(outputs, device)
+        self._items, self._generator, self._weighted = items, generator, weighted
         self._calls: list[_Call] = []
         self._units: dict[str, float] = {}  # mean |g|^2 of the first item, by layer
         self._waiting: dict[tuple[str, ...], list[tuple[Tensor, Tensor]]] = {}
@@ -248,7 +219,7 @@ class _Watch:
         x = first_input(args, kwargs).detach()
         if not torch.isfinite(x).all():
             raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
-        call = _Call(name, x, self.metrics[name])
+        call = _Call(name, x, self.metrics[name], self._generator)
         self._calls.append(call)
         if not torch.is_grad_enabled():
             return None
@@ -277,10 +248,14 @@ class _Watch:
         for metric in self.metrics.values():
             metric.count += samples
             metric.items += 1
+            if metric.items == 1:
+                metric.mix_for(self._items)
 
     def _weights(self, call: _Call) -> Tensor:
         unit = self._units.setdefault(call.name, float(call.squares.mean()))
-        return WEIGHTED * call.squares / unit + (1 - WEIGHTED) if unit > 0 else torch.ones_like(call.squares)
+        return (
+            self._weighted * call.squares / unit + (1 - self._weighted) if unit > 0 else torch.ones_like(call.squares)
+        )
 
     def flush(self) -> None:
         """Count whatever rows are still kept."""
@@ -292,7 +267,18 @@ class _Watch:
         rows, weights = (torch.cat(part).float() for part in parts)
         weighted = weights[:, None] * rows
         count, total, moment = weights.sum(dtype=torch.float64), weighted.sum(0, dtype=torch.float64), weighted.T @ rows
-        for name in names:
-            statistics = self.statistics[name]
+        for statistics in self._shared(names):
             device = statistics.total.device
             statistics.add(float(count), total.to(device), moment.to(device))
+
+    def _shared(self, names: tuple[str, ...]) -> list[InputStatistics]:
+        """The statistics of these layers, which are given the same: one object for all as long as that holds for every item."""
+        alone = [name for name in names if self.statistics[name].count == 0]
+        if len(alone) == len(names):
+            for name in names:
+                self.statistics[name] = self.statistics[names[0]]
+            return [self.statistics[names[0]]]
+        for name, statistics in self.statistics.items():
+            if name not in names and any(statistics is self.statistics[one] for one in names):
+                self.statistics[name] = copy.deepcopy(statistics)
+        return list({id(self.statistics[name]): self.statistics[name] for name in names}.values())

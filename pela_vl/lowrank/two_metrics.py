@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pela_vl.lowrank.calibration import InputStatistics
 from pela_vl.lowrank.factorize import factorize, singular_values
-from pela_vl.lowrank.sensitivity import OutputMetric
+from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.whiten import Root, covariance_root, statistics_root
 
 INPUT_SHRINKAGE, OUTPUT_SHRINKAGE = 0.01, 0.02

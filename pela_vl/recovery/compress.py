@@ -1,11 +1,15 @@
 """The one entry that makes any Transformer low rank: closed-form factors, ranks, the sequential step, refinement."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from pela_vl.lowrank import Calibration, Features, PlanError, apply_plan, make_recipe, pivot
 from pela_vl.lowrank.apply import Progress
+from pela_vl.lowrank.recipe import Gathered
+from pela_vl.recovery.refine import refine_blocks
 from pela_vl.recovery.sequential import STRENGTH, compress_sequentially
 
 
@@ -22,8 +26,10 @@ def compress(
     features: Features | None = None,
     measured: bool = False,
     sequential: bool = False,
-    strength: float = STRENGTH,
+    strength: float | None = STRENGTH,
     pivoted: bool = False,
+    refine_steps: int = 0,
+    gathered: Gathered | None = None,
 ) -> nn.Module:
     """Plan and apply in one call, on any torch module. Changes `model` IN PLACE and returns it.
 
@@ -45,26 +51,47 @@ def compress(
         features: features(model, item) gives a tensor [samples, ...] or several; None: the model's pooled output.
         measured: Scale each layer's predicted error by the measured one; takes about as long again.
         sequential: Fit every layer to its inputs behind the compressed ones before it (`compress_sequentially`).
-        strength: Of the sequential correction, 0 to 1.
+        strength: Of the sequential correction, 0 to 1; None: for each layer the best on held-out batches.
         pivoted: Count ranks as pivoted factors are stored, and store them so. A layer that is not exact in that form keeps plain
             factors and exceeds its part of the budget.
+        refine_steps: Steps of Adam on the factors and norms of each block towards the dense block's output, from these factors
+            (`refine_blocks`); 0 for none. A copy of the dense model is kept meanwhile.
+        gathered: What `measure_metrics` found before on these samples, which saves a pass over them.
 
     Raises:
         PlanError: As `make_recipe`, `apply_plan` and `compress_sequentially` do; the model is then as it was.
     """
     if sequential and init != "gauss_newton":
         raise PlanError("sequential works on factors of init 'gauss_newton'")
+    if refine_steps and calibration is None:
+        raise PlanError("refine_steps needs calibration samples, and so an init that is made for them")
     if calibration is not None and not callable(calibration):
         calibration = list(calibration)  # several passes are made over it
     recipe = make_recipe(
-        model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress, pivoted
+        model,
+        kappa,
+        include,
+        exclude,
+        init,
+        ranks,
+        calibration,
+        rank_multiple,
+        features,
+        measured,
+        progress,
+        pivoted,
+        gathered,
     )
+    dense = copy.deepcopy(model) if refine_steps else model
     if sequential and calibration is not None:
+        recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
         compress_sequentially(
             model, recipe.plan, calibration, recipe.metrics, recipe.dense, features, strength, progress
         )
     else:
         apply_plan(model, recipe.plan, recipe.init, progress, recipe.statistics, recipe.metrics)
+    if refine_steps and calibration is not None:
+        refine_blocks(model, dense, calibration, refine_steps, features=features, progress=progress)
     if pivoted:
         pivot(model)
     return model

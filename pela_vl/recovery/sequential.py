@@ -81,6 +81,14 @@ class _Regression:
         self.count, self.shift = other.count, other.shift
         self.total, self.moment = other.total, other.moment
 
+    def plus(self, other: "_Regression") -> "_Regression":
+        """All rows of both, which have one shift."""
+        whole = _Regression.__new__(_Regression)
+        whole.shift = self.shift
+        for name in ("count", "total", "moment", "total_t", "cross"):
+            setattr(whole, name, getattr(self, name) + getattr(other, name))
+        return whole
+
     @property
     def mean(self) -> Tensor:
         assert self.shift is not None, "no rows were added"
@@ -98,6 +106,39 @@ class _Regression:
         covariance = self.cross / self.count - torch.outer(mean, self.total / self.count)
         return covariance if centred else covariance + torch.outer(mean, self.mean)
 
+    def step(self, centred: bool) -> Tensor | None:
+        """D [O, I] of these rows; None where the inputs are constant or not finite."""
+        second = self.second(centred)
+        scale = second.diagonal().mean()
+        if not scale > 0:
+            return None
+        second.diagonal().add_(RIDGE * scale)
+        lower, failed = torch.linalg.cholesky_ex(second)
+        return None if failed else torch.cholesky_solve(self.cross_moment(centred).T, lower).T
+
+
+Folds = tuple[_Regression, _Regression]
+
+
+def held_out_strength(folds: Folds, metric: Tensor | None, centred: bool) -> float:
+    """The a in 0..1 with the least error on batches that D was not fitted to, in the metric G, by two halves of the batches.
+
+    D of one half tells a D of the other: a = sum <G D_k, E t x~^T> / sum <G D_k, D_k C~>, both moments of the other half. The
+    D of all batches has half the noise, so that its a is 2 a / (1 + a). No gain, and too few rows: 0.
+    """
+    gain = size = 0.0
+    for fitted, other in (folds, folds[::-1]):
+        if not (fitted.count and other.count):
+            return 0.0
+        step = fitted.step(centred)
+        if step is None:
+            return 0.0
+        weighed = step if metric is None else metric @ step
+        gain += float((weighed * other.cross_moment(centred)).sum())
+        size += float((weighed * (step @ other.second(centred))).sum())
+    a = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
+    return 2 * a / (1 + a)
+
 
 @torch.no_grad()
 def compress_sequentially(
@@ -107,7 +148,7 @@ def compress_sequentially(
     metrics: Mapping[str, OutputMetric] | None = None,
     dense: Sequence[str] = (),
     features: Features | None = None,
-    strength: float = STRENGTH,
+    strength: float | None = STRENGTH,
     progress: Progress | None = None,
 ) -> list[LayerReport]:
     """Replace the Linears of `plan` in place, each fitted to its inputs behind the compressed layers before it.
@@ -123,7 +164,8 @@ def compress_sequentially(
         metrics: Of the outputs, by layer (`measure_metrics`); None: all outputs count alike.
         dense: Layers that keep all their weights and are fitted as well.
         features: Only runs the model here, as features(model, item); None: the item's own way.
-        strength: a in W* = W + a D, from 0 (no correction) to 1. What is best depends on the number of samples.
+        strength: a in W* = W + a D, from 0 (no correction) to 1. What is best depends on the number of samples; None: for each
+            layer the best on held-out batches (`held_out_strength`).
         progress: Called as progress(done, total, layer).
 
     Returns:
@@ -132,7 +174,7 @@ def compress_sequentially(
     Raises:
         PlanError: When no blocks are known (`find_writers`), a layer is never run, or the strength is not in 0..1.
     """
-    if not 0 <= strength <= 1:
+    if strength is not None and not 0 <= strength <= 1:
         raise PlanError(f"strength {strength!r} is not in 0..1")
     items = calibration_items(calibration)
     names = [*plan, *dense]
@@ -140,13 +182,13 @@ def compress_sequentially(
     linears = {name: check_replaceable(model, name, shared) for name in names}
     writers = find_writers(model, names)
     ready: dict[str, nn.Module] = {}
-    last: tuple[list[Tensor], _Regression] | None = None
+    last: tuple[list[Tensor], Folds] | None = None
     with eval_mode(model):
         steps = Lockstep(model, names, items, features or run_item, lambda on_stream: watch(writers, on_stream))
         for name, pairs in steps.stops():
             linear = linears[name]
             found = _moments(linear, pairs, writers.get(name), last, metrics[name].weights if metrics else [])
-            if not torch.isfinite(found.total).all():
+            if not all(torch.isfinite(fold.total).all() for fold in found):
                 raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
             metric = metrics[name].matrix if metrics is not None else None
             ready[name] = _fit(linear, found, plan.get(name), metric, strength)
@@ -185,52 +227,56 @@ def _moments(
     linear: Dense,
     pairs: Sequence[tuple[Stop, Stop]],
     writer: Writer | None,
-    last: tuple[list[Tensor], _Regression] | None,
+    last: tuple[list[Tensor], Folds] | None,
     weights: Sequence[Tensor],
-) -> _Regression:
+) -> Folds:
+    """Of the batches of even and of odd number; with one batch alone the second is empty."""
     inputs, outputs = in_out(linear)
     device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"
-    found = _Regression(inputs, outputs, device)
+    folds = _Regression(inputs, outputs, device), _Regression(inputs, outputs, device)
     xs = [small.x for _, small in pairs]
     known = last is not None and len(last[0]) == len(xs) and all(a is b for a, b in zip(last[0], xs, strict=True))
     if last is not None and known:
-        found.inputs_of(last[1])
-    waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-    for number, (dense, small) in enumerate(pairs):
-        if dense.y.shape != small.y.shape:
-            raise PlanError("sequential: the compressed model takes another way through its layers than the dense one")
-        rest = dense.y - small.y
-        if writer is not None:
-            missing = missing_stream(writer, dense.stream, small.stream, rest)
-            rest = rest if missing is None else rest + missing
-        x = small.x.reshape(-1, inputs).to(device)
-        by = weights[small.item].to(device) if small.item < len(weights) else torch.ones(len(x), device=device)
-        if len(by) != len(x):
-            raise PlanError("sequential: calibration gives other inputs than those that the metrics were measured on")
-        waiting.append((x, rest.reshape(-1, outputs).to(device), by))
-        if sum(len(rows) for rows, _, _ in waiting) >= _CHUNK or number + 1 == len(pairs):
-            rows, rests, counts = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-            found.add(rows, rests, counts, not known)
-            waiting = []
-    return found
+        for fold, before in zip(folds, last[1], strict=True):
+            fold.inputs_of(before)
+    for place, fold in enumerate(folds):
+        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        chosen = pairs[place::2]
+        fold.shift = folds[0].shift
+        for number, (dense, small) in enumerate(chosen):
+            if dense.y.shape != small.y.shape:
+                raise PlanError(
+                    "sequential: the compressed model takes another way through its layers than the dense one"
+                )
+            rest = dense.y - small.y
+            if writer is not None:
+                missing = missing_stream(writer, dense.stream, small.stream, rest)
+                rest = rest if missing is None else rest + missing
+            x = small.x.reshape(-1, inputs).to(device)
+            by = weights[small.item].to(device) if small.item < len(weights) else torch.ones(len(x), device=device)
+            if len(by) != len(x):
+                raise PlanError(
+                    "sequential: calibration gives other inputs than those that the metrics were measured on"
+                )
+            waiting.append((x, rest.reshape(-1, outputs).to(device), by))
+            if sum(len(rows) for rows, _, _ in waiting) >= _CHUNK or number + 1 == len(chosen):
+                rows, rests, counts = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+                fold.add(rows, rests, counts, not known)
+                waiting = []
+    return folds
 
 
-def _fit(linear: Dense, found: _Regression, rank: int | None, metric: Tensor | None, strength: float) -> nn.Module:
+def _fit(linear: Dense, folds: Folds, rank: int | None, metric: Tensor | None, strength: float | None) -> nn.Module:
     """What takes the layer's place: factors of W* of that rank, or, for None, W* itself."""
     has_bias = linear.bias is not None
     weight = weight_of(linear).detach()
+    found = folds[0].plus(folds[1])
     exact = weight.to(found.moment)
-    second = found.second(has_bias)
-    identity = torch.eye(len(second), dtype=second.dtype, device=second.device)
-    if strength and second.diagonal().mean() > 0:
-        ridged = second + RIDGE * second.diagonal().mean() * identity
-        lower, failed = torch.linalg.cholesky_ex(ridged)
-        if not failed:
-            target = exact + strength * torch.cholesky_solve(found.cross_moment(has_bias).T, lower).T
-        else:
-            target = exact
-    else:
-        target = exact
+    metric = metric.to(found.moment) if metric is not None else None
+    if strength is None:
+        strength = held_out_strength(folds, metric, has_bias)
+    step = found.step(has_bias) if strength else None
+    target = exact if step is None else exact + strength * step
     if rank is None:
         product = target.to(weight)
         layer = nn.Linear(weight.shape[1], weight.shape[0], has_bias, device="meta", dtype=weight.dtype)
@@ -238,14 +284,11 @@ def _fit(linear: Dense, found: _Regression, rank: int | None, metric: Tensor | N
         product = product.double()
         factors = None
     else:
-        inputs = covariance_root(second, INPUT_SHRINKAGE)
-        metric = identity.new_zeros(1, 1) if metric is None else metric
-        outputs = covariance_root(
-            metric.to(second) if len(metric) == len(weight) else torch.eye(len(weight)).to(second), OUTPUT_SHRINKAGE
-        )
+        inputs = covariance_root(found.second(has_bias), INPUT_SHRINKAGE)
+        outputs = covariance_root(torch.eye(len(weight)).to(exact) if metric is None else metric, OUTPUT_SHRINKAGE)
         found_factors = factorize_two_metrics(target, rank, inputs, outputs)
         factors = up, down = found_factors.up.to(weight), found_factors.down.to(weight)
-        product = up.to(second) @ down.to(second)
+        product = up.to(exact) @ down.to(exact)
     bias = None
     if has_bias:
         shift = found.total_t / found.count + (exact - product) @ found.mean

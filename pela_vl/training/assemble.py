@@ -31,6 +31,7 @@ from pela_vl.lowrank import (
     rank_plan,
 )
 from pela_vl.lowrank.apply import NEED_STATISTICS
+from pela_vl.recovery.refine import refine_blocks
 from pela_vl.recovery.sequential import compress_sequentially
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import CompressSettings, Settings
@@ -104,7 +105,8 @@ def compress_loaded(
     Args:
         loaded: The dense model; its header takes the ranks, and its EMA weights are dropped.
         settings: How. `exclude` None keeps the heads of the model's kind dense, as published.
-        on_progress: on_progress(done, total, what), counting anew for every stage: samples, measured errors, layers.
+        on_progress: on_progress(done, total, what), counting anew for every stage: samples, spectra or measured errors,
+            layers, blocks.
         calibration: Samples that the factors, and allocated ranks, are made for; for "whitened" and "gauss_newton" alone.
 
     Returns:
@@ -135,6 +137,7 @@ def compress_loaded(
             # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.
             plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
             recipe = replace(recipe, plan=plan, dense=dense)
+        original = copy.deepcopy(loaded.model) if settings.refine_steps else None
         if settings.sequential and calibration is not None:
             recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
             reports = compress_sequentially(
@@ -150,10 +153,15 @@ def compress_loaded(
             reports = apply_plan(
                 loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics, recipe.metrics
             )
+        if original is not None and calibration is not None:
+            blocks = refine_blocks(loaded.model, original, calibration, settings.refine_steps, progress=on_progress)
+            recipe = replace(recipe, refined=tuple(name for block in blocks for name in block.parameters))
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
     if calibration is not None:
         changed = [*low_rank_layers(loaded.model)] + [*recipe.dense] * settings.sequential
+        if settings.refine_steps:
+            changed = [""]  # norms too
         for name in changed:
             for parameter in loaded.model.get_submodule(name).parameters():
                 broadcast_from_main(parameter.data)
@@ -263,7 +271,12 @@ def check_compression(settings: CompressSettings) -> None:
             "compress.measured: scales allocated ranks by samples; set compress.ranks: allocated and compress.init: "
             "gauss_newton or whitened"
         )
-    if not 0 <= settings.strength <= 1:
+    if settings.refine_steps < 0 or (settings.refine_steps and not sampled):
+        raise UserError(
+            f"compress.refine_steps: {settings.refine_steps}: give 0, or, with compress.init: gauss_newton or whitened, a number "
+            "of steps"
+        )
+    if settings.strength is not None and not 0 <= settings.strength <= 1:
         raise UserError(f"compress.strength: give a number from 0 to 1, not {settings.strength}")
     if settings.samples < 1:
         raise UserError(f"compress.samples: give a positive number of training samples, not {settings.samples}")

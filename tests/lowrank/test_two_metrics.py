@@ -10,6 +10,7 @@ from torch import nn
 
 import pela_vl
 from pela_vl.lowrank import (
+    OutputMetric,
     PlanError,
     apply_plan,
     cut_errors,
@@ -21,6 +22,7 @@ from pela_vl.lowrank import (
     measure_metrics,
     metric_roots,
     model_features,
+    plan_ranks,
     rank_plan,
 )
 from pela_vl.lowrank.whiten import covariance_root
@@ -191,3 +193,65 @@ def test_refusals():
         assert not low_rank_layers(model) and all(p.requires_grad for p in model.parameters())
     with pytest.raises(PlanError, match="sequential works on"):
         pela_vl.compress(model, 2, init="whitened", calibration=data, sequential=True)
+
+
+def test_gradients_added_up_under_random_signs_give_the_same_metric():
+    """Of a wide output whose rows are many; a narrow one keeps its rows apart."""
+    torch.manual_seed(0)
+    spread = torch.randn(600, 600) * torch.logspace(0, -2, 600)
+    rows, whole, mixed = torch.randn(12000, 600) @ spread.T, OutputMetric(600), OutputMetric(600)
+    generator = torch.Generator().manual_seed(1)
+    for number, part in enumerate(rows.split(1000)):
+        whole.add(part)
+        mixed.add(part, generator)
+        if number == 0:
+            mixed.mix_for(12)
+    whole.count = mixed.count = 1
+    assert mixed.mixed == 2
+    assert float((mixed.matrix - whole.matrix).norm() / whole.matrix.norm()) < 0.1
+    assert float(mixed.matrix.trace() / whole.matrix.trace()) == pytest.approx(1, abs=0.02)
+    narrow = OutputMetric(8)
+    narrow.add(torch.randn(1000, 8))
+    narrow.mix_for(100)
+    assert narrow.mixed == 1
+
+
+def test_layers_of_one_input_share_its_statistics_as_long_as_they_do():
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+            self.apart = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.q(x) + self.k(x) + self.v(x.flip(0) * 2 if self.apart else x)
+
+    def item(apart: bool):
+        x = torch.randn(2100, 6)  # as many rows as are kept at a time
+
+        def run(model):
+            model.apart = apart
+            return model(x)
+
+        return x, run
+
+    torch.manual_seed(0)
+    model, (first, one), (second, two) = Three(), item(False), item(True)
+    together, _ = measure_metrics(model, ["q", "k", "v"], [one, one], weighted=0.0)
+    assert together["q"] is together["k"] is together["v"]
+    found, _ = measure_metrics(model, ["q", "k", "v"], [one, two], weighted=0.0)
+    assert found["q"].count == found["v"].count == 4200
+    torch.testing.assert_close(found["k"].total.float(), (first.sum(0) + second.sum(0)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found["v"].total.float(), (first.sum(0) + 2 * second.sum(0)), rtol=1e-4, atol=1e-3)
+
+
+def test_what_was_gathered_serves_another_kappa():
+    model, data = Net().eval(), samples()
+    names = list(plan_ranks(model, 3, exclude=["head"]))
+    gathered = measure_metrics(model, names, data)
+    options = {"exclude": ["head"], "init": "gauss_newton", "ranks": "allocated", "calibration": data}
+    for kappa in (2, 3):
+        own = pela_vl.compress(copy.deepcopy(model), kappa, **options)
+        again = pela_vl.compress(copy.deepcopy(model), kappa, gathered=gathered, **options)
+        assert rank_plan(own) == rank_plan(again)
+        torch.testing.assert_close(own.state_dict(), again.state_dict())

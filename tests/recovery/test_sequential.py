@@ -10,7 +10,7 @@ from torch import nn
 
 import pela_vl
 from pela_vl.lowrank import PlanError, low_rank_layers, make_recipe, measure_metrics, rank_plan
-from pela_vl.recovery.sequential import compress_sequentially
+from pela_vl.recovery.sequential import _Regression, compress_sequentially, held_out_strength
 from pela_vl.recovery.streams import find_writers
 
 OPTIONS = {"init": "gauss_newton", "ranks": "allocated"}
@@ -229,3 +229,39 @@ def test_dense_layers_are_fitted_too():
     assert rank_plan(alone) and error(small, dense, items) < 1
     recipe = make_recipe(dense, 3, exclude=["head"], calibration=items, **OPTIONS)
     assert set(recipe.metrics) == set(recipe.plan) | set(recipe.dense)
+
+
+def folds(samples: int, noise: float) -> tuple[tuple[_Regression, _Regression], torch.Tensor]:
+    """Two halves of samples of t = D x + noise, and D."""
+    torch.manual_seed(0)
+    step = torch.randn(5, 20) / 20**0.5
+    halves = _Regression(20, 5, "cpu"), _Regression(20, 5, "cpu")
+    for half in halves:
+        half.shift = halves[0].shift
+        x = torch.randn(samples // 2, 20) + 3
+        half.add(x, x @ step.T + noise * torch.randn(len(x), 5), torch.ones(len(x)), True)
+    return halves, step
+
+
+def test_the_strength_goes_by_held_out_batches():
+    """All of D where it is certain, nothing of noise, and in between what is best on new samples."""
+    assert held_out_strength(folds(2000, 0.01)[0], None, True) > 0.98
+    assert held_out_strength(folds(60, 1000.0)[0], None, True) < 0.1
+    halves, step = folds(120, 2.0)
+    found = held_out_strength(halves, None, True)
+    fitted = halves[0].plus(halves[1]).step(True).float()
+    best = float((fitted * step).sum() / fitted.square().sum())  # of white inputs
+    assert 0.2 < best < 0.9 and abs(found - best) < 0.15
+    empty = halves[0], _Regression(20, 5, "cpu")
+    assert held_out_strength(empty, None, True) == 0.0
+
+
+def test_strength_chosen_for_each_layer_beats_none_of_it():
+    dense, items = vit(), images(24)
+    errors = []
+    for strength in (0.0, None):
+        options = OPTIONS | {"exclude": ["head"], "sequential": True, "strength": strength}
+        errors.append(
+            error(pela_vl.compress(copy.deepcopy(dense), 3, calibration=items[:16], **options), dense, items[16:])
+        )
+    assert errors[1] < errors[0]
