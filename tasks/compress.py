@@ -101,7 +101,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--strength", type=_strength, default=0.5, help="of that, 0 to 1 or auto (default %(default)s)")
     parser.add_argument(
-        "--refine-steps", type=int, default=0, help="of Adam on each block towards the dense one's output (default none)"
+        "--refine-steps",
+        type=int,
+        default=0,
+        help="of Adam on each block towards the dense one's output (default none)",
     )
     parser.add_argument(
         "--calibration",

@@ -221,7 +221,10 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         # LoRA's rank in the paper's proportion to the width; merging leaves 11 of 64 patches, the paper's 3 of 576
         {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14, "lower_lr": 3e-4},
         threads=("--set", "train.threads={threads}"),
-        lengths=(f"{(4 if quick else _STEPS['pretrain']) // _SHORTER} steps", f"{4 if quick else _STEPS['pretrain']} steps"),
+        lengths=(
+            f"{(4 if quick else _STEPS['pretrain']) // _SHORTER} steps",
+            f"{4 if quick else _STEPS['pretrain']} steps",
+        ),
     )
 
 
