@@ -11,44 +11,16 @@ MiB: peak memory of the process so far.
 """
 
 import argparse
-import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-
-import pela_vl
-from benchmarks.encoders import Subject, dinov2, minilm
+from benchmarks.encoders import dinov2, minilm
+from benchmarks.frontier_rows import MAIN, WAYS, measure
 from pela_vl.base.errors import run_main
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.progress import Progress
-from pela_vl.base.system import peak_memory
-from pela_vl.lowrank import low_rank_layers, measure_metrics, merge_dense, plan_ranks
-from pela_vl.lowrank.calibration import calibrate
 
-ALLOCATED = {"init": "gauss_newton", "ranks": "allocated"}
-BEST = {**ALLOCATED, "sequential": True, "measured": True, "strength": None}
-MAIN: dict[str, dict[str, Any]] = {
-    "plain": {"init": "svd"},
-    "whitened": {"init": "whitened"},
-    "+ allocated": ALLOCATED,
-    "+ sequential": {**ALLOCATED, "sequential": True, "strength": None},
-    "+ measured": BEST,
-}
-MORE: dict[str, dict[str, Any]] = {
-    "gauss_newton": {"init": "gauss_newton"},
-    "strength 0.5": {**BEST, "strength": 0.5},
-    "all tokens alike": {**BEST, "weighted": 0.0},
-    "refined, 100 steps a block": {**BEST, "refine_steps": 100},
-    "pivoted": {**BEST, "pivoted": True},
-    "second metrics": {**BEST, "again": True},
-    "int8 factors": {**BEST, "int8": True},
-}
-"""On top of the last main way."""
-WAYS = MAIN | MORE
 COLUMNS = ("model", "kappa", "way", "parameters", "err", "cos", "states", "cpu", "MiB")
 
 
@@ -82,61 +54,6 @@ def main() -> None:
         print(f"| {' | '.join(_shown(row[key]) for key in COLUMNS)} |")
     plot(rows, args.output / "frontier.png")
     print(f"written: {file}, {args.output / 'frontier.png'}")
-
-
-def measure(subject: Subject, kappa: float, way: str, passes: dict[Any, Any]) -> dict[str, Any]:
-    """One row of the table. passes: what passes over the samples gave and how long they took, kept for the next rows."""
-    options = dict(WAYS[way])
-    again, int8, weighted = options.pop("again", False), options.pop("int8", False), options.pop("weighted", None)
-    spent = 0.0
-    if options["init"] != "svd":
-        key = (options["init"], weighted)
-        if key not in passes:
-            start = time.process_time()
-            passes[key] = _gather(subject, *key), time.process_time() - start
-        gathered, spent = passes[key]
-        options |= {"calibration": subject.calibration, "features": subject.features, "gathered": gathered}
-    start = time.process_time()
-    small = pela_vl.compress(copy.deepcopy(subject.model), kappa, **options)
-    if again:
-        names = list(plan_ranks(subject.model, kappa))
-        metrics = measure_metrics(merge_dense(small), names, subject.calibration, subject.features)[1]
-        options["gathered"] = options["gathered"][0], metrics
-        small = pela_vl.compress(copy.deepcopy(subject.model), kappa, **options)
-    if int8:
-        _round_to_int8(small)
-    cpu = spent + time.process_time() - start
-    row: dict[str, Any] = {"model": subject.name, "kappa": kappa, "way": way}
-    row["parameters"] = sum(p.numel() for p in small.get_submodule(_name(subject)).parameters())
-    found, expected = (subject.collect(model, subject.features) for model in (small, subject.model))
-    row["err"], row["cos"] = _error(found, expected), float(F.cosine_similarity(found, expected).mean())
-    row["states"] = _error(*(subject.collect(model, subject.states) for model in (small, subject.model)))
-    return row | {"cpu": cpu, "MiB": peak_memory() / 2**20}
-
-
-def _gather(subject: Subject, init: str, weighted: float | None) -> Any:
-    names = list(plan_ranks(subject.model, 3))
-    if init == "whitened":
-        return calibrate(subject.model, names, subject.calibration), {}
-    more = {} if weighted is None else {"weighted": weighted}
-    return measure_metrics(subject.model, names, subject.calibration, subject.features, **more)
-
-
-@torch.no_grad()
-def _round_to_int8(model: torch.nn.Module) -> None:
-    """Factors as they are after storage in int8, one scale a row."""
-    for layer in low_rank_layers(model).values():
-        for weight in (layer.up.weight, layer.down.weight):
-            scale = weight.abs().amax(1, keepdim=True) / 127
-            weight.copy_((weight / scale).round() * scale)
-
-
-def _name(subject: Subject) -> str:
-    return next(name for name, module in subject.model.named_modules() if module is subject.blocks)
-
-
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def _shown(value: Any) -> str:

@@ -15,10 +15,13 @@ from pela_vl.lowrank.effect import cut_errors
 from pela_vl.lowrank.factorize import singular_values
 from pela_vl.lowrank.output_metric import OutputMetric
 from pela_vl.lowrank.plan import PlanError, plan_ranks
+from pela_vl.lowrank.prefix import blocks_of
 from pela_vl.lowrank.sensitivity import Features, measure_metrics
 from pela_vl.lowrank.two_metrics import metric_roots, two_metric_spectrum
 
 RANKS = ("uniform", "allocated")
+EARLY = 0.2
+"""What an error in the first of a list of blocks counts by, one in the last being 1 (`position_scales`)."""
 Gathered = tuple[Mapping[str, InputStatistics], Mapping[str, OutputMetric]]
 """Statistics of inputs and metrics of outputs, by layer."""
 
@@ -99,6 +102,7 @@ def make_recipe(
     progress: Progress | None = None,
     pivoted: bool = False,
     gathered: Gathered | None = None,
+    sequential: bool = False,
 ) -> Recipe:
     """Choose layers, ranks and init, and gather what `apply_plan` needs. The model is run on the samples, and not
     changed.
@@ -123,6 +127,8 @@ def make_recipe(
         pivoted: count rank r as r (in + out - r), the size of pivoted factors (pivot.py); ranks come out higher.
         gathered: what `measure_metrics` found before, which saves the pass over the samples: several values of kappa can
             share one.
+        sequential: the ranks are for the sequential step, in which later layers make up for a part of what earlier ones
+            lose: predicted errors count by `position_scales`.
 
     Raises:
         PlanError: If options contradict each other, or as `plan_ranks`, `calibrate`, `measure_metrics` and
@@ -151,11 +157,12 @@ def make_recipe(
         if pivoted:
             plan = {name: _pivoted_rank(rank, in_out(model.get_submodule(name))) for name, rank in plan.items()}
         return Recipe(plan, init, statistics, metrics)
-    uniform, scales = plan, None
+    uniform = plan
+    scales = position_scales(model, list(plan)) if sequential and by_effect else dict.fromkeys(plan, 1.0)
     if measured and calibration is not None:
         cuts = cut_errors(model, uniform, statistics, metrics, calibration, features, progress)
         spectra = {name: cut.spectrum for name, cut in cuts.items()}
-        scales = {name: cut.scale for name, cut in cuts.items()}
+        scales = {name: cut.scale * scales[name] for name, cut in cuts.items()}
     else:
         spectra = _spectra(model, plan, statistics, metrics, progress)
     shapes = {name: in_out(model.get_submodule(name)) for name in uniform}
@@ -165,6 +172,22 @@ def make_recipe(
     if init == "whitened" and calibration is not None:
         statistics = calibrate(model, plan, calibration)  # all tokens alike
     return Recipe(plan, init, statistics, metrics, dense)
+
+
+def position_scales(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """What the layers' errors count by where later layers make up for a part of them.
+
+    EARLY in the first block of a list of layers, 1 in the last and outside of lists, geometrically in between.
+    """
+    lists: dict[str, list[str]] = {}
+    for block in blocks_of(model, names):
+        lists.setdefault(block.rpartition(".")[0], []).append(block)
+    scales = dict.fromkeys(names, 1.0)
+    for blocks in lists.values():
+        for place, block in enumerate(blocks):
+            share = place / max(len(blocks) - 1, 1)
+            scales |= {name: EARLY ** (1 - share) for name in names if name.startswith(block + ".")}
+    return scales
 
 
 def _pivoted_rank(rank: int, shape: tuple[int, int]) -> int:

@@ -81,6 +81,7 @@ def compress(
         progress,
         pivoted,
         gathered,
+        sequential,
     )
     dense = copy.deepcopy(model) if refine_steps else model
     if sequential and calibration is not None:

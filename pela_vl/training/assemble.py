@@ -132,6 +132,7 @@ def compress_loaded(
             settings.rank_multiple,
             measured=settings.measured,
             progress=on_progress,
+            sequential=settings.sequential,
         )
         if calibration is not None:
             # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.

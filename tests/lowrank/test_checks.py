@@ -135,3 +135,96 @@ def test_calls_by_keyword():
     model, data = Calls(), [torch.randn(6, 4, 16) for _ in range(3)]
     for options in ({}, {"init": "whitened", "calibration": data}, {"init": "gauss_newton", "calibration": data}):
         assert pela_vl.compress(copy.deepcopy(model), 1.5, **options)(data[0]).shape == (6, 4, 16)
+
+
+def by_function(layer, x):
+    return torch.nn.functional.linear(x, layer.weight, layer.bias)
+
+
+class Linears(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.read, self.called = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def helper(self, layer, x):
+        return by_function(x=x, layer=layer)
+
+
+class Alias(Linears):
+    def forward(self, x):
+        layer = self.read
+        weight = layer.weight
+        return self.called(x @ weight.T)
+
+
+class Helper(Linears):
+    def forward(this, x):
+        return this.called(this.helper(this.read, x))
+
+
+class Function(Linears):
+    def forward(self, x):
+        return self.called(by_function(self.read, x))
+
+
+class ByName(Linears):
+    def forward(self, x):
+        return self.called(x @ getattr(self.read, "weight").T)  # noqa: B009
+
+
+class Type(Linears):
+    def forward(self, x):
+        return self.called(self.read(x.to(self.read.weight.dtype)))
+
+
+class Loop(Linears):
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = x @ layer.weight.T + number
+        return self.called(x)
+
+
+class Place(Linears):
+    def forward(self, x):
+        return self.called(x @ self.layers[0].weight.T)
+
+
+class Calls(Linears):
+    """Reads no weight, whatever the names that its layers have on the way."""
+
+    def forward(self, x):
+        called = self.called
+        for layer in self.layers:
+            x = layer(x)
+        return called(x) * self.read.in_features + self.read(x)
+
+
+@pytest.mark.parametrize("cls", [Alias, Helper, Function, ByName, Type, Loop, Place])
+def test_a_weight_that_is_read_by_another_way_is_found(cls):
+    name, pattern = ("layers.0", "layers.*") if cls in (Loop, Place) else ("read", "read")
+    model, x = cls(), torch.randn(4, 16)
+    with pytest.raises(PlanError, match=rf"{name} belongs to {cls.__name__}, which reads the weight itself"):
+        pela_vl.compress(model, 2)
+    assert not low_rank_layers(model)
+    small = pela_vl.compress(copy.deepcopy(model), 2, exclude=[pattern])
+    assert "called" in low_rank_layers(small) and small(x).shape == (4, 16)
+
+
+def test_layers_that_are_called_are_not_refused():
+    model = Calls()
+    assert len(low_rank_layers(pela_vl.compress(model, 2))) == 4
+    assert model(torch.randn(3, 16)).shape == (3, 16)
+
+
+def test_replicate_is_a_wrapper(tmp_path):
+    """It changes no class: the processes' gradients of new layers would differ silently."""
+    replicate = pytest.importorskip("torch.distributed._composable.replicate").replicate
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = net()
+        replicate(model)
+        with pytest.raises(PlanError, match="wrapped in replicate: compress before wrapping"):
+            pela_vl.compress(model, 2)
+    finally:
+        torch.distributed.destroy_process_group()

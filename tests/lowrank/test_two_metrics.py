@@ -25,6 +25,7 @@ from pela_vl.lowrank import (
     plan_ranks,
     rank_plan,
 )
+from pela_vl.lowrank.recipe import position_scales
 from pela_vl.lowrank.whiten import covariance_root
 
 
@@ -255,3 +256,14 @@ def test_what_was_gathered_serves_another_kappa():
         again = pela_vl.compress(copy.deepcopy(model), kappa, gathered=gathered, **options)
         assert rank_plan(own) == rank_plan(again)
         torch.testing.assert_close(own.state_dict(), again.state_dict())
+
+
+def test_errors_of_early_blocks_count_less_where_later_layers_mend_them():
+    towers = nn.ModuleDict({name: nn.ModuleList(Net() for _ in range(3)) for name in ("image", "text")})
+    towers["head"] = nn.Linear(6, 6)
+    names = [name for name, module in towers.named_modules() if isinstance(module, nn.Linear)]
+    scales = position_scales(towers, names)
+    assert scales.keys() == set(names) and scales["head"] == 1
+    for tower in ("image", "text"):
+        found = [{scales[name] for name in names if name.startswith(f"{tower}.{place}.")} for place in range(3)]
+        assert [round(value, 6) for (value,) in found] == [0.2, round(0.2**0.5, 6), 1]
