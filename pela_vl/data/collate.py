@@ -6,7 +6,7 @@ Shapes: B samples, L tokens of the longest text, H x W pixels.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -39,7 +39,7 @@ class Movable:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         batch: Any = self  # a subclass is a dataclass, this class is none
-        tensors = {field.name: getattr(self, field.name) for field in fields(batch)}
+        tensors = {field.name: getattr(self, field.name) for field in fields(batch) if field.init}
         return replace(batch, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
 
@@ -66,6 +66,27 @@ class Batch(Movable):
     indices: torch.Tensor
     replaced: int = 0
     bad: tuple[tuple[str, str], ...] = ()
+    _places: torch.Tensor | None = field(init=False, default=None, repr=False, compare=False)
+
+    def predicted_places(self) -> torch.Tensor:
+        """Flat places int64 [M] of the tokens that are predicted. Raises ValueError for a batch whose texts are not masked."""
+        return _predicted(self.labels) if self._places is None else self._places
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Move every tensor to a device; what is predicted is looked up on the way, where reading waits for no device."""
+        moved = super().to(device, non_blocking)
+        if self.labels is not None:
+            places = _predicted(self.labels)
+            if non_blocking and self.labels.is_pinned():
+                places = places.pin_memory()
+            object.__setattr__(moved, "_places", places.to(device, non_blocking=non_blocking))
+        return moved
+
+
+def _predicted(labels: torch.Tensor | None) -> torch.Tensor:
+    if labels is None:
+        raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
+    return (labels.flatten() >= 0).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Method:
     Class attributes:
         needs_teacher: Whether a frozen copy of the dense model is made before anything is changed.
         needs_features: Whether the training step returns the hidden states that distillation pairs.
+        teacher_under_autocast: Whether the teacher computes under autocast alone, so that its weights may be kept in that type.
 
     Attributes:
         trained: A module of the method's own, or None. It is optimised and resumed with the model, but no checkpoint of the
@@ -25,6 +26,7 @@ class Method:
 
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    teacher_under_autocast: ClassVar[bool] = False
     trained: nn.Module | None = None
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank import Features, PlanError, low_rank_layers, pivoted_layers
 from pela_vl.lowrank.calibration import run_item
-from pela_vl.recovery.perturbation import weight_perturbation
+from pela_vl.recovery.perturbation import Perturbation
 
 Report = Callable[[int, int, float], None]
 """Called as progress(done, steps, loss) after each step."""
@@ -73,7 +73,7 @@ def recover(
         raise PlanError("recover: no parameter of the student wants a gradient")
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, warmup, steps))
-    originals = _originals(student, teacher) if rwp else {}
+    perturbation = Perturbation(low_rank_layers(student), _originals(student, teacher)) if rwp else None
     if rwp and pivoted_layers(student):
         raise PlanError("recover: rwp compares up @ down with the dense weight; pivoted layers have none: use rwp=0")
     done = _resume(student, optimiser, schedule, state, steps)
@@ -90,8 +90,8 @@ def recover(
             with torch.no_grad():
                 targets = _tensors(features(teacher, item))
             loss = feature_loss(_tensors(features(student, item)), targets)
-            if rwp:
-                loss = loss + rwp * weight_perturbation(low_rank_layers(student), originals, epsilon, "released")
+            if perturbation is not None:
+                loss = loss + rwp * perturbation.penalty(epsilon, "released")
             if not torch.isfinite(loss):
                 raise PlanError(f"recover: the loss is not finite at step {done + 1}: lower the rate")
             optimiser.zero_grad(set_to_none=True)

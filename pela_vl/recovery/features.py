@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Streams = dict[str, tuple[Tensor, ...]]
 
@@ -43,20 +45,46 @@ def feature_distillation(student: Features, teacher: Features, form: str = "pape
             padding included.
 
     Raises:
-        ValueError: If the streams or the numbers of layers differ.
+        ValueError: If the streams or the numbers of layers differ, or there are none.
     """
     if student.layers.keys() != teacher.layers.keys():
         raise ValueError(f"feature distillation pairs {sorted(student.layers)} with {sorted(teacher.layers)}")
-    distances = []
+    total, count = None, sum(len(layers) for layers in student.layers.values())
     for stream, layers in student.layers.items():
         mask = student.masks.get(stream)
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for state, target in zip(layers, teacher.layers[stream], strict=True):
-            square = (state.float() - target.float()).square()
+            alike.setdefault(state.shape, []).append((state.float(), target.float()))
+        for shape, pairs in alike.items():
+            read = mask if form == "paper" else None
+            distance = _SquaredDistance.apply(read, [target for _, target in pairs], *(state for state, _ in pairs))
             if form == "released":
-                distances.append(square.mean())
-            elif mask is None:
-                distances.append(square.sum(-1).mean())
+                distance = distance / (count * shape.numel())
             else:
-                distances.append((square.sum(-1) * mask).sum() / mask.sum())
-    total = torch.stack(distances).mean()
-    return total if form == "released" else total / 2
+                tokens = shape[:-1].numel() if read is None else read.sum()
+                distance = distance / (2 * count * tokens)
+            total = distance if total is None else total + distance
+    if total is None:
+        raise ValueError("feature distillation: there are no hidden states")
+    return total
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """Sum of the squared differences of states and targets [B, L, D] at real tokens, all layers in a few operations.
+
+    Of the layers nothing but their differences is kept for backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor | None, targets: list[Tensor], *states: Tensor) -> Tensor:
+        difference = torch.stack(states).sub_(torch.stack(targets))
+        if mask is not None:
+            difference.mul_(mask[..., None])
+        ctx.save_for_backward(difference)
+        return torch.linalg.vector_norm(difference, dim=-1).square_().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (difference,) = ctx.saved_tensors
+        return None, None, *(difference * (2 * gradient)).unbind()

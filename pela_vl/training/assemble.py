@@ -31,6 +31,7 @@ from pela_vl.lowrank import (
     rank_plan,
 )
 from pela_vl.lowrank.apply import NEED_STATISTICS
+from pela_vl.models.precision import WeightCasts, cast_weights
 from pela_vl.recovery.refine import refine_blocks
 from pela_vl.recovery.sequential import compress_sequentially
 from pela_vl.recovery.teacher import FrozenTeacher
@@ -76,12 +77,18 @@ def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
     Raises:
         UserError: If bf16 is asked for on a GPU that has none.
     """
+    dtype = compute_dtype(precision, device)
+    return nullcontext if dtype is None else lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, see `make_autocast`; None without autocast."""
     if precision == "bf16" and device.type == "cuda" and not has_bf16_units(device):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"precision: bf16 was asked for, but {name} computes none; set it to auto or fp32")
     if precision == "bf16" or (precision == "auto" and has_bf16_units(device)):
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext
+        return torch.bfloat16
+    return None
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -221,6 +228,12 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, world.device), world)
     if step.ema is not None and task.ema_is_result:
         run.ema = step.ema.model
+    dtype = compute_dtype(settings.train.precision, world.device)
+    if dtype is not None:
+        if step.ema is not None:
+            step.ema.compute_in(dtype)
+        if teacher is not None and run_method.teacher_under_autocast:
+            cast_weights(teacher.model, dtype)  # RWP holds the fp32 weights that it reads
     backend = make_backend(settings, step, trained, run.autocast, world)
     return Trainee(run, step, run_method, backend, loaded.notes)
 
@@ -247,10 +260,15 @@ def make_backend(
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
     optimizer = make_optimizer(groups, betas=(optim.betas[0], optim.betas[1]))
+    dtype, casts = compute_dtype(cfg.precision, world.device), None
+    if dtype is not None and not cfg.activation_checkpointing:  # which runs blocks again when the casts are gone
+        casts = WeightCasts(step.model, dtype)
     if world.launched:
         deepspeed = settings.deepspeed
-        return DeepSpeedBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, world)
-    return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast)
+        return DeepSpeedBackend(
+            step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, world, casts
+        )
+    return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, casts)
 
 
 def check_compression(settings: CompressSettings) -> None:

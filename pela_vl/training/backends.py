@@ -7,6 +7,7 @@ another number of processes or another ZeRO stage.
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from pela_vl.base.distributed import World, broadcast_from_main, sum_over_processes
 from pela_vl.base.errors import UserError
+from pela_vl.models.precision import WeightCasts
 from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.optim import set_lr
 
@@ -41,15 +43,22 @@ class Backend(Protocol):
 
 
 class AutocastModule(nn.Module):
-    """Runs a module under autocast. Weights and optimiser stay fp32, so bf16 means the same in every backend."""
+    """Runs a module under autocast. Weights and optimiser stay fp32, so bf16 means the same in every backend.
 
-    def __init__(self, module: nn.Module, autocast: Callable[[], Any]):
+    Args:
+        module: What is run.
+        autocast: Gives the context that it runs in.
+        casts: Of the module's weights, made once a pass in place of autocast's; None leaves them to autocast.
+    """
+
+    def __init__(self, module: nn.Module, autocast: Callable[[], Any], casts: WeightCasts | None = None):
         super().__init__()
         self.module = module
         self.autocast = autocast
+        self.casts = casts
 
     def forward(self, *args: Any) -> Any:
-        with self.autocast():
+        with self.autocast(), nullcontext() if self.casts is None else self.casts.in_place():
             return self.module(*args)
 
 
@@ -63,17 +72,19 @@ class LocalBackend:
         accumulation: int,
         clip: float,
         autocast: Callable[[], Any],
+        casts: WeightCasts | None = None,
     ):
-        """Wrap a module and its optimiser.
+        """A back end of one process.
 
         Args:
             module: What is run.
-            optimizer: Over the module's trained parameters, its groups with `names` (see `parameter_groups`).
+            optimizer: Over the module's trained parameters.
             accumulation: Backward passes that an update averages over.
-            clip: Largest gradient norm; 0 for no limit.
+            clip: Largest gradient norm, 0 for none.
             autocast: Gives the context that forward passes run in.
+            casts: See `AutocastModule`.
         """
-        self.module = AutocastModule(module, autocast)
+        self.module = AutocastModule(module, autocast, casts)
         self.optimizer, self.accumulation, self.clip = optimizer, accumulation, clip
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._backwards = 0
@@ -119,6 +130,7 @@ class DeepSpeedBackend:
         batch_size: int,
         settings: DeepSpeedSettings,
         world: World,
+        casts: WeightCasts | None = None,
     ):
         """The arguments are those of `LocalBackend`, and more.
 
@@ -131,6 +143,7 @@ class DeepSpeedBackend:
             batch_size: Samples a process and backward pass.
             settings: Of the run's configuration.
             world: This process and the others.
+            casts: See `AutocastModule`.
         """
         stage = settings.stage
         if stage not in (0, 1, 2):
@@ -183,7 +196,7 @@ class DeepSpeedBackend:
             broadcast_from_main(parameter.data)
             parameter.ds_optim_param = True
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=AutocastModule(module, autocast), optimizer=optimizer, config=config
+            model=AutocastModule(module, autocast, casts), optimizer=optimizer, config=config
         )
         for parameter in scalars:
             del parameter.ds_optim_param

@@ -142,23 +142,21 @@ def _fit(loop: Loop, log: Log) -> Position:
     while position.step < loop.total_steps:
         started = time.perf_counter()
         samples, norm = 0, None
-        indices: list[int] = []
-        logged: dict[str, torch.Tensor] = {}
+        indices: list[list[int]] = []
+        values: list[dict[str, torch.Tensor]] = []
         lr = loop.schedule(position.step)
         for micro in range(loop.accumulation):
             batch = next(stream)
             loop.on_batch(batch)
-            batch = batch.to(loop.world.device)
-            values = _micro_step(loop, batch, position.step, micro)
-            logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
-            indices += batch.indices.tolist()
-            # called after every backward pass; the back end knows which of them ends an update
+            indices.append(batch.indices.tolist())  # before the move: reading them would wait for the device
+            batch = batch.to(loop.world.device, non_blocking=loop.world.device.type == "cuda")
+            values.append(_micro_step(loop, batch, position.step, micro))
+            # after every backward: the back end itself knows which of them ends an update
             norm = loop.trainee.backend.step(lr)
-        if norm is not None and not math.isfinite(norm):
-            raise _bad_gradient(gather_objects(indices), position.step, norm)
+        means = _read(values, indices, position.step, norm)
         loop.trainee.step.after_update()
-        _report(log, loop, logged, lr, norm, samples * loop.world.size, time.perf_counter() - started)
+        _report(log, loop, means, lr, norm, samples * loop.world.size, time.perf_counter() - started)
         position.step += 1
         if position.batch >= loop.batches_per_epoch:
             position.epoch, position.batch = position.epoch + 1, 0
@@ -204,7 +202,7 @@ def _stream(loop: Loop) -> Iterator[Any]:
 
 
 def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torch.Tensor]:
-    """prepare -> forward -> terms -> backward -> after_backward.
+    """prepare -> forward -> terms -> backward -> after_backward. Nothing is read on the host.
 
     Args:
         loop: The loop.
@@ -220,27 +218,64 @@ def _micro_step(loop: Loop, batch: Any, step: int, micro: int) -> dict[str, torc
     with torch.no_grad(), trainee.run.autocast():
         prepared = trainee.step.prepare(batch, loop.alpha(step), first=micro == 0)
         prepared_terms = trainee.method.prepare(batch)
-    try:
-        output = trainee.backend.forward(batch, prepared)
-    except FloatingPointError as error:
-        raise _not_finite(batch, step, str(error)) from None
+    output = trainee.backend.forward(batch, prepared)
     output.terms.update(trainee.method.terms(output.features, prepared_terms))
-    loss = sum(output.terms.values())
-    if not torch.isfinite(loss):
-        terms = ", ".join(f"{name} {value.item():g}" for name, value in output.terms.items())
-        raise _not_finite(batch, step, terms)
+    del prepared_terms
+    loss = torch.stack([value.float() for value in output.terms.values()]).sum()
+    values = {"loss": loss.detach(), **{f"term/{name}": value.detach() for name, value in output.terms.items()}}
+    values |= {f"watched/{name}": value for name, value in output.watched.items()}
+    values |= {f"metric/{name}": value.detach() for name, value in output.metrics.items()}
+    del output  # with the hidden states
     trainee.backend.backward(loss)
     trainee.step.after_backward(batch, prepared)
-    values = {f"term/{name}": value.detach() for name, value in output.terms.items()}
-    values.update({f"metric/{name}": value.detach() for name, value in output.metrics.items()})
-    return {"loss": loss.detach(), **values}
+    return values
 
 
-def _not_finite(batch: Any, step: int, what: str) -> UserError:
-    return UserError(
-        f"the loss of step {step} is not finite ({what}); samples {batch.indices.tolist()}: look at them, lower optim.lr "
-        "or set train.clip"
+def _read(
+    values: list[dict[str, torch.Tensor]], indices: list[list[int]], step: int, norm: float | None
+) -> dict[str, float]:
+    """Means of a step's scalars over batches and processes; the one place that waits for the device, but for the norm.
+
+    Args:
+        values: Scalars of every batch of the step, by name.
+        indices: Samples of every batch.
+        step: Optimiser step.
+        norm: Of the gradients.
+
+    Raises:
+        UserError: In every process, if a loss or the gradient of any of them is not finite.
+    """
+    names = list(values[0])
+    own = torch.stack([value.float() for batch in values for value in batch.values()]).view(len(values), -1)
+    means = mean_over_processes(own.mean(0))
+    *rows, found = torch.cat([own, means[None]]).tolist()
+    is_loss = [not name.startswith("metric/") for name in names]
+    if not all(math.isfinite(value) for value, counts in zip(found, is_loss, strict=True) if counts):
+        raise _not_finite(gather_objects(_bad_rows(names, rows, indices)), step)
+    if norm is not None and not math.isfinite(norm):
+        raise _bad_gradient(gather_objects(sum(indices, [])), step, norm)
+    return dict(zip(names, found, strict=True))
+
+
+def _bad_rows(names: list[str], rows: list[list[float]], indices: list[list[int]]) -> list[tuple[str, list[int]]]:
+    """Of the batches of this process whose losses are not finite: their terms and watched values, and their samples."""
+    bad = []
+    for row, samples in zip(rows, indices, strict=True):
+        losses = {
+            name.partition("/")[2]: v for name, v in zip(names, row, strict=True) if name[:5] in ("term/", "watch")
+        }
+        if not math.isfinite(row[0]) or not all(map(math.isfinite, losses.values())):
+            bad.append((", ".join(f"{name} {value:g}" for name, value in losses.items()), samples))
+    return bad
+
+
+def _not_finite(found: list[list[tuple[str, list[int]]]], step: int) -> UserError:
+    """found: `_bad_rows` of every process."""
+    bad = [entry for process in found for entry in process]
+    what = (
+        "; ".join(f"{terms}; samples {samples}" for terms, samples in bad[:3]) or "the sum over the processes overflows"
     )
+    return UserError(f"the loss of step {step} is not finite ({what}): look at them, lower optim.lr or set train.clip")
 
 
 def _bad_gradient(indices: list[list[int]], step: int, norm: float) -> UserError:
@@ -261,7 +296,7 @@ def _bad_gradient(indices: list[list[int]], step: int, norm: float) -> UserError
 def _report(
     log: Log,
     loop: Loop,
-    logged: dict[str, torch.Tensor],
+    means: dict[str, float],
     lr: float,
     norm: float | None,
     samples: int,
@@ -272,18 +307,17 @@ def _report(
     Args:
         log: Where to.
         loop: The loop.
-        logged: Sums of the step's scalars over its batches.
+        means: The step's scalars.
         lr: Learning rate.
         norm: Of the gradients.
         samples: Of all processes.
         seconds: That the step took.
     """
-    means = mean_over_processes(torch.stack([value.float() for value in logged.values()])) / loop.accumulation
-    values = dict(zip(logged, means.tolist(), strict=True))
-    grouped: dict[str, Any] = {"loss": values.pop("loss"), "terms": {}, "metrics": {}}
-    for name, value in values.items():
+    grouped: dict[str, Any] = {"loss": means["loss"], "terms": {}, "metrics": {}}
+    for name, value in means.items():
         kind, _, short = name.partition("/")
-        grouped[f"{kind}s"][short] = value
+        if kind in ("term", "metric"):
+            grouped[f"{kind}s"][short] = value
     log.scalars(
         loop.position.step,
         {

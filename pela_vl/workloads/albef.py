@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
@@ -16,7 +17,7 @@ from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.unimodal import start_from_bert, start_from_deit
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, train_transform
-from pela_vl.models.albef.bert import KeyValue
+from pela_vl.models.albef.bert import KeyValue, select_images
 from pela_vl.models.albef.encoders import AlbefModel
 from pela_vl.models.ema import EmaModel
 from pela_vl.models.outputs import TokenStates
@@ -34,16 +35,19 @@ CONTRASTIVE_TERMS = ("itc", "itm", "mlm")
 class AlbefPass:
     """One forward pass of an ALBEF on a batch. Each part runs when it is first read, and once.
 
-    A training step reads the parts in the order of its losses, a teacher only those that somebody needs.
+    A training step reads the parts in the order of its losses, a teacher only those that somebody needs. Texts and masked
+    texts go through the text-only layers together.
 
     Args:
         model: Any model of the family.
         batch: images [B, 3, S, S]; ids, mask [B, L]; masked_ids [B, L] where the batch has masked texts.
         keep_hidden: Keep the hidden states.
+        with_masked: Whether `masked` will be read, of a batch that has masked texts.
     """
 
-    def __init__(self, model: Any, batch: Any, keep_hidden: bool = True):
+    def __init__(self, model: Any, batch: Any, keep_hidden: bool = True, with_masked: bool = True):
         self.model, self.batch, self.keep_hidden = model, batch, keep_hidden
+        self.with_masked = with_masked and getattr(batch, "masked_ids", None) is not None
 
     @cached_property
     def image(self) -> TokenStates:
@@ -51,9 +55,25 @@ class AlbefPass:
         return self.model.visual_encoder(self.batch.images, self.keep_hidden)
 
     @cached_property
+    def texts(self) -> tuple[TokenStates, ...]:
+        """The text-only layers' states, of the texts and, where there are any, of the masked texts."""
+        batch, encode = self.batch, self.model.text_encoder.encode
+        if not self.with_masked:
+            return (encode(batch.ids, batch.mask, self.keep_hidden),)
+        both = encode(torch.cat([batch.ids, batch.masked_ids]), torch.cat([batch.mask, batch.mask]), self.keep_hidden)
+        halves = [state.chunk(2) for state in both.hidden]
+        tokens = halves[-1] if halves else both.tokens.chunk(2)
+        return tuple(TokenStates(tokens[i], tuple(half[i] for half in halves)) for i in range(2))
+
+    @property
     def text(self) -> TokenStates:
         """The text-only layers' states."""
-        return self.model.text_encoder.encode(self.batch.ids, self.batch.mask, self.keep_hidden)
+        return self.texts[0]
+
+    @property
+    def masked_text(self) -> TokenStates:
+        """The text-only layers' states of the masked texts."""
+        return self.texts[1]
 
     @cached_property
     def keys_values(self) -> list[KeyValue]:
@@ -63,12 +83,24 @@ class AlbefPass:
     @cached_property
     def masked(self) -> TokenStates:
         """The states of all text layers on masked text with the image."""
-        return self.model.masked_states(self.batch.masked_ids, self.batch.mask, self.keys_values, self.keep_hidden)
+        return self.model.masked_states(self.masked_text, self.batch.mask, self.keys_values, self.keep_hidden)
+
+    def match(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Matching logits [P, 2] of the batch's texts `texts` [P] with its images `images` [P].
+
+        The masked texts that will be read go through the fusion layers in the same pass.
+        """
+        tokens, mask = self.text.tokens[texts], self.batch.mask[texts]
+        if not self.with_masked:
+            return self.model.match(tokens, mask, select_images(self.keys_values, images))
+        logits, self.masked = self.model.match_beside_masked(
+            (tokens, mask, images), self.masked_text, self.batch.mask, self.keys_values, self.keep_hidden
+        )
+        return logits
 
     def features(self, streams: Collection[str] | None = None) -> Features:
         """Hidden states of "image", "text" and, of a batch with masked texts, "mlm"; padding of texts is masked."""
-        has_masked = getattr(self.batch, "masked_ids", None) is not None
-        wanted = ("image", "text", "mlm")[: 3 if has_masked else 2] if streams is None else streams
+        wanted = ("image", "text", "mlm")[: 3 if self.with_masked else 2] if streams is None else streams
         found, parts = {}, {"image": "image", "text": "text", "mlm": "masked"}
         for stream in wanted:
             found[stream] = getattr(self, parts[stream]).hidden

@@ -34,11 +34,13 @@ class StepOutput:
         terms: Named scalar losses, already weighted; the step's loss is their sum.
         features: Hidden states that distillation pairs; empty where nobody asked for them.
         metrics: Named scalars to log, never part of the loss.
+        watched: Named scalars that stop the run where they are not finite, as a loss does.
     """
 
     terms: dict[str, Tensor]
     features: Features = field(default_factory=Features)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingStep(nn.Module, Generic[Model]):
@@ -66,10 +68,10 @@ class TrainingStep(nn.Module, Generic[Model]):
 
     @property
     def ema_model(self) -> Model:
-        """The EMA model's own module. Raises ValueError for a step without one."""
+        """The EMA model's own module that soft targets are read from. Raises ValueError for a step without one."""
         if self.ema is None:
             raise ValueError("this training step has no EMA model")
-        return self.ema.model
+        return self.ema.for_targets
 
     @torch.no_grad()
     def prepare(self, batch: Any, alpha: float, first: bool) -> Any:

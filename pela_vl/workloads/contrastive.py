@@ -10,14 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pela_vl.base.distributed import gather_rows
+from pela_vl.base.distributed import gather_together
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.collate import Batch, Collate
 from pela_vl.models.albef.albef import Albef
-from pela_vl.models.albef.bert import KeyValue, select_images
 from pela_vl.models.albef.losses import (
     NO_NEGATIVE,
     diagonal_targets,
@@ -79,11 +78,9 @@ def similarity(features: Tensor, candidates: Tensor, temp: Tensor) -> Tensor:
         return features.float() @ candidates.float() / temp.float()
 
 
-def _labels(batch: Batch) -> Tensor:
-    """The masked tokens' labels [B, L]. Raises ValueError for a batch whose texts are not masked."""
-    if batch.labels is None:
-        raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
-    return batch.labels
+def _at(tokens: Tensor, places: Tensor) -> Tensor:
+    """tokens [B, L, ...] at flat places [M] -> [M, ...]"""
+    return tokens.flatten(0, 1).index_select(0, places)
 
 
 class ContrastiveStep(TrainingStep[Albef]):
@@ -139,12 +136,13 @@ class ContrastiveStep(TrainingStep[Albef]):
         if self.teacher is not None:
             source, states = self.teacher.model, self.teacher.run(batch)
         else:
-            source, states = self.ema_model, AlbefPass(self.ema_model, batch, keep_hidden=False)
+            source = self.ema_model
+            states = AlbefPass(source, batch, keep_hidden=False, with_masked="mlm" in self.weights and alpha > 0)
         image_feature = source.image_feature(states.image.tokens).float()
         text_feature = source.text_feature(states.text.tokens).float()
         mlm_logits = None
         if "mlm" in self.weights and alpha > 0:
-            mlm_logits = source.mlm_logits(states.masked.tokens[_labels(batch) >= 0])
+            mlm_logits = source.mlm_logits(_at(states.masked.tokens, batch.predicted_places()))
         image_candidates = torch.cat([image_feature.T, self.queue.image], dim=1)
         text_candidates = torch.cat([text_feature.T, self.queue.text], dim=1)
         if self.match_ids:
@@ -164,7 +162,7 @@ class ContrastiveStep(TrainingStep[Albef]):
         )
 
     def forward(self, batch: Batch, prepared: SoftTargets) -> StepOutput:
-        model, states = self.model, AlbefPass(self.model, batch, self.keep_features)
+        model, states = self.model, AlbefPass(self.model, batch, self.keep_features, "mlm" in self.weights)
         image, text = states.image, states.text
         similarity_i2t = similarity(model.image_feature(image.tokens), prepared.text_candidates, model.temp)
         similarity_t2i = similarity(model.text_feature(text.tokens), prepared.image_candidates, model.temp)
@@ -176,13 +174,15 @@ class ContrastiveStep(TrainingStep[Albef]):
             itc = (itc + soft_cross_entropy(similarity_t2i, prepared.text_to_image)) / 2
             output.terms["itc"] = self.weights["itc"] * itc
         if "itm" in self.weights:
-            itm, accuracy = self._matching(batch, text.tokens, states.keys_values, similarity_i2t, similarity_t2i)
+            itm, accuracy = self._matching(states, similarity_i2t, similarity_t2i)
             output.terms["itm"], output.metrics["itm_accuracy"] = self.weights["itm"] * itm, accuracy
+            if "itc" not in self.weights:  # whose loss would tell
+                output.watched["image-text similarities"] = (similarity_i2t + similarity_t2i).detach().sum()
         if "mlm" in self.weights:
-            labels = _labels(batch)
-            predicted = labels >= 0
-            logits = model.mlm_logits(states.masked.tokens[predicted])
-            mlm = masked_language_loss(logits, labels[predicted], prepared.mlm_logits, prepared.alpha)
+            places = batch.predicted_places()
+            assert batch.labels is not None  # it has places
+            logits, labels = model.mlm_logits(_at(states.masked.tokens, places)), _at(batch.labels, places)
+            mlm = masked_language_loss(logits, labels, prepared.mlm_logits, prepared.alpha)
             output.terms["mlm"] = self.weights["mlm"] * mlm
         if self.keep_features:
             output.features = self._features(states)
@@ -192,42 +192,36 @@ class ContrastiveStep(TrainingStep[Albef]):
         """The hidden states of the streams that went into the losses."""
         return states.features() if "mlm" in self.weights else states.features(("image", "text"))
 
-    def _matching(
-        self,
-        batch: Batch,
-        text_tokens: Tensor,
-        keys_values: list[KeyValue],
-        similarity_i2t: Tensor,
-        similarity_t2i: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _matching(self, states: AlbefPass, similarity_i2t: Tensor, similarity_t2i: Tensor) -> tuple[Tensor, Tensor]:
         """Positive pairs, each text with a hard-negative image, each image with a hard-negative text: one fused pass.
 
+        There are always 3 B pairs, so that no number of pairs is read on the host; one without a negative does not count.
+
         Args:
-            batch: The batch.
-            text_tokens: Encoded texts [B, L, D].
-            keys_values: The images' keys and values for every fusion layer.
+            states: The model's pass on the batch.
             similarity_i2t: Image-to-text similarities [B, A].
             similarity_t2i: Text-to-image similarities [B, A].
 
         Returns:
             The loss, and the fraction of pairs that were classified right.
         """
-        size = len(batch.ids)
-        pairs = torch.arange(size, device=text_tokens.device)
+        batch = states.batch
+        size, device = len(batch.ids), batch.ids.device
+        pairs = torch.arange(size, device=device)
         if self.match_ids:
             forbidden = batch.image_ids[:, None] == batch.image_ids[None, :]
         else:
-            forbidden = torch.eye(size, dtype=torch.bool, device=text_tokens.device)
+            forbidden = torch.eye(size, dtype=torch.bool, device=device)
         with torch.no_grad():
             negative_image = sample_negatives(similarity_t2i[:, :size], forbidden)
             negative_text = sample_negatives(similarity_i2t[:, :size], forbidden)
-        with_image, with_text = negative_image != NO_NEGATIVE, negative_text != NO_NEGATIVE
-        texts = torch.cat([pairs, pairs[with_image], negative_text[with_text]])
-        images = torch.cat([pairs, negative_image[with_image], pairs[with_text]])
-        logits = self.model.match(text_tokens[texts], batch.mask[texts], select_images(keys_values, images))
+            negative = torch.cat([negative_image, negative_text])
+            labels = torch.cat([torch.ones_like(pairs), negative.clamp(max=0)])  # 0, or NO_NEGATIVE
+            image, text = negative.clamp(min=0).chunk(2)
+        logits = states.match(torch.cat([pairs, pairs, text]), torch.cat([pairs, image, pairs]))
         with torch.no_grad():
-            correct = (logits[:size].argmax(1) == 1).sum() + (logits[size:].argmax(1) == 0).sum()
-        return matching_loss(logits[:size], logits[size:]), correct / len(logits)
+            correct = (logits.argmax(1) == labels).sum() / (labels != NO_NEGATIVE).sum()
+        return matching_loss(logits, labels), correct
 
     @torch.no_grad()
     def start_from(self, loaded: LoadedModel) -> None:
@@ -252,10 +246,8 @@ class ContrastiveStep(TrainingStep[Albef]):
 
     @torch.no_grad()
     def after_backward(self, batch: Batch, prepared: SoftTargets) -> None:
-        """Push the features of all processes into the queue."""
-        self.queue.push(
-            gather_rows(prepared.image_feature), gather_rows(prepared.text_feature), gather_rows(batch.image_ids)
-        )
+        """Push the features of all processes into the queue; their batches are equally long (see `EpochSampler`)."""
+        self.queue.push(*gather_together(prepared.image_feature, prepared.text_feature, batch.image_ids))
 
 
 class ContrastiveTask(AlbefTask[Albef]):

@@ -13,7 +13,7 @@ from pela_vl.lowrank import compress, low_rank_layers
 from pela_vl.models.albef.losses import NO_NEGATIVE
 from pela_vl.models.ema import EmaModel
 from pela_vl.recovery.features import feature_distillation
-from pela_vl.recovery.perturbation import weight_perturbation
+from pela_vl.recovery.perturbation import Perturbation
 from pela_vl.workloads import contrastive
 from pela_vl.workloads.contrastive import ContrastiveStep
 
@@ -60,7 +60,7 @@ def test_the_published_pretraining_step_has_our_losses(monkeypatch):
     fd = feature_distillation(output.features, frozen.features(batch), "released")
     torch.testing.assert_close(fd, published.feature_distillation(features, target), **CLOSE)
     layers, dense = low_rank_layers(student), frozen.linear_weights()
-    rwp = weight_perturbation(layers, dense, 1e-3, "released")
+    rwp = Perturbation(layers, dense).penalty(1e-3, "released")
     pairs = [(layer, dense[name]) for name, layer in low_rank_layers(own).items()]
     torch.testing.assert_close(rwp, published.weight_perturbation(pairs, 1e-3), **CLOSE)
     torch.testing.assert_close(queue.image, ours.queue.image, **CLOSE)

@@ -39,7 +39,7 @@ def outputs(model, batch):
     keys_values = model.text_encoder.image_keys_values(image)
     made = [model.image_feature(image), model.text_feature(text), model.match(text, batch.mask, keys_values)]
     if model.mlm_head is not None:
-        states = model.masked_states(batch.masked_ids, batch.mask, keys_values)
+        states = model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask), batch.mask, keys_values)
         made.append(model.mlm_logits(states.tokens.flatten(0, 1)))
     return made
 

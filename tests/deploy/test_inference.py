@@ -28,7 +28,9 @@ def outputs(model, batch):
         model.text_feature(text),
         model.match(text, batch.mask, keys_values),
         model.match(text, batch.mask, shared),
-        model.mlm_logits(model.masked_states(batch.masked_ids, batch.mask, keys_values).tokens),
+        model.mlm_logits(
+            model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask), batch.mask, keys_values).tokens
+        ),
     ]
 
 

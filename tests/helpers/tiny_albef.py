@@ -74,6 +74,6 @@ def hidden_states(model, batch) -> Features:
     image = model.visual_encoder(batch.images, True)
     text = model.text_encoder.encode(batch.ids, batch.mask, True)
     context = model.text_encoder.image_keys_values(image.tokens)
-    mlm = model.masked_states(batch.masked_ids, batch.mask, context, True)
+    mlm = model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask, True), batch.mask, context, True)
     masks = {"text": batch.mask, "mlm": batch.mask}
     return Features({"image": image.hidden, "text": text.hidden, "mlm": mlm.hidden}, masks)

@@ -211,11 +211,13 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
         with monkeypatch.context() as patch:
             if name == "itm":
                 patch.setattr(made.model, "match", forbidden)
+                patch.setattr(made.model, "match_beside_masked", forbidden)
             if name == "itc":
                 patch.setattr(contrastive, "soft_cross_entropy", forbidden)
             if name == "mlm":
                 for model in (made.model, made.ema.model):
                     patch.setattr(model, "masked_states", forbidden)
+                    patch.setattr(model, "match_beside_masked", forbidden)
                 assert made.ema.model.mlm_head is None
             _, output = run(made, batch)
         assert output.terms.keys() == {other for other in PRETRAIN if other != name}

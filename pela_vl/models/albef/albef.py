@@ -61,19 +61,42 @@ class Albef(AlbefModel):
         return self.itm_head(self.text_encoder.fuse_first(tokens, mask, image, fusion_started))
 
     def masked_states(
-        self, masked_ids: Tensor, mask: Tensor, image: Sequence[KeyValue], keep_hidden: bool = False
+        self, text: TokenStates, mask: Tensor, image: Sequence[KeyValue], keep_hidden: bool = False
     ) -> TokenStates:
-        """All text layers on masked texts with their images.
+        """All layers on masked text with the image; hidden: embeddings, text-only layers, fusion layers.
 
         Args:
-            masked_ids: Tokens with masks [B, L].
-            mask: Real tokens [B, L], 1 or 0.
-            image: The images' keys and values for every fusion layer.
-            keep_hidden: Return the hidden states: embeddings, text-only layers, fusion layers.
+            text: The text-only layers' states of the masked text.
+            mask: Of its tokens [B, L].
+            image: Keys and values for every fusion layer.
+            keep_hidden: Keep the hidden states.
         """
-        text = self.text_encoder.encode(masked_ids, mask, keep_hidden)
         fused = self.text_encoder.fuse(text.tokens, mask, image, keep_hidden=keep_hidden)
         return TokenStates(fused.tokens, text.hidden + fused.hidden[1:])
+
+    def match_beside_masked(
+        self,
+        pairs: tuple[Tensor, Tensor, Tensor],
+        text: TokenStates,
+        mask: Tensor,
+        image: Sequence[KeyValue],
+        keep_hidden: bool = False,
+    ) -> tuple[Tensor, TokenStates]:
+        """`match` and `masked_states` in one pass of the fusion layers.
+
+        Args:
+            pairs: Encoded texts [P, L, D], their masks [P, L], and the number of each one's image [P].
+            text: The text-only layers' states of the masked texts.
+            mask: Of their tokens [B, L].
+            image: Keys and values of the B images for every fusion layer.
+            keep_hidden: Keep the masked texts' hidden states.
+
+        Returns:
+            Matching logits [P, 2], and the masked texts' states.
+        """
+        tokens, masks = torch.cat([pairs[0], text.tokens]), torch.cat([pairs[1], mask])
+        first, fused = self.text_encoder.fuse_pairs_and_texts(tokens, masks, image, pairs[2], keep_hidden)
+        return self.itm_head(first), TokenStates(fused.tokens, text.hidden + fused.hidden[1:])
 
     def mlm_logits(self, tokens: Tensor) -> Tensor:
         """Vocabulary logits [M, V] of tokens [M, D]. Raises ValueError for a model without the head."""

@@ -356,7 +356,8 @@ class TextEncoder(nn.Module):
             mask: Real tokens [B, L], 1 or 0.
             keep_hidden: Return the hidden states: embeddings and every layer's output.
         """
-        return self._run(self.embeddings(ids), _attend(mask), 0, self.fusion_layer, None, None, keep_hidden)
+        x = self.embeddings(ids)
+        return self._run(x, _attend(mask, x), 0, self.fusion_layer, None, None, keep_hidden)
 
     def fuse(
         self,
@@ -377,15 +378,48 @@ class TextEncoder(nn.Module):
             keep_hidden: Return the hidden states: the input and every fusion layer's output.
             causal: Whether a token does not attend to later ones.
         """
-        attend, last = _attend(mask, causal), len(self.encoder.layer)
+        attend, last = _attend(mask, tokens, causal), len(self.encoder.layer)
         return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
+
+    def fuse_pairs_and_texts(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        image: Sequence[KeyValue],
+        pairs: Tensor,
+        keep_hidden: bool = False,
+    ) -> tuple[Tensor, TokenStates]:
+        """`fuse_first` of P pairs and `fuse` of B texts, each with its own image, in one pass of the layers below the last.
+
+        Args:
+            tokens: Encoded texts [P + B, L, D].
+            mask: Of their tokens [P + B, L].
+            image: Keys and values of B images for every fusion layer.
+            pairs: Whose image a pair has, int64 [P].
+            keep_hidden: Keep the hidden states of the B texts.
+
+        Returns:
+            The pairs' first tokens [P, D], and the texts' states.
+        """
+        count, texts = len(pairs), len(tokens) - len(pairs)
+        index = torch.cat([pairs, torch.arange(texts, device=pairs.device)])
+        attend, last = _attend(mask, tokens), len(self.encoder.layer) - 1
+        x, hidden = tokens, [tokens[count:]]
+        for i in range(self.fusion_layer, last):
+            x = self._layer(self.layers[i], x, attend, select_images([image[i - self.fusion_layer]], index)[0])
+            if keep_hidden:
+                hidden.append(x[count:])
+        (of_pairs, of_texts), (attend_pairs, attend_texts) = x.split([count, texts]), attend.split([count, texts])
+        first = self._layer(self.layers[last].first_token, of_pairs, attend_pairs, select_images(image[-1:], pairs)[0])
+        whole = self._layer(self.layers[last], of_texts, attend_texts, image[-1])
+        return first[:, 0], TokenStates(whole, (*hidden, whole) if keep_hidden else ())
 
     def start_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first fusion layer's self-attention on encoded texts [B, L, D], for `fuse_first(..., fusion_started=True)`.
 
         No image has entered yet, so this is computed once for a text, however many images it meets.
         """
-        return self.layers[self.fusion_layer].self_attention(tokens, _attend(mask))
+        return self.layers[self.fusion_layer].self_attention(tokens, _attend(mask, tokens))
 
     def fuse_first(
         self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], fusion_started: bool = False
@@ -398,17 +432,13 @@ class TextEncoder(nn.Module):
             image: Keys and values for every fusion layer, of batch B or 1 (one image for every text).
             fusion_started: Whether `tokens` come from `start_fusion`.
         """
-        attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
+        attend, first, last = _attend(mask, tokens), self.fusion_layer, len(self.encoder.layer) - 1
         for i in range(first, last + 1):
             layer, context = self.layers[i], image[i - first]
             if fusion_started and i == first:
                 tokens = layer.after_self_attention(tokens[:, :1] if i == last else tokens, context)
                 continue
-            run: Callable[..., Tensor] = layer.first_token if i == last else layer
-            if self.activation_checkpointing and self.training:
-                tokens = checkpoint(run, tokens, attend, context, use_reentrant=False)
-            else:
-                tokens = run(tokens, attend, context)
+            tokens = self._layer(layer.first_token if i == last else layer, tokens, attend, context)
         return tokens[:, 0]
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
@@ -425,23 +455,34 @@ class TextEncoder(nn.Module):
         image_mask: Tensor | None,
         keep_hidden: bool,
     ) -> TokenStates:
-        attend_image = None if image_mask is None else _attend(image_mask)
+        attend_image = None if image_mask is None else _attend(image_mask, x)
         hidden = [x]
         for i in range(first, last):
             context = image[i - first] if image is not None else None
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(self.layers[i], x, attend, context, attend_image, use_reentrant=False)
-            else:
-                x = self.layers[i](x, attend, context, attend_image)
+            x = self._layer(self.layers[i], x, attend, context, attend_image)
             if keep_hidden:
                 hidden.append(x)
         return TokenStates(x, tuple(hidden) if keep_hidden else ())
 
+    def _layer(self, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """A layer's call; with activation checkpointing it runs again in backward."""
+        if self.activation_checkpointing and self.training:
+            return checkpoint(run, *arguments, use_reentrant=False)
+        return run(*arguments)
 
-def _attend(mask: Tensor, causal: bool = False) -> Tensor:
-    """Which token may attend to which: bool [B, 1, 1 or L, L] from the padding mask [B, L]."""
+
+def _attend(mask: Tensor, x: Tensor, causal: bool = False) -> Tensor:
+    """What is added to the scores: [B, 1, 1 or L, L] from the padding mask [B, L], 0 or -inf.
+
+    It is made once for all layers in the type that attention computes in for states x; of a bool mask torch would make the
+    same anew in every layer.
+    """
     attend = mask[:, None, None, :].bool()
-    return attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril() if causal else attend
+    if causal:
+        attend = attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril()
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.zeros_like(attend, dtype=dtype).masked_fill(attend.logical_not(), float("-inf"))
 
 
 def select_images(image: Sequence[KeyValue], index: Tensor) -> list[KeyValue]:

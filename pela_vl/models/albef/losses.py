@@ -51,34 +51,31 @@ NO_NEGATIVE = -1
 def sample_negatives(similarity: Tensor, forbidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw one negative of the batch for each row, in proportion to softmax(similarity) without the forbidden pairs.
 
-    A row whose allowed weights all underflow to zero draws evenly.
+    Nothing is read on the host. Of a row that is not finite any pair may be drawn: whoever trains on it watches the
+    similarities.
 
     Args:
         similarity: [B, B].
-        forbidden: Bool [B, B]: a sample's own pair, and every pair of the same image.
-        generator: Source of randomness; None for torch's own.
+        forbidden: bool [B, B], own pair and every pair of the same image.
+        generator: Of the draws; None is torch's own.
 
     Returns:
-        Column indices [B]; `NO_NEGATIVE` where a row allows none (a batch of 1).
-
-    Raises:
-        FloatingPointError: If a similarity is not finite.
+        Index [B], or `NO_NEGATIVE` where a row allows none (a batch of 1). A row whose allowed weights all underflow to zero
+        draws evenly.
     """
-    if not torch.isfinite(similarity).all():
-        raise FloatingPointError("hard-negative sampling: the image-text similarities contain NaN or infinity")
     weights = F.softmax(similarity.float(), dim=1).masked_fill(forbidden, 0.0)
     allowed = (~forbidden).float()
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, allowed)
-    possible = allowed.sum(1) > 0
-    index = torch.multinomial(torch.where(possible[:, None], weights, torch.ones_like(weights)), 1, generator=generator)
-    return torch.where(possible, index[:, 0], NO_NEGATIVE)
+    # the largest of weight / exponential draw, as torch.multinomial draws one; that checks its input on the host, or stops
+    # a GPU for good
+    index = (weights / torch.empty_like(weights).exponential_(1, generator=generator)).argmax(1)
+    return torch.where(forbidden.all(1), NO_NEGATIVE, index)
 
 
-def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Cross-entropy over the logits of matching [P, 2] and non-matching [M, 2] pairs, each pair counted once."""
-    logits = torch.cat([positive, negative]).float()
-    labels = torch.cat([logits.new_ones(len(positive)), logits.new_zeros(len(negative))]).long()
-    return F.cross_entropy(logits, labels)
+def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of matching logits [P, 2] to labels [P]: 1 for a pair that matches, 0 for one that does not,
+    `NO_NEGATIVE` for one that does not count."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=NO_NEGATIVE)
 
 
 def masked_language_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor | None, alpha: float) -> Tensor:

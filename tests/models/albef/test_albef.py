@@ -60,7 +60,7 @@ def test_masked_states_are_embeddings_text_layers_and_fusion_layers():
     image = model.text_encoder.image_keys_values(model.visual_encoder(batch.images).tokens)
     text = model.text_encoder.encode(batch.masked_ids, batch.mask, keep_hidden=True)
     fused = model.text_encoder.fuse(text.tokens, batch.mask, image, keep_hidden=True)
-    states = model.masked_states(batch.masked_ids, batch.mask, image, keep_hidden=True)
+    states = model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask, True), batch.mask, image, True)
     assert len(states.hidden) == 5
     for own, other in zip(states.hidden, (*text.hidden, *fused.hidden[1:]), strict=True):
         assert torch.equal(own, other)
@@ -72,7 +72,9 @@ def test_a_forward_has_no_side_effect():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = model.text_encoder.image_keys_values(model.visual_encoder(batch.images).tokens)
     model.match(model.text_encoder.encode(batch.ids, batch.mask).tokens, batch.mask, image)
-    model.mlm_logits(model.masked_states(batch.masked_ids, batch.mask, image).tokens[0])
+    model.mlm_logits(
+        model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask), batch.mask, image).tokens[0]
+    )
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -89,7 +91,7 @@ def test_activation_checkpointing_gives_the_same_gradients(low_rank):
             torch.manual_seed(5)
             tokens = model.visual_encoder(batch.images).tokens
             image = model.text_encoder.image_keys_values(tokens)
-            states = model.masked_states(batch.masked_ids, batch.mask, image)
+            states = model.masked_states(model.text_encoder.encode(batch.masked_ids, batch.mask), batch.mask, image)
             loss = model.mlm_logits(states.tokens[batch.labels >= 0]).square().mean() + tokens.square().mean()
         loss.backward()
         return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(saved)

@@ -1,0 +1,69 @@
+"""Grouped RWP, stacked FD, one gather and shared passes give the losses and gradients of their plain forms."""
+
+import pytest
+import torch
+from plain_forms import check_equal, plain_forms, run
+
+from pela_vl.models.precision import WeightCasts
+from pela_vl.training.backends import LocalBackend
+
+
+def test_one_process(tmp_path):
+    found = run(tmp_path / "a")
+    with plain_forms():
+        check_equal(found, run(tmp_path / "b"))
+
+
+def test_the_comparison_sees_a_wrong_form(tmp_path, monkeypatch):
+    found = run(tmp_path / "a")
+    monkeypatch.setattr("plain_forms.perturbation", lambda self, epsilon, form="paper", found=None: torch.zeros(()))
+    with plain_forms(), pytest.raises(AssertionError):
+        check_equal(found, run(tmp_path / "b"))
+
+
+TWO = """
+import sys
+import torch
+from dataclasses import replace
+from pathlib import Path
+from plain_forms import check_equal, plain_forms, run
+from tiny_albef import tiny_batch
+from pela_vl.base.distributed import gather_objects, start, stop
+torch.set_num_threads(1)
+world = start("cpu")
+folder = Path(sys.argv[1])
+def batch(epoch, number):
+    made = tiny_batch(4, seed=100 * epoch + 10 * number + world.process)
+    return replace(made, image_ids=made.image_ids + 2**40 * (world.process + 1))  # ids of more than 32 bits
+found = run(folder / "a", world=world, make_batch=batch)
+with plain_forms():
+    expected = run(folder / "b", world=world, make_batch=batch)
+check_equal(found, expected)
+ids = found[1]["queue.ids"]
+assert torch.equal(ids, expected[1]["queue.ids"]) and len(set((ids // 2**40).tolist())) == 2, ids
+for name in ("queue.image", "queue.text", "queue.ids"):
+    first, second = gather_objects(found[1][name])
+    assert torch.equal(first, second), name
+stop()
+"""
+
+
+def test_two_processes(tmp_path, forked_processes):
+    forked_processes(TWO, 2, tmp_path)
+
+
+def test_bf16_weights_cast_once_change_nothing(tmp_path):
+    """Loss for loss and weight for weight, bit by bit, against autocast's own casts."""
+
+    def bf16():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def casting(step, *arguments):
+        step.ema.compute_in(torch.bfloat16)
+        return LocalBackend(step, *arguments, WeightCasts(step.model, torch.bfloat16))
+
+    log, state = run(tmp_path / "a", autocast=bf16)
+    other, other_state = run(tmp_path / "b", autocast=bf16, backend=casting)
+    assert log.losses == other.losses and log.norms == other.norms
+    assert all(torch.equal(value, other_state[name]) for name, value in state.items())
+    assert {value.dtype for value in other_state.values()} <= {torch.float32, torch.int64}
