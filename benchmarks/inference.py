@@ -11,7 +11,7 @@ from benchmarks.table import Row, machine, medians
 from pela_vl import optimize_for_inference
 from pela_vl.cost import linear_conv_flops
 from pela_vl.deploy.export import image_program, onnx_session
-from pela_vl.deploy.inference import can_compile
+from pela_vl.models.compiled import can_compile
 
 PIXELS, MULTIPLE = 384, 16
 FP32_TARGET, BF16_TARGET = 1.95, 1.6

@@ -70,9 +70,8 @@ class DeviceBatch(Batch):
         return self
 
 
-def host_batch() -> DeviceBatch:
-    """A batch of PAIRS pairs whose tensors are the host's."""
-    whole = make_batch()._map(lambda tensor: tensor[:PAIRS])
+def host_batch(whole: Batch) -> DeviceBatch:
+    """A batch whose tensors are the host's."""
     values = {part.name: getattr(whole, part.name) for part in fields(whole) if part.init}
     return DeviceBatch(**values)._map(on_host)
 
@@ -121,9 +120,10 @@ def count(low_rank: bool, world_size: int, without: set[str]) -> Dispatches:
     with patch.object(perturbation, "_CPU_GROUP_BYTES", perturbation._GROUP_BYTES):
         trainee, dispatches = make_trainee(low_rank, without, world), Dispatches()
     attach(trainee, dispatches)
+    batch = host_batch(make_batch()._map(lambda tensor: tensor[:PAIRS]))
     with TemporaryDirectory() as folder:
         loop = engine.Loop(
-            Path(folder), trainee, [host_batch()] * 2, lambda epoch, batch: None, 2, PAIRS * world_size, 2, 1,
+            Path(folder), trainee, [batch] * 2, lambda epoch, batch: None, 2, PAIRS * world_size, 2, 1,
             lambda step: 1e-5, lambda step: ALPHA, 0, 0, 0,
         )  # fmt: skip
         with (

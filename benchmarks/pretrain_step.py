@@ -21,12 +21,12 @@ from benchmarks.table import Row, machine
 from pela_vl.base.memory import keep_freed_memory
 from pela_vl.data.collate import Batch
 from pela_vl.deploy.compression import usage_since
-from pela_vl.deploy.inference import can_compile, compile_blocks
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods.pela import Pela
 from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.losses import sample_negatives
 from pela_vl.models.albef.queue import FeatureQueue
+from pela_vl.models.compiled import can_compile, compile_blocks
 from pela_vl.settings import LossSettings, Settings
 from pela_vl.training.assemble import make_autocast
 from pela_vl.training.optim import make_optimizer, parameter_groups

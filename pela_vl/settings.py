@@ -274,6 +274,10 @@ class TrainSettings:
         lost_process_seconds: A process that gives no sign of life for so long ends the run on all processes; 0 never does.
         group_timeout_seconds: How long a collective operation waits for the other processes.
         ema: Momentum of an EMA model of an image classifier, which is evaluated and saved beside it; 0 for none.
+        log_every: Optimiser steps between two that go to TensorBoard; `log.jsonl` has every step.
+        compile: "blocks" compiles the blocks of the trained model, its EMA model and the teacher with torch.compile, and pads
+            the texts of pre-training, retrieval and grounding to `data.max_tokens`. It needs a C++ compiler, and on a CPU it is
+            not quicker.
     """
 
     epochs: int = 1
@@ -292,6 +296,8 @@ class TrainSettings:
     lost_process_seconds: float = 300.0
     group_timeout_seconds: float = 1800.0
     ema: float = 0.0
+    log_every: int = 20
+    compile: Literal[False, "blocks"] = False
 
 
 @dataclass
@@ -321,7 +327,7 @@ class EvalSettings:
         k_test: Candidates of each query that are re-ranked by ITM; 0 for ITC alone.
         image_batch: Images that go through the model at a time, at most.
         text_batch: Texts, likewise.
-        pair_batch: Image-text pairs, likewise.
+        pair_batch: Image-text pairs, likewise; None: as many as `pair_mb` allows, and 256 where that bounds nothing (entailment).
         pair_mb: MiB that the widest activation of a batch of pairs may take. None is 16 on a CPU (its cache) and 512 on a GPU.
         cache_mb: MiB of encoded texts and images that a process keeps in memory; what does not fit is encoded again.
         precision: Of every task's evaluation. It is fp32 as published, since bf16 changes digits.
@@ -330,7 +336,7 @@ class EvalSettings:
     k_test: int = 128
     image_batch: int = 64
     text_batch: int = 256
-    pair_batch: int = 256
+    pair_batch: int | None = None
     pair_mb: float | None = None
     cache_mb: float = 4096.0
     precision: Literal["auto", "fp32", "bf16"] = "fp32"

@@ -4,6 +4,7 @@ The MLM mask is drawn here, once per batch, so that teacher and student see the 
 Shapes: B samples, L tokens of the longest text, H x W pixels.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -32,6 +33,12 @@ class Movable:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Move every tensor to a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def with_images(self, images: torch.Tensor) -> Self:
+        """The same batch with other images; everything else as it is, what was looked up for it too."""
+        batch = copy.copy(self)
+        object.__setattr__(batch, "images", images)
+        return batch
 
     def pin_memory(self) -> Self:
         """Copy every tensor to page-locked memory; called by the loader."""
@@ -150,13 +157,19 @@ class Collate:
         max_tokens: longest text in tokens, `[CLS]` included.
         mlm_probability: of masking a token, in [0, 1]; None: no MLM.
         seed: of the masks.
+        fixed_length: pad every text to `max_tokens`, not to the longest of the batch.
 
     Raises:
         ValueError: If `mlm_probability` is out of range.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_tokens: int, mlm_probability: float | None = None, seed: int = 0
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        mlm_probability: float | None = None,
+        seed: int = 0,
+        fixed_length: bool = False,
     ) -> None:
         if mlm_probability is not None and not 0 <= mlm_probability <= 1:
             raise ValueError(f"mlm_probability must lie in [0, 1] or be None, not {mlm_probability}")
@@ -164,6 +177,7 @@ class Collate:
         self.max_tokens = max_tokens
         self.mlm_probability = mlm_probability
         self.seed = seed
+        self.fixed_length = fixed_length
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch of at least one sample."""
@@ -173,13 +187,17 @@ class Collate:
             rng = self._generator([sample.key for sample in samples])
             masked_ids, labels = mask_tokens(ids, self.tokenizer, self.mlm_probability, rng)
         return Batch(
-            ids=ids,
-            mask=mask,
-            masked_ids=masked_ids,
-            labels=labels,
+            ids=self._padded(ids, self.tokenizer.pad_id),
+            mask=self._padded(mask, 0),
+            masked_ids=None if masked_ids is None else self._padded(masked_ids, self.tokenizer.pad_id),
+            labels=None if labels is None else self._padded(labels, IGNORED),
             image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
             **stack_common(samples),
         )
+
+    def _padded(self, tokens: torch.Tensor, value: int) -> torch.Tensor:
+        missing = self.max_tokens - tokens.shape[1] if self.fixed_length else 0
+        return torch.nn.functional.pad(tokens, (0, missing), value=value)
 
     def _generator(self, keys: Sequence[Key]) -> np.random.Generator:
         return np.random.default_rng([self.seed, _STREAM, *(number for key in keys for number in key)])

@@ -35,7 +35,7 @@ def train_transform(
     min_scale: float = 0.5,
     hflip: float = 0.5,
     augment: bool = True,
-    normalization: Normalization = CLIP,
+    normalization: Normalization | None = CLIP,
 ) -> "TrainTransform":
     """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`.
 
@@ -44,7 +44,7 @@ def train_transform(
         min_scale: smallest fraction of the area that a crop keeps, in (0, 1].
         hflip: probability of a horizontal flip.
         augment: apply `random_augment` too.
-        normalization: of the channels.
+        normalization: of the channels; None leaves 8-bit pixels, a quarter of the bytes, for `normalize` on the device.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -66,13 +66,14 @@ class TrainTransform:
         min_scale: smallest fraction of the area that a crop keeps; 1 keeps the whole image, whatever its shape.
         hflip: probability of a flip.
         augment: whether to apply `random_augment`.
+        normalization: of the channels; None leaves 8-bit pixels.
     """
 
     image_size: int
     min_scale: float
     hflip: float
     augment: bool
-    normalization: Normalization = CLIP
+    normalization: Normalization | None = CLIP
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
@@ -82,8 +83,8 @@ class TrainTransform:
             raise ValueError(f"hflip is a probability, not {self.hflip}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and whether the image was flipped, in which case left and right must be swapped in
-        its text.
+        """Return float32 [3, H, W] (uint8 without normalization) and whether the image was flipped, in which case left and
+        right must be swapped in its text.
         """
         if self.min_scale < 1:
             image = image.crop(crop_box(*image.size, self.min_scale, rng))
@@ -93,7 +94,7 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment:
             image = random_augment(image, rng)
-        return to_tensor(image, self.normalization), flipped
+        return to_pixels(image) if self.normalization is None else to_tensor(image, self.normalization), flipped
 
 
 @dataclass(frozen=True)
@@ -144,25 +145,34 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """8-bit RGB to uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def normalize(pixels: torch.Tensor, normalization: Normalization = CLIP) -> torch.Tensor:
+    """uint8 pixels [..., 3, H, W] to float32, divided by 255 and normalised, where they are."""
+    mean, std = _statistics(normalization, pixels.device)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
 def to_tensor(image: Image.Image, normalization: Normalization = CLIP) -> torch.Tensor:
     """8-bit RGB to float32 [3, H, W], divided by 255 and normalised."""
-    mean, std = _statistics(normalization)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return pixels.sub_(mean).div_(std)
+    return normalize(to_pixels(image), normalization)
 
 
 def to_image(tensor: torch.Tensor, normalization: Normalization = CLIP) -> Image.Image:
     """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, to show what the model sees."""
-    mean, std = _statistics(normalization)
+    mean, std = _statistics(normalization, torch.device("cpu"))
     pixels = tensor.detach().float().cpu() * std + mean
     return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 @lru_cache
-def _statistics(normalization: Normalization) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(normalization: Normalization, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std [3, 1, 1]."""
-    return torch.tensor(normalization.mean).view(3, 1, 1), torch.tensor(normalization.std).view(3, 1, 1)
+    mean, std = (torch.tensor(values, device=device) for values in (normalization.mean, normalization.std))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def _check_size(image_size: int) -> None:

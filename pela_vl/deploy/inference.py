@@ -3,7 +3,6 @@
 Shapes: N tokens, I input width, O output width, R rank.
 """
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -11,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pela_vl.base.errors import UserError
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers, pivot_layer, pivoted_layers
+from pela_vl.models.compiled import compile_blocks
 
 _TWO_PRODUCTS = 1.2  # two thin products take so many times longer than their operations suggest
 
@@ -63,32 +62,6 @@ def optimize_for_inference(
     if compile:
         compile_blocks(model)
     return model
-
-
-def compile_blocks(model: nn.Module) -> nn.Module:
-    """torch.compile every block of the model's lists of layers, in place. The blocks are alike, so one compilation serves all.
-
-    Raises:
-        UserError: Where torch.compile has no C++ compiler.
-    """
-    if not can_compile():
-        raise UserError("compile: torch.compile needs a C++ compiler; install g++ (or set CXX), or leave compile out")
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
-            for block in module:
-                if len(list(block.children())) > 1:
-                    block.compile(dynamic=None)
-    return model
-
-
-def can_compile() -> bool:
-    """Whether torch.compile has a C++ compiler here."""
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        return shutil.which(get_cpp_compiler()) is not None
-    except Exception:  # torch raises different errors where there is no compiler
-        return False
 
 
 def _computed(layer: LowRankLinear | PivotedLinear) -> bool:

@@ -8,6 +8,7 @@ values are computed once. What a text goes through before it meets an image is c
 computed only for the token that the matching head reads. The scores are the same.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ class _Scorer:
         self.autocast, self.workers, self.on_progress = autocast, workers, on_progress
         self.part = split_range(len(data), world.process, world.size)
         mebibytes = settings.pair_mb or _PAIR_MB.get(world.device.type, _PAIR_MB_GPU)
-        self.limit = BatchLimit(settings.pair_batch, mebibytes)
+        self.limit = BatchLimit(settings.pair_batch or sys.maxsize, mebibytes)
         self.kept: list[Tensor] = []  # encoded images, as long as they fit
 
     def run(self, ids: Tensor, mask: Tensor) -> RetrievalScores:

@@ -31,6 +31,7 @@ from pela_vl.lowrank import (
     rank_plan,
 )
 from pela_vl.lowrank.apply import NEED_STATISTICS
+from pela_vl.models.compiled import compile_blocks
 from pela_vl.models.precision import WeightCasts, cast_weights
 from pela_vl.recovery.refine import refine_blocks
 from pela_vl.recovery.sequential import compress_sequentially
@@ -234,6 +235,12 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
             step.ema.compute_in(dtype)
         if teacher is not None and run_method.teacher_under_autocast:
             cast_weights(teacher.model, dtype)  # RWP holds the fp32 weights that it reads
+    if settings.train.compile:
+        compile_blocks(model)
+        if step.ema is not None:
+            compile_blocks(step.ema.for_targets)
+        if teacher is not None:
+            compile_blocks(teacher.model)
     backend = make_backend(settings, step, trained, run.autocast, world)
     return Trainee(run, step, run_method, backend, loaded.notes)
 
@@ -259,9 +266,11 @@ def make_backend(
     """
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
-    optimizer = make_optimizer(groups, betas=(optim.betas[0], optim.betas[1]))
+    fused = True if world.device.type == "cuda" and not world.launched else None
+    optimizer = make_optimizer(groups, (optim.betas[0], optim.betas[1]), fused)
     dtype, casts = compute_dtype(cfg.precision, world.device), None
-    if dtype is not None and not cfg.activation_checkpointing:  # which runs blocks again when the casts are gone
+    # activation checkpointing runs blocks again when the casts are gone; a compiled block holds its own
+    if dtype is not None and not cfg.activation_checkpointing and not cfg.compile:
         casts = WeightCasts(step.model, dtype)
     if world.launched:
         deepspeed = settings.deepspeed

@@ -334,7 +334,9 @@ def _write_state(optimizer: torch.optim.Optimizer, state: OptimiserState) -> Non
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in state:
+                # torch counts the steps on the host, but for a fused update
+                count = parameter.device if group.get("fused") else torch.device("cpu")
                 optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    key: value.to(count if key == "step" else parameter.device, copy=True)
                     for key, value in state[name].items()
                 }

@@ -70,6 +70,7 @@ class Loop:
         evaluate: Metrics of the model as it is, the best being kept by "mean", and what else is to be logged; None for no
             evaluation.
         on_batch: Called with every batch, to count unreadable images.
+        on_device: Gives a batch that was moved to the device as the step reads it: its images are normalised there.
         position: Where the run stands.
     """
 
@@ -88,6 +89,7 @@ class Loop:
     evaluate_every: int
     evaluate: Callable[[], dict[str, Any]] | None = None
     on_batch: Callable[[Any], None] = lambda batch: None
+    on_device: Callable[[Any], Any] = lambda batch: batch
     position: Position = field(default_factory=Position)
 
     @property
@@ -151,7 +153,7 @@ def _fit(loop: Loop, log: Log) -> Position:
             samples += len(batch)
             indices.append(batch.indices.tolist())  # before the move: reading them would wait for the device
             batch = batch.to(loop.world.device, non_blocking=loop.world.device.type == "cuda")
-            values.append(_micro_step(loop, batch, position.step, micro))
+            values.append(_micro_step(loop, loop.on_device(batch), position.step, micro))
             # after every backward: the back end itself knows which of them ends an update
             norm = loop.trainee.backend.step(lr)
         means = _read(values, indices, position.step, norm)

@@ -134,10 +134,16 @@ def _ask(model: nn.Module, name: str, setting: str) -> Callable[..., Any]:
 
 
 def make_optimizer(
-    groups: Sequence[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999)
+    groups: Sequence[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999), fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; learning rates and decays are the groups' own."""
-    return torch.optim.AdamW(list(groups), betas=betas)
+    """AdamW over `parameter_groups`; learning rates and decays are the groups' own.
+
+    Args:
+        groups: Of `parameter_groups`.
+        betas: Of the moments.
+        fused: Update all parameters in one operation; None leaves torch's choice.
+    """
+    return torch.optim.AdamW(list(groups), betas=betas, fused=fused)
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

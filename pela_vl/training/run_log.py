@@ -37,6 +37,7 @@ class RunLog:
         tensorboard: Write TensorBoard files too, where TensorBoard is installed.
         stream: Where the progress bar goes; None for standard error.
         interval: Seconds between two lines of the bar where there is no terminal.
+        board_every: Training steps between two that go to TensorBoard, the last one too; `log.jsonl` has them all.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class RunLog:
         tensorboard: bool = True,
         stream: TextIO | None = None,
         interval: float = 10.0,
+        board_every: int = 1,
     ) -> None:
         self.folder = Path(folder)
         self.enabled = enabled
         self.step = resume_step if resume_step is not None else -1
         self._resume_step = resume_step
         self._tensorboard = tensorboard
+        self._board_every, self._total_steps = max(board_every, 1), total_steps
         self._writer: Any = None
         self._file: TextIO | None = None
         first = self.step + 1
@@ -81,7 +84,8 @@ class RunLog:
             return
         values = plain_values(values)
         self._write({"step": step, **values})
-        self._board(step, values)
+        if step % self._board_every == 0 or step + 1 == self._total_steps:
+            self._board(step, values)
         terms = values.get("terms")
         shown = {"loss": values.get("loss"), **(terms if isinstance(terms, dict) else {})}
         summary = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from pela_vl.base.run_folder import hold_run_folder
 from pela_vl.base.script import script_parser
 from pela_vl.checkpoints.resume import Position
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
+from pela_vl.data.normalization import Normalization
+from pela_vl.data.transforms import normalize
 from pela_vl.settings import Settings
 from pela_vl.training.assemble import Trainee, assemble, make_autocast
 from pela_vl.training.backends import Backend
@@ -240,7 +243,9 @@ def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[
         write_run_header(folder, settings, settings.train.seed, resumed)
     watch_processes(world, settings.train.lost_process_seconds)
     resume_step = loop.position.step - 1 if resumed else None
-    with RunLog(folder, world.is_main, resume_step, loop.total_steps, label=folder.name) as log:
+    with RunLog(
+        folder, world.is_main, resume_step, loop.total_steps, label=folder.name, board_every=settings.train.log_every
+    ) as log:
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         else:
@@ -300,7 +305,15 @@ def _loop(
         evaluate_every=steps_per_epoch if cfg.evaluate_every is None else cfg.evaluate_every,
         evaluate=evaluator,
         on_batch=counter.update,
+        on_device=partial(normalized, normalization=trainee.run.header.normalization),
     )
+
+
+def normalized(batch: Any, normalization: Normalization) -> Any:
+    """A batch whose images are normalised, where they still are 8-bit pixels."""
+    if batch.images.dtype != torch.uint8:
+        return batch
+    return batch.with_images(normalize(batch.images, normalization))
 
 
 def _test(task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False) -> Metrics:

@@ -192,10 +192,9 @@ class AlbefTask(Task[AnyAlbef]):
         return super().make_teacher(model)
 
     def train_transform(self, settings: Settings, header: Header) -> Transform:
+        """It gives 8-bit pixels, which training normalises on the device."""
         data = settings.data
-        return train_transform(
-            header.config.image_size, data.min_scale, data.hflip, data.augment, normalization=header.normalization
-        )
+        return train_transform(header.config.image_size, data.min_scale, data.hflip, data.augment, normalization=None)
 
     def calibration(
         self, settings: Settings, loaded: LoadedModel[AnyAlbef], data: Dataset, show: bool

@@ -309,4 +309,5 @@ class ContrastiveTask(AlbefTask[Albef]):
 
     def collate(self, settings: Settings, header: Header) -> Collate:
         masking = settings.losses.mlm_probability if self.loss_weights(settings).get("mlm") else None
-        return Collate(load_tokenizer(header.tokenizer), settings.data.max_tokens, masking, settings.train.seed)
+        fixed = bool(settings.train.compile)  # a length of its own would be compiled anew
+        return Collate(load_tokenizer(header.tokenizer), settings.data.max_tokens, masking, settings.train.seed, fixed)

@@ -36,6 +36,8 @@ from pela_vl.workloads.base import (
     val_and_test,
 )
 
+PAIR_BATCH = 256
+
 
 class EntailmentBatch(Protocol):
     """images [B, 3, S, S]; ids, mask int64 [B, L]; targets int64 [B], indices of `models.albef.entailment.CLASSES`."""
@@ -204,7 +206,7 @@ def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
             local = torch.tensor([i for i, image in enumerate(indices.tolist()) for _ in data.image2texts[image]])
             # texts of similar length go together, so that there is little padding
             order = torch.argsort(mask[texts].sum(1), stable=True)
-            for chosen in order.split(settings.evaluate.pair_batch):
+            for chosen in order.split(settings.evaluate.pair_batch or PAIR_BATCH):
                 text = texts[chosen]
                 longest = int(mask[text].sum(1).max())
                 text_ids, text_mask = ids[text, :longest].to(world.device), mask[text, :longest].to(world.device)

@@ -12,9 +12,11 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Collate, Sample, mask_tokens
 from pela_vl.data.images import ImageError
 from pela_vl.data.loader import BadImageCounter, EpochSampler, make_image_loader, make_loader, split_range
+from pela_vl.data.normalization import CLIP
 from pela_vl.data.sets.captions import CaptionPairs, RetrievalEval
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pela_vl.data.transforms import eval_transform, train_transform
+from pela_vl.training.runner import normalized
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +322,33 @@ def test_no_more_workers_than_batches_and_none_for_an_empty_list(monkeypatch):
     with pytest.raises(KeyError):
         list(make_image_loader([torch.zeros(1)] * 9, range(5), 4, workers=3))
     assert started == [2]
+
+
+# --- what travels
+
+
+def test_batches_of_pixels_travel_as_bytes_and_know_what_is_predicted(corpus, tokenizer):
+    data = training_data(corpus)
+    batches = {}
+    for name, normalization in (("floats", CLIP), ("bytes", None)):
+        data.transform = train_transform(8, normalization=normalization)
+        collate = Collate(tokenizer, 9, 0.4, seed=3)
+        sampler = EpochSampler(len(data), 4, seed=2)
+        batches[name] = list(make_loader(data, sampler, collate, workers=1))
+    for whole, small in zip(*batches.values(), strict=True):
+        assert small.images.dtype == torch.uint8
+        moved = normalized(small.to("cpu"), CLIP)
+        assert same(moved, whole) and normalized(whole, CLIP) is whole
+        places = (whole.labels.flatten() >= 0).nonzero()[:, 0]
+        assert torch.equal(moved._places, places) and torch.equal(whole.predicted_places(), places)
+
+
+def test_a_fixed_length_only_adds_padding(corpus, tokenizer):
+    data = training_data(corpus)
+    samples = [data[0, index] for index in range(4)]
+    plain, fixed = (Collate(tokenizer, 30, 0.4, 3, fixed)(samples) for fixed in (False, True))
+    length = plain.ids.shape[1]
+    assert length < 30 and fixed.ids.shape == (4, 30)
+    for name, padding in (("ids", tokenizer.pad_id), ("mask", 0), ("masked_ids", tokenizer.pad_id), ("labels", -100)):
+        padded = getattr(fixed, name)
+        assert torch.equal(padded[:, :length], getattr(plain, name)) and bool((padded[:, length:] == padding).all())

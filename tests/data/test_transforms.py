@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin, features
+from torchvision import transforms
 
 from pela_vl.base.errors import UserError
 from pela_vl.data import images
 from pela_vl.data.augment import OPERATIONS, random_augment
 from pela_vl.data.images import ImageError, ImageReader, read_image, resolve_image
-from pela_vl.data.transforms import crop_box, eval_transform, resize, to_image, to_tensor, train_transform
+from pela_vl.data.normalization import CLIP, Normalization
+from pela_vl.data.transforms import crop_box, eval_transform, normalize, resize, to_image, to_tensor, train_transform
 
 
 def noise(width=40, height=30, seed=0):
@@ -245,3 +247,19 @@ def test_reader_caches_within_its_budget(tmp_path):
 def test_resize_and_tensor_round_trip():
     assert resize(noise(9, 9), 9).size == (9, 9)
     assert np.array_equal(to_image(to_tensor(noise())), noise())
+
+
+def test_pixels_normalised_on_the_device_are_bit_equal_to_tensors_made_at_once():
+    """ToTensor and Normalize in their order, each operation once: the same for one image and for a batch."""
+    images = [noise(seed=seed) for seed in range(3)]
+    for normalization in (CLIP, Normalization((0.1, 0.2, 0.3), (0.5, 0.7, 0.9))):
+        plain = train_transform(24, normalization=normalization)
+        small = train_transform(24, normalization=None)
+        expected, pixels = (
+            torch.stack([transform(image, np.random.default_rng(7))[0] for image in images])
+            for transform in (plain, small)
+        )
+        assert pixels.dtype == torch.uint8 and expected.dtype == torch.float32
+        assert torch.equal(normalize(pixels, normalization), expected)
+        literal = transforms.Normalize(normalization.mean, normalization.std)(pixels.float() / 255)
+        assert torch.equal(normalize(pixels, normalization), literal)

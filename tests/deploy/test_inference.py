@@ -11,8 +11,9 @@ from torch import nn
 import pela_vl
 from pela_vl.base.errors import UserError
 from pela_vl.cost import count_parameters
-from pela_vl.deploy import encoders, inference
+from pela_vl.deploy import encoders
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers
+from pela_vl.models import compiled
 from pela_vl.models.albef.bert import HeadProjections
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -80,13 +81,13 @@ def test_bf16_weights_stay_near():
 
 
 def test_compile_without_a_compiler_is_said(monkeypatch):
-    monkeypatch.setattr(inference, "can_compile", lambda: False)
+    monkeypatch.setattr(compiled, "can_compile", lambda: False)
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         pela_vl.optimize_for_inference(tiny_albef(), compile=True)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not inference.can_compile(), reason="torch.compile has no C++ compiler here")
+@pytest.mark.skipif(not compiled.can_compile(), reason="torch.compile has no C++ compiler here")
 def test_compiled_outputs_are_the_same():
     model, batch = tiny_albef(low_rank=True).eval(), tiny_batch(3)
     expected = outputs(copy.deepcopy(model), batch)

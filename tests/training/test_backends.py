@@ -14,6 +14,7 @@ from pela_vl.checkpoints.ours import read_weights
 from pela_vl.settings import DeepSpeedSettings
 from pela_vl.training.backends import DeepSpeedBackend, LocalBackend
 from pela_vl.training.engine import fit
+from pela_vl.training.optim import make_optimizer
 
 STEPS, HALF = 5, 2
 # fp32 sums in another order, through five updates of AdamW
@@ -209,6 +210,29 @@ def test_the_norm_is_told_before_clipping():
         lengths.append(sum(float((state["exp_avg"] / 0.1).square().sum()) for state in entry.values()) ** 0.5)
     assert norms[0] == pytest.approx(4.0) and norms[1] == pytest.approx(4.0)
     assert lengths == pytest.approx([4.0, 0.25], rel=1e-4)
+
+
+def test_a_fused_optimiser_resumes_bit_by_bit():
+    """As the local back end has it on a GPU, where the count of steps lies beside the moments."""
+
+    def steps(backend, numbers):
+        for number in numbers:
+            backend.backward(backend.forward(torch.full((2, 3), float(number))).square().sum())
+            backend.step(0.1)
+
+    def fused():
+        module, backend = tiny_backend()
+        backend.optimizer = make_optimizer(backend.optimizer.param_groups, fused=True)
+        return module, backend
+
+    (whole, reference), (first, stopped), (second, resumed) = fused(), fused(), fused()
+    steps(reference, range(5))
+    steps(stopped, range(3))
+    second.load_state_dict(first.state_dict())
+    resumed.load_optimiser_state(stopped.optimiser_state())
+    steps(resumed, range(3, 5))
+    assert torch.equal(second.weight, whole.weight) and not torch.equal(first.weight, whole.weight)
+    assert all(float(entry["step"]) == 5 for entry in resumed.optimiser_state().values())
 
 
 def test_optimiser_state_goes_by_name(tmp_path):

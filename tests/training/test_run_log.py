@@ -84,6 +84,17 @@ def test_tensorboard_agrees_after_a_resumption(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("loss")] == [0, 1]
 
 
+def test_tensorboard_takes_every_so_many_steps_and_the_last_while_the_log_has_all(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    record(tmp_path, range(6), board_every=4, total_steps=12)
+    record(tmp_path, range(6, 12), resume_step=5, board_every=4, total_steps=12)
+    board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")] == [0, 4, 8, 11]
+    assert [event.step for event in board.Scalars("evaluation/tr1")] == [4, 9]
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line] == list(range(12))
+
+
 def test_a_fresh_start_sets_the_old_log_aside(tmp_path: Path) -> None:
     record(tmp_path, range(5), tensorboard=False)
     record(tmp_path, range(2), tensorboard=False)
