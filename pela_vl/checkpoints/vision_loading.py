@@ -1,6 +1,6 @@
 """An image classifier for a run: built anew, from a released file, or from a checkpoint of ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pela_vl.checkpoints.loading import LoadedModel, split_ema
 from pela_vl.checkpoints.ours import read_header, read_weights
 from pela_vl.checkpoints.vision import HEAD, ConvertedVision, convert_vision, fill_vision
 from pela_vl.data.normalization import IMAGENET
+from pela_vl.models.albef.config import AlbefConfig
 from pela_vl.models.vision import VisionConfig, VisionModel, build_vision
 from pela_vl.settings import ModelSettings
 
@@ -24,6 +25,7 @@ _RELEASED = {  # by kind, width of the first block, and whether LayerScale is th
     ("swin", 128, False): "swin_base_patch4_window7_224",
 }
 Config = TypeVar("Config", bound=VisionConfig)
+_ENCODER, _ENCODER_IS = "visual_encoder.", "deit_base_patch16_224"
 _SIZES = ("patch_size", "width", "depths", "heads", "window")
 
 
@@ -64,6 +66,8 @@ def load_classifier(
 def _ours(
     settings: ModelSettings, checkpoint: str, header: Header, classes: Sequence[str] | None
 ) -> LoadedModel[VisionModel]:
+    if isinstance(header.config, AlbefConfig):
+        return _image_encoder(settings, checkpoint, header, classes)
     if header.kind != KIND:
         raise UserError(f"checkpoint {checkpoint}: holds a model for {header.kind}, not an image classifier")
     if settings.size not in (None, header.config.backbone) or settings.overrides:
@@ -80,6 +84,33 @@ def _ours(
     kind = "swin" if "swin" in config.backbone else "vit"
     model, notes = fill_vision(ConvertedVision(kind, weights, header.ranks, held), config, f"checkpoint {checkpoint}")
     return LoadedModel(model, replace(header, config=config, notes=dict(header.notes)), ema, notes=notes)
+
+
+def _image_encoder(
+    settings: ModelSettings, checkpoint: str, header: Header, classes: Sequence[str] | None
+) -> LoadedModel[VisionModel]:
+    """The image encoder of an ALBEF of ours, with a new classifier: it is a plain ViT under timm's names."""
+    if classes is None:
+        raise UserError(
+            f"checkpoint {checkpoint}: an ALBEF has no classifier; train one, with data.train for its classes"
+        )
+    if settings.size is not None or settings.overrides:
+        raise UserError(f"model.size, model.overrides: the image encoder of {checkpoint} fixes them; leave them out")
+
+    def renamed(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            f"backbone.{name[len(_ENCODER) :]}": value for name, value in entries.items() if name.startswith(_ENCODER)
+        }
+
+    albef = header.config
+    sizes = {"patch_size": albef.patch_size, "width": albef.vision_dim}
+    sizes |= {"depths": (albef.vision_depth,), "heads": (albef.vision_heads,)}
+    config = model_config(settings, VisionConfig(_ENCODER_IS, len(classes), albef.image_size, **sizes), False)
+    ranks = renamed(header.ranks)
+    converted = ConvertedVision("vit", renamed(read_weights(checkpoint)), ranks, None)
+    model, notes = fill_vision(converted, config, f"checkpoint {checkpoint}")
+    notes.append("all but visual_encoder: left behind, an image classifier has no text")
+    return LoadedModel(model, Header(KIND, config, ranks, normalization=IMAGENET), notes=notes)
 
 
 def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | None) -> LoadedModel[VisionModel]:

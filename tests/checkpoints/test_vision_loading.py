@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from vision_files import SWIN, VIT, released, timm_twin
 
 from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import save_model
 from pela_vl.checkpoints.vision import ConvertedVision
 from pela_vl.checkpoints.vision_loading import load_classifier, released_name
@@ -122,3 +123,24 @@ def test_a_damaged_header_is_one_line_that_names_the_file(kind, entry, tmp_path)
     with pytest.raises(UserError, match=match) as error:
         load_classifier(ModelSettings(), str(path), None)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_classifier_starts_from_the_image_encoder_of_an_albef(tmp_path):
+    torch.manual_seed(4)
+    albef = load_model(ModelSettings(size="albef_test"), None, False, 60)
+    save_model(tmp_path / "albef.safetensors", albef.model, albef.header)
+    source = str(tmp_path / "albef.safetensors")
+    loaded = load_classifier(ModelSettings(), source, ("a", "b", "c"))
+    size = albef.header.config.image_size
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        tokens = albef.model.eval().visual_encoder(images).tokens
+        torch.testing.assert_close(loaded.model.eval().backbone.forward_features(images), tokens)
+        assert loaded.model(images).logits.shape == (2, 3)
+    assert any("head: starts anew" in note for note in loaded.notes)
+    smaller = load_classifier(ModelSettings(image_size=size // 2), source, ("a", "b")).model
+    assert smaller(images[:, :, : size // 2, : size // 2]).logits.shape == (2, 2)
+    with pytest.raises(UserError, match="has no classifier"):
+        load_classifier(ModelSettings(), source, None)
+    with pytest.raises(UserError, match="model.size"):
+        load_classifier(ModelSettings(size="vit_tiny_patch16_224"), source, ("a",))
