@@ -1,6 +1,5 @@
 """What is known of an image with captions before (Record) and after (Finding) it has been looked at."""
 
-import hashlib
 import json
 import os
 import re
@@ -94,9 +93,3 @@ def picture_identities(root: str | None, path: str) -> list[str]:
         return [f"coco:{int(match[1])}"]
     relative = os.path.relpath(path, root) if root is not None and os.path.isabs(path) else os.path.normpath(path)
     return [f"path:{relative.replace(os.sep, '/')}"]
-
-
-def key(kind: str, *parts: object) -> bytes:
-    """16 bytes that stand for some values, for the sets on disk."""
-    text = "\0".join((kind, *map(str, parts)))
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
