@@ -1,14 +1,12 @@
 """What is below the teacher has a minus, what is above a plus."""
 
-import re
-
 from pela_vl.report import tables
 from pela_vl.report.schema import Task, parse_demo
 
 
-def smalls(html: str, name: str) -> list[str]:
-    row = re.search(rf"<th[^>]*>{re.escape(name)}</th>(.*?)</tr>", html)[1]
-    return re.findall(r"<small>([^<]*)</small>", row)
+def smalls(table: tables.Table, name: str) -> list[str]:
+    row = next(row for row in table.bodies[0].rows if row.name == name)
+    return [cell.small for cell in row.cells if cell.small]
 
 
 def test_signs_of_the_recall_table(make_demo):
@@ -20,5 +18,5 @@ def test_signs_of_the_recall_table(make_demo):
 
 def test_signs_of_a_tasks_table():
     task = Task("VQA", ("all",), {"teacher": (50.0,), "better": (51.5,), "worse": (48.0,)})
-    html = tables.task_table(task)
-    assert smalls(html, "better") == ["+1.5"] and smalls(html, "worse") == ["\N{MINUS SIGN}2.0"]
+    table = tables.task_table(task)
+    assert smalls(table, "better") == ["+1.5"] and smalls(table, "worse") == ["\N{MINUS SIGN}2.0"]
