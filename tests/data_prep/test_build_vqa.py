@@ -261,7 +261,7 @@ def test_questions_and_annotations_that_do_not_belong_together(coco, change, mes
         ('[{"id": 1}]', r"\[0\]\.qas: is missing"),
         ('[{"id": 1, "qas": [{"qa_id": 1, "question": "a"}]}]', r"\[0\]\.qas\[0\]\.answer: is missing"),
         ('[{"id": 1, "qas": [7]}]', r"\[0\]\.qas\[0\]: wants an object"),
-        ("[", "not valid JSON"),
+        ("[", "line 1, column 2: malformed JSON: .*; download it again"),
     ],
 )
 def test_malformed_genome(tmp_path, text, message):
