@@ -1,7 +1,9 @@
 """Which share of small changes to the code the tests notice: mutmut on a random sample of a room's mutants.
 
 The tree is copied first, so the checkout stays as it is. A mutant counts as killed when a test fails or the run ends by the
-time limit; mutants of lines that no test runs count as survivors. The interval is Wilson's, of 95 %.
+time limit; mutants of lines that no test runs count as survivors. Counted apart are survivors that do on a CPU what the code
+does: a tensor's device left out, a `strict` check of lengths that are equal by construction, other words in a message. The
+interval is Wilson's, of 95 %, without those.
 
     python tests/mutation.py metrics lowrank evaluation data
 """
@@ -11,10 +13,12 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +42,22 @@ pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0"]
 timeout_constant = 30.0
 """
+
+
+def alike(diff: str) -> str:
+    """The kind of a mutant that does on a CPU what the code does, or ""."""
+    lines = diff.splitlines()
+    before, after = (
+        " ".join(line[1:] for line in lines if line.startswith(sign) and not line.startswith(3 * sign)) for sign in "-+"
+    )
+    if before.count("device=") > after.count("device=") or "device=None" in after:
+        return "device"
+    if before.count("strict=True") > after.count("strict=True"):
+        return "strict"
+    prose = re.search(r"""["'][^"']* [^"']*["']""", before)  # with a blank, so no name
+    if prose and (before.casefold() == after.casefold() or re.search(r"""["']XX[^"']* [^"']*XX["']""", after)):
+        return "message"
+    return ""
 
 
 def copy_tree(target: Path) -> None:
@@ -67,8 +87,8 @@ def mutants_of(tree: Path, room: str) -> list[str]:
     return names
 
 
-def run_room(tree: Path, room: str, count: int, seed: int, processes: int) -> dict[str, int | None]:
-    """mutmut's exit code of each mutant of the sample."""
+def run_room(tree: Path, room: str, count: int, seed: int, processes: int) -> dict[str, str]:
+    """Of each mutant of the sample: "killed", the kind of one that is counted apart, or "" for one that survived."""
     copied = ["pela_vl", "tests", "configs", "tasks", "data_prep", "benchmarks", "docs", "README.md", "pyproject.toml"]
     base = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (tree / "pyproject.toml").write_text(base + _CONFIG.format(room=room, copied=copied, tests=TESTS[room]))
@@ -85,13 +105,15 @@ def run_room(tree: Path, room: str, count: int, seed: int, processes: int) -> di
         codes |= json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
     if done.returncode or not all(name in codes for name in sample):
         raise SystemExit(f"error: mutmut ended with {done.returncode}; its output is above")
+    kinds: dict[str, str] = {}
     for name in sample:
         if codes[name] not in _KILLED:
-            shown = subprocess.run(
-                [str(mutmut), "show", name], cwd=tree, env=environment, capture_output=True, text=True
-            )
-            print(f"survived ({codes[name]}): {name}\n{shown.stdout}", flush=True)
-    return {name: codes[name] for name in sample}
+            command = [str(mutmut), "show", name]
+            diff = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True).stdout
+            kinds[name] = alike(diff)
+            if not kinds[name]:
+                print(f"survived ({codes[name]}): {name}\n{diff}", flush=True)
+    return {name: kinds.get(name, "killed") for name in sample}
 
 
 def interval(killed: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -115,13 +137,13 @@ def main() -> None:
         tree = Path(scratch, "tree")
         copy_tree(tree)
         for room in args.rooms:
-            codes = run_room(tree, room, args.sample, args.seed, args.processes)
-            killed = sum(code in _KILLED for code in codes.values())
-            low, high = interval(killed, len(codes))
-            rows.append(
-                f"{room:<12}{len(codes):>8}{killed:>8}{100 * killed / len(codes):>8.1f} %   {low:.1f} to {high:.1f} %"
-            )
-    print("\n".join([f"{'room':<12}{'sample':>8}{'killed':>8}{'share':>10}   of 95 %", *rows]))
+            kinds = Counter(run_room(tree, room, args.sample, args.seed, args.processes).values())
+            killed, survived = kinds.pop("killed", 0), kinds.pop("", 0)
+            low, high = interval(killed, killed + survived)
+            share = f"{100 * killed / (killed + survived):.1f} %  {low:.1f} to {high:.1f} %"
+            apart = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"
+            rows.append(f"{room:<11}{killed:>7}{survived:>9}  {share}  {apart}")
+    print("\n".join(["room        killed survived  share   of 95 %           counted apart", *rows]))
 
 
 if __name__ == "__main__":
