@@ -63,7 +63,7 @@ def main() -> None:
                 if (subject.name, kappa, way) not in known:
                     rows.append(measure(subject, kappa, way))
                     atomic_json(file, rows)
-                progress.update(note=f"kappa {kappa:g}, {way}")
+                progress.update(detail=f"kappa {kappa:g}, {way}")
     rows.sort(key=lambda row: (row["model"], row["kappa"], list(WAYS).index(row["way"])))
     print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for row in rows:

@@ -52,7 +52,7 @@ def main() -> None:
                 weights = sum(p.numel() for p in small.encoder.parameters())
                 found = agreement(expected, embed(small, tokenizer, measured))
                 rows.append({"kappa": kappa, "way": way, "parameters": weights, **found})
-                progress.update(note=f"kappa {kappa:g}, {way}")
+                progress.update(detail=f"kappa {kappa:g}, {way}")
     dense = sum(p.numel() for p in model.encoder.parameters())
     print(f"\nparameters of the layers, embeddings apart: {dense:,} dense\n")
     print(f"{'kappa':>5}  {'way':<19}  {'parameters':>10}  {'cosine':>6}  {'Pearson':>7}  {'Spearman':>8}")

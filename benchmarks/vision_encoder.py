@@ -57,7 +57,7 @@ def main() -> None:
                     found = measure(run(small, measured), dense, measured)
                     row = {"kappa": kappa, "factors": name + stage, "parameters": count_parameters(small)}
                     rows.append(row | found)
-                    progress.update(note=f"kappa {kappa:g}, {name}{stage}")
+                    progress.update(detail=f"kappa {kappa:g}, {name}{stage}")
     _print(rows)
     with atomic_write(args.output / "vision_encoder.csv", "w") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
@@ -110,7 +110,7 @@ def _distil(small: FocusModel, model: FocusModel, photographs: list[Photograph],
             loss.backward()
             optimizer.step()
             schedule.step()
-            progress.update(note=f"loss {loss.item():.4g}")
+            progress.update(detail=f"loss {loss.item():.4g}")
     small.requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.data.public.karpathy import SPLITS, write_lists
-from pela_vl.data.public.own import check_pictures, read_table, split_pictures
+from pela_vl.data.public.own import check_images, read_table, split_images
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     if not (args.val > 0 and args.test > 0 and args.val + args.test < 1):
         raise UserError(f"--val {args.val:g} --test {args.test:g}: want shares above 0 that leave images to train on")
     table = read_table(args.csv, args.image_root, args.delimiter, args.skip_bad)
-    digests = check_pictures(table, args.image_root, args.skip_bad)
-    images, copies = split_pictures(table, digests, args.val, args.test)
+    digests = check_images(table, args.image_root, args.skip_bad)
+    images, copies = split_images(table, digests, args.val, args.test)
     report = write_lists(images, args.image_root, args.output, args.name)
     for split in SPLITS:
         print(f"{split:<5} {report.images[split]:>6} images {report.captions[split]:>6} captions")

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
-from pela_vl.data.public.snli_ve import LABELS, PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
+from pela_vl.data.public.snli_ve import LABELS, PUBLISHED, SPLITS, read_snli_ve, shared_images, write_lists
 
 
 def main() -> None:
@@ -46,12 +46,12 @@ def main() -> None:
         for what, count in (
             ("without a gold label", splits[split].unlabelled),
             ("without a word", splits[split].wordless),
-            ("picture absent", report.missing),
+            ("image absent", report.missing),
         ):
             line += f"   left out, {what}: {count}" if count else ""
         print(line)
         print("      " + ", ".join(f"{label} {report.labels[label]}" for label in LABELS))
-    for (a, b), count in shared_pictures(splits).items():
+    for (a, b), count in shared_images(splits).items():
         print(f"warning: {a} and {b} share {count} pictures")
     for report in reports.values():
         print(report.file)

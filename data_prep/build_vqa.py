@@ -18,7 +18,7 @@ from pela_vl.data.public.vqa_lists import (
     find_parts,
     genome_entries,
     read_part,
-    without_pictures,
+    without_images,
 )
 from pela_vl.data.raw import write_list
 from pela_vl.data.sets.vqa_official import read_answer_list, read_genome, read_questions
@@ -89,7 +89,7 @@ def main() -> None:
             if val is None:
                 raise UserError("--genome-without-val: there is no val part, so nothing to leave out")
             seen = {question.image_id for question in read_questions(val.questions).questions}
-            questions = without_pictures(questions, args.genome_without_val, seen)
+            questions = without_images(questions, args.genome_without_val, seen)
         entries, dropped = genome_entries(
             questions, args.genome_root, answers if args.genome_listed else None, args.skip_missing
         )

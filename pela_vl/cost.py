@@ -1,9 +1,9 @@
 """What a model costs: its parameters, and the floating-point operations of one forward pass.
 
-Counted as the paper's tables do: 2 x multiply-adds of Linear and Conv layers. The products between activations
-(attention) are kept apart, since the tables leave them out. Element-wise work is kept apart too, counted as DeepSpeed's
-profiler of 2023 did: 5 an element of a LayerNorm, 2 of a BatchNorm, 1 of GELU, ReLU and a convolution's bias. Biases of
-Linears, softmax and sums are free.
+Operations are counted as in the paper's tables: 2 x multiply-adds of Linear and Conv layers. Two further counts are kept apart.
+One is of the products between activations (attention), which the tables leave out. The other is of element-wise work, as
+DeepSpeed's profiler of 2023 counted it: 5 for an element of a LayerNorm, 2 of a BatchNorm, 1 of GELU, ReLU and a convolution's
+bias. Biases of Linears, softmax and sums are not counted.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,14 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations (2 x multiply-adds) of one forward pass, by where they are spent."""
+    """Floating-point operations (2 x multiply-adds) of one forward pass, by where they are spent.
+
+    Args:
+        linear: Linear layers and plain matrix products.
+        conv: Convolutions.
+        attention: Products between activations.
+        elementwise: Element-wise work, as explained at the top of this file.
+    """
 
     linear: int = 0
     conv: int = 0
@@ -68,11 +75,13 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 def linear_conv_flops(model: nn.Module, run: Callable[[nn.Module], Any]) -> Flops:
     """Operations of `run(model)`, one forward pass under no_grad, e.g. `lambda m: m(images)`.
 
-    `linear` holds every nn.Linear (so the factors of low-rank layers too, also when a layer runs several times) and
-    plain matrix products outside one (functional linears); `conv` every convolution; `attention` all other products;
-    `elementwise` see the top of this file (a convolution's bias where it is a module).
-    Works on the meta device, where only shapes are computed. The whole batch is counted: pass one image for operations
-    per image.
+    It works on the meta device too, where only shapes are computed. The whole batch is counted: pass one image for operations per
+    image.
+
+    Returns:
+        Operations by kind. `linear` holds every nn.Linear, also one that runs several times, and plain matrix products outside
+        of one (functional linears). `conv` holds every convolution, `attention` all other products. `elementwise` is explained
+        at the top of this file; it has a convolution's bias where the convolution is a module.
     """
     counter = _Counter()
     hooks = []
@@ -93,9 +102,9 @@ def linear_conv_flops(model: nn.Module, run: Callable[[nn.Module], Any]) -> Flop
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up products as they reach the dispatcher; inside a Linear or Conv module that module's own rule counts.
+    """Adds up products as they reach the dispatcher. Inside a Linear or Conv module that module's own rule counts instead.
 
-    The rule by module is exact whatever kernel the layer ends in (a matrix product, oneDNN, a vector product).
+    The rule by module is exact whatever kernel the layer ends in: a matrix product, oneDNN, a vector product.
     """
 
     def __init__(self) -> None:
@@ -107,11 +116,25 @@ class _Counter(TorchDispatchMode):
         self.inside += 1
 
     def leave_linear(self, module: nn.Linear, args: tuple, out: Tensor) -> None:
+        """Hook after a Linear's forward pass: add 2 x its multiply-adds.
+
+        Args:
+            module: The Linear.
+            args: Its inputs; not read.
+            out: Its output; None when the layer raised.
+        """
         self.inside -= 1
         if out is not None:  # None when the layer raised
             self.linear += 2 * out.numel() * module.in_features
 
     def leave_conv(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, args: tuple, out: Tensor) -> None:
+        """Hook after a convolution's forward pass: add 2 x its multiply-adds, and its bias as element-wise work.
+
+        Args:
+            module: The convolution.
+            args: Its inputs; not read.
+            out: Its output; None when the layer raised.
+        """
         self.inside -= 1
         if out is not None:
             self.conv += 2 * out.numel() * module.weight[0].numel()

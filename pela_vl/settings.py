@@ -1,4 +1,4 @@
-"""The schema of a run's configuration: flat data, one dataclass a section. See configs/ for commented examples."""
+"""The schema of a run's configuration: flat data, one dataclass for each section. See configs/ for commented examples."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,17 +6,21 @@ from typing import Any, Literal
 
 @dataclass
 class ModelSettings:
-    """size: a name of models/albef/config.py; None takes what the checkpoint says (albef_base for a foreign one).
+    """The model, its size and its regularisation.
 
-    For image classification size is timm's name of a ViT or Swin Transformer.
-
-    overrides: sizes of `AlbefConfig` (or `VisionConfig`) to change, for a model built anew. image_size: pixels a side; a
-    checkpoint's positions are interpolated to it. dropout: of BERT, as published 0.1. tokenizer: a shipped vocabulary's name
-    or a folder.
-    token_merging: image tokens to merge in every block of the ViT, or one number a block (ToMe; 0: none); None takes what the
-    checkpoint says. drop_path: stochastic depth of the image blocks in training, rising to this rate in the last one
-    ("linear") or equal in all ("constant", image classification alone). init_std: of the weights of a model built anew;
-    None is BERT's and ViT's 0.02, which is meant for a width of 768.
+    Args:
+        size: A name of models/albef/config.py, or for image classification timm's name of a ViT or Swin Transformer. None takes
+            the checkpoint's (albef_base for a foreign one).
+        overrides: Sizes of `AlbefConfig` (or `VisionConfig`) to change, for a model built anew.
+        image_size: Pixels a side. A checkpoint's positions are interpolated to it. None takes the checkpoint's.
+        dropout: Of BERT; None is the published 0.1.
+        drop_path: Highest rate of stochastic depth of the image blocks in training.
+        drop_path_rule: "linear" rises to `drop_path` in the last block; "constant" has it everywhere (image classification alone).
+        init_std: Standard deviation of the weights of a model built anew. None is BERT's and ViT's 0.02, which is meant for a
+            width of 768.
+        token_merging: Image tokens to merge in every block of the ViT, or one number for each block (ToMe); 0 for none. None
+            takes the checkpoint's.
+        tokenizer: Name of a shipped vocabulary, or a folder; None takes the checkpoint's.
     """
 
     size: str | None = None
@@ -32,11 +36,14 @@ class ModelSettings:
 
 @dataclass
 class InitSettings:
-    """checkpoint: ours or a published one; None starts from random weights. teacher: the dense model that a low-rank
-    checkpoint came from; None takes `checkpoint` itself where that is dense.
+    """What a run starts from.
 
-    bert, vit: files (or folders) of BERT and of a ViT such as DeiT-B, from which the encoders of a new model start, as
-    ALBEF's own pre-training does; for a model without `checkpoint`.
+    Args:
+        checkpoint: Ours or a published one; None starts from random weights.
+        teacher: The dense model that a low-rank checkpoint came from. None takes `checkpoint` itself, where that is dense.
+        bert: File or folder of BERT, from which the text encoder of a model without `checkpoint` starts, as in ALBEF's own
+            pre-training.
+        vit: File or folder of a ViT such as DeiT-B, from which the image encoder of such a model starts.
     """
 
     checkpoint: str | None = None
@@ -47,13 +54,20 @@ class InitSettings:
 
 @dataclass
 class CompressSettings:
-    """kappa: None leaves the model as it is. exclude: patterns over module names that stay dense; None: the heads of the
-    model, as published (a list replaces them). rank_multiple: ranks are rounded down to multiples of it, 1 for the
-    paper's; 16 or 64 suit vector and matrix units. ranks: "allocated" spreads kappa's budget by what a rank buys in a layer.
-    init: "svd" keeps the weights as near as a rank allows, "whitened" the outputs on `samples` of the training data,
-    "gauss_newton" what the task reads of the model; allocated ranks go by the samples then. measured: allocated ranks go by
-    errors that are measured too. sequential: with "gauss_newton", each layer is fitted to what the compressed ones before it
-    give, by `strength` (0..1). See docs/beyond_svd.md."""
+    """How the model is made low rank before it is trained. See docs/beyond_svd.md.
+
+    Args:
+        kappa: 3 leaves a third of the weights; None leaves the model as it is.
+        exclude: Patterns of module names that stay dense. None: the model's heads, as published; a list replaces them.
+        rank_multiple: Ranks are rounded down to multiples of it: 1 for the paper's; 16 or 64 suit vector and matrix units.
+        ranks: "uniform", or "allocated", which spends kappa's budget where a rank lowers the error most.
+        init: What the factors keep close to the dense model's: "svd" the weights, "whitened" the layers' outputs on samples,
+            "gauss_newton" what the task reads of the model.
+        samples: Training samples that "whitened" and "gauss_newton", and their allocated ranks, are made for.
+        measured: Allocated ranks go by errors that are measured too, and not by predicted ones alone.
+        sequential: With "gauss_newton", each layer is fitted to its inputs behind the compressed layers before it.
+        strength: Of that fit, 0 to 1.
+    """
 
     kappa: float | None = None
     exclude: list[str] | None = None
@@ -68,12 +82,21 @@ class CompressSettings:
 
 @dataclass
 class DataSettings:
-    """train: annotation files, or (for image-text pairs) folders of shards; val, test: one file each, or None. image_root:
-    what their image paths are relative to; nothing to shards.
+    """Data files, and how images and texts are read.
 
-    max_words: of a caption; max_tokens: after tokenising, [CLS] included. min_scale: smallest share of an image that a
-    training crop covers (1: no crop). hflip: probability; augment: RandAugment. cache_mb: decoded images kept in memory.
-    max_bad_share: of unreadable training images that is put up with.
+    Args:
+        train: Annotation files or, for image-text pairs, folders of shards.
+        val: One file for the validation during training, or None.
+        test: One file for the final evaluation, or None.
+        image_root: What the lists' image paths are relative to; shards do not need it.
+        max_words: Longest caption in words.
+        max_tokens: Longest text in tokens, [CLS] included.
+        min_scale: Smallest part of an image's area that a training crop covers; 1 for no crop.
+        hflip: Probability of a horizontal flip.
+        augment: Whether training images go through RandAugment.
+        cache_mb: MiB of decoded images kept in memory; 0 keeps none.
+        workers: Processes that read data.
+        max_bad_share: Part of the training images that may be unreadable before a run stops.
     """
 
     train: list[str] = field(default_factory=list)
@@ -94,15 +117,27 @@ class DataSettings:
 class LossSettings:
     """Weights of the loss terms (0 switches one off) and their constants.
 
-    itc, itm, mlm: of a vision-language task; None takes the task's own: 1 for each term that the task has.
-    soft_targets: who gives them. "ema" is the EMA model, as published; "teacher" is the method's frozen dense teacher. With
-    the teacher there is no EMA model in memory, and its update and three passes are saved, since FD reads the same pass.
-    alpha: weight of the soft targets, ramped up linearly over `alpha_ramp_steps` (None: the first epoch). momentum: of the
-    EMA model. queue_size: features that the contrastive loss keeps of earlier batches.
-    hidden, attention (tinybert), align (maskalign): weights of the terms that these methods add.
-    fd_features, logits: of image classification: what FD compares, every block's output or the pooled feature alone, and the
-    weight of the cross-entropy to the teacher's predictions.
-    fd_form, rwp_form: "paper" (eq. 4 and 6) or "released" (the released code's scaling).
+    Args:
+        itc: Image-text contrast, of a vision-language task. None is the task's own: 1 for each term that the task has.
+        itm: Image-text matching, likewise.
+        mlm: Masked language modelling, likewise.
+        fd: Feature distillation (method pela).
+        rwp: Regularised weight perturbation (method pela).
+        hidden: Hidden states (method tinybert).
+        attention: Attention scores (method tinybert).
+        align: Alignment of the ViT's layers (method maskalign).
+        fd_features: What FD compares in image classification: every block's output, or the pooled feature alone.
+        logits: Weight of the cross-entropy to the teacher's predictions in image classification.
+        fd_form: "paper" (eq. 4), or "released" (the released code's scaling).
+        rwp_form: "paper" (eq. 6), or "released" (the released code's scaling).
+        rwp_epsilon: epsilon of eq. 6, in units of the weights.
+        mlm_probability: Part of the tokens that are masked.
+        soft_targets: "ema": the EMA model gives them, as published. "teacher": the method's frozen dense teacher gives them. Then
+            there is no EMA model in memory; its update and its three passes are saved, since FD reads the same pass.
+        alpha: Weight of the soft targets.
+        alpha_ramp_steps: Optimiser steps in which that weight rises linearly from 0; None is the first epoch.
+        momentum: Of the EMA model.
+        queue_size: Features of earlier batches that the contrastive loss keeps.
     """
 
     itc: float | None = None
@@ -128,7 +163,13 @@ class LossSettings:
 
 @dataclass
 class LoraSettings:
-    """Of the method lora. rank: 16 is the paper's by its parameter counts; updates are scaled by alpha / rank."""
+    """Options of the method lora. Updates are scaled by alpha / rank.
+
+    Args:
+        rank: Of the adapters; 16 is the paper's by its parameter counts.
+        alpha: Numerator of the scale.
+        dropout: Before the adapters.
+    """
 
     rank: int = 16
     alpha: float = 16.0
@@ -137,11 +178,14 @@ class LoraSettings:
 
 @dataclass
 class StudentSettings:
-    """Of methods whose student has fewer layers (tinybert, maskalign): how many it keeps.
+    """Options of the methods whose student has fewer layers (tinybert, maskalign): how many layers it keeps.
 
-    None: two thirds of the ViT's blocks, a third of the text-only and of the fusion layers (of ALBEF base 8, 2 and 2, the
-    paper's 230 M), or all where init.teacher is set. blocks: of a timm model, one number a stage. keep: share of the patches
-    that maskalign's student sees.
+    Args:
+        vision_depth: Blocks of the ViT. None: two thirds, or all where init.teacher is set.
+        text_depth: Text-only layers. None: a third, or all where init.teacher is set.
+        fusion_depth: Fusion layers, likewise. The defaults make 8, 2 and 2 of ALBEF base, the paper's 230 M.
+        blocks: Of a timm model, one number for each stage.
+        keep: Part of the patches that maskalign's student sees, above 0 and at most 1.
     """
 
     vision_depth: int | None = None
@@ -153,7 +197,13 @@ class StudentSettings:
 
 @dataclass
 class MethodSettings:
-    """name: of a method in pela_vl/methods; `method: pela` alone sets it. lora, student: options of the methods that have any."""
+    """The method. `method: pela` alone sets its name.
+
+    Args:
+        name: Of a method in pela_vl/methods.
+        lora: Options of lora.
+        student: Options of tinybert and maskalign.
+    """
 
     SHORTHAND = "name"
 
@@ -164,11 +214,25 @@ class MethodSettings:
 
 @dataclass
 class OptimSettings:
-    """AdamW. warmup_steps: optimiser steps; for ALBEF's own `schedule: cosine_epoch` units of 100 steps of the first epoch.
+    """AdamW and its learning rate.
 
-    schedule: "cosine_timm" is timm's, one rate an epoch after `warmup_epochs`; "poly" falls with `power`; "step" is
-    multiplied by `gamma` at the start of each epoch in `milestones`. decay: "timm" leaves out what timm's recipes do not
-    decay. layer_decay: of the rate from each layer of an image classifier to the one below it.
+    Args:
+        lr: Highest rate.
+        min_lr: Rate at the end of a schedule that falls.
+        warmup_lr: Rate at the start of a warm-up.
+        warmup_steps: Length of the warm-up in optimiser steps. For ALBEF's own `schedule: cosine_epoch` in units of 100 steps of
+            the first epoch.
+        schedule: "cosine" falls at every step. "cosine_epoch" is ALBEF's own. "cosine_timm" is timm's, with one rate for an epoch.
+            "poly" falls with `power`. "step" is multiplied by `gamma` at the start of each epoch in `milestones`.
+        warmup_epochs: Length of the warm-up of cosine_timm.
+        power: Exponent of poly.
+        milestones: Epochs, for step.
+        gamma: Factor, for step.
+        weight_decay: Of the parameters that `decay` names.
+        decay: Which parameters are decayed, see `training.optim.is_decayed`.
+        layer_decay: Factor of the rate from each layer of an image classifier to the layer below it.
+        betas: Of AdamW.
+        lr_scale: Factors of the rate by glob on parameter names.
     """
 
     lr: float = 1e-4
@@ -189,15 +253,25 @@ class OptimSettings:
 
 @dataclass
 class TrainSettings:
-    """How long and how.
+    """How long a run trains, with what batches, and where.
 
-    batch_size: pairs a rank and backward; accumulation: backwards an update. steps: of the optimiser, instead of epochs.
-    clip: largest gradient norm, 0 for none. precision: bf16 is autocast over fp32 weights; auto is bf16 where the device has
-    units for it, else fp32. tf32: let a GPU round the factors of fp32 products to 10 bits. checkpoint_every,
-    evaluate_every: optimiser steps; None: the end of every epoch (checkpoint_every 0 and evaluate_every 0: only the end).
-    ema: momentum of an EMA model of an image classifier, which is evaluated and saved beside it; 0 for none.
-    lost_process_seconds: a process that gives no sign of life for so long ends the run on all; 0: nobody looks.
-    group_timeout_seconds: how long a collective operation waits for the other processes.
+    Args:
+        epochs: Passes over the training data.
+        steps: Optimiser steps, instead of epochs.
+        batch_size: Samples of one process in one backward pass.
+        accumulation: Backward passes that an optimiser step averages over.
+        clip: Largest gradient norm; 0 for no limit.
+        precision: "bf16" is autocast over fp32 weights. "auto" is bf16 where the device has units for it, else fp32.
+        tf32: Let a GPU round the factors of fp32 products to 10 bits.
+        activation_checkpointing: Recompute the blocks' activations in backward to save memory.
+        checkpoint_every: Optimiser steps between checkpoints. None: the end of every epoch; 0: only the end.
+        evaluate_every: Optimiser steps between evaluations, likewise.
+        device: "auto" takes a GPU if there is one.
+        seed: Of everything random.
+        threads: Of torch on the CPU; None leaves torch's own number.
+        lost_process_seconds: A process that gives no sign of life for so long ends the run on all processes; 0 never does.
+        group_timeout_seconds: How long a collective operation waits for the other processes.
+        ema: Momentum of an EMA model of an image classifier, which is evaluated and saved beside it; 0 for none.
     """
 
     epochs: int = 1
@@ -220,11 +294,14 @@ class TrainSettings:
 
 @dataclass
 class DeepSpeedSettings:
-    """Used under the deepspeed launcher only.
+    """What is used under the deepspeed launcher only.
 
-    stage: ZeRO 0, 1 or 2. reduce_bucket, allgather_bucket: elements that are sent at a time; DeepSpeed's own 5e8 take 2 GB
-    at every backward pass. overlap: send gradients while others are still computed; None: on a GPU. extra: more keys of
-    DeepSpeed's configuration, laid over ours.
+    Args:
+        stage: ZeRO 0, 1 or 2.
+        reduce_bucket: Elements that are reduced at a time. DeepSpeed's own 5e8 take 2 GB at every backward pass.
+        allgather_bucket: Elements that are gathered at a time.
+        overlap: Send gradients while others are still computed; None: on a GPU.
+        extra: Further keys of DeepSpeed's configuration, laid over ours.
     """
 
     stage: int = 1
@@ -236,12 +313,16 @@ class DeepSpeedSettings:
 
 @dataclass
 class EvalSettings:
-    """Retrieval evaluation. k_test: candidates of each query that are re-ranked by ITM, 0 for ITC alone.
+    """Retrieval evaluation, and the precision of every task's evaluation.
 
-    image_batch, text_batch, pair_batch: how many images, texts, and image-text pairs, go through the model at a time, at
-    most. pair_mb: MiB that the widest activation of a batch of pairs may take, None for 16 on a CPU (its cache) and 512
-    on a GPU. cache_mb: MiB a process of encoded texts and images kept in memory; what does not fit is encoded again.
-    precision: of every task's evaluation; fp32 as published, since bf16 changes digits.
+    Args:
+        k_test: Candidates of each query that are re-ranked by ITM; 0 for ITC alone.
+        image_batch: Images that go through the model at a time, at most.
+        text_batch: Texts, likewise.
+        pair_batch: Image-text pairs, likewise.
+        pair_mb: MiB that the widest activation of a batch of pairs may take. None is 16 on a CPU (its cache) and 512 on a GPU.
+        cache_mb: MiB of encoded texts and images that a process keeps in memory; what does not fit is encoded again.
+        precision: Of every task's evaluation. It is fp32 as published, since bf16 changes digits.
     """
 
     k_test: int = 128
@@ -255,12 +336,17 @@ class EvalSettings:
 
 @dataclass
 class GroundingSettings:
-    """Weakly supervised grounding. boxes: the boxes file that build_refcoco_plus.py writes beside the lists.
+    """Weakly supervised grounding.
 
-    score: whose Grad-CAM, "itm" (cross-attention of a text layer) or "itc" (class token's attention in the ViT). layer: text
-    layer counted from the first text-only one, or ViT block; None is the third fusion layer (8 of ALBEF) or the last block.
-    area_power: a box scores mass / area ** area_power. image_batch, pair_batch: images encoded, and heat maps made, at a
-    time.
+    Args:
+        boxes: The boxes file that build_refcoco_plus.py writes beside the lists.
+        score: The score whose Grad-CAM is taken: "itm" (cross-attention of a text layer), or "itc" (class token's attention in
+            the ViT).
+        layer: Text layer counted from the first text-only one, or ViT block. None is the third fusion layer (8 of ALBEF), or the
+            last block.
+        area_power: A box scores mass / area ** area_power.
+        image_batch: Images encoded at a time.
+        pair_batch: Heat maps made at a time.
     """
 
     boxes: str | None = None
@@ -273,13 +359,16 @@ class GroundingSettings:
 
 @dataclass
 class VqaSettings:
-    """Visual question answering. answer_list: JSON list of the answers to rank. genome_root: what the image paths of data
-    set "vg" are relative to; None: data.image_root.
+    """Visual question answering.
 
-    k_test: answers, of the likeliest first words, that are scored whole. max_answer_tokens: [CLS] and [SEP] included.
-    max_words: of a question that is evaluated; data.max_words holds for training, data.max_tokens likewise.
-    question_batch: questions that go through the model at a time; rows: tree nodes whose logits over the vocabulary are
-    held at a time.
+    Args:
+        answer_list: JSON list of the answers to rank.
+        genome_root: What the image paths of data set "vg" are relative to; None: data.image_root.
+        k_test: Answers that are scored whole: those with the likeliest first words.
+        max_answer_tokens: Longest answer, [CLS] and [SEP] included.
+        max_words: Longest question of an evaluation; data.max_words and data.max_tokens hold for training.
+        question_batch: Questions that go through the model at a time.
+        rows: Tree nodes whose logits over the vocabulary are held at a time.
     """
 
     answer_list: str | None = None
@@ -293,12 +382,19 @@ class VqaSettings:
 
 @dataclass
 class VisionSettings:
-    """Image classification: how training images and their labels are made (beside data.min_scale, hflip and augment).
+    """Image classification: how training images and labels are made, beside data.min_scale, hflip and augment.
 
-    mixup, cutmix: of the Beta distribution, 0 for never; mix_probability: of mixing a batch; switch: of CutMix where both are
-    on. smoothing: of the labels. rand_augment: timm's description of the policy. erasing: probability of an erased rectangle.
-    repeats: views of an image in a batch (repeated augmentation), 1 for none. resize: pixels of the shorter side before a
-    test image's centre is cut out; None is 8/7 of the image size, 256 for 224. batch: images evaluated at a time.
+    Args:
+        mixup: Parameter of mixup's Beta distribution; 0 for no mixup.
+        cutmix: Parameter of CutMix's Beta distribution; 0 for no CutMix.
+        mix_probability: Probability that a batch is mixed.
+        switch: Probability of CutMix where both are on.
+        smoothing: Of the labels.
+        rand_augment: timm's description of the policy.
+        erasing: Probability of an erased rectangle.
+        repeats: Views of an image in a batch (repeated augmentation); 1 for none.
+        resize: Pixels of the shorter side before a test image's centre is cut out; None is 8/7 of the image size, 256 for 224.
+        batch: Images evaluated at a time.
     """
 
     mixup: float = 0.8
@@ -315,8 +411,12 @@ class VisionSettings:
 
 @dataclass
 class DrawingSettings:
-    """Images that an evaluation draws for people to look at. overlays: of expressions with their heat maps, in grounding.
-    examples: questions on the sheet of visual question answering."""
+    """Images that an evaluation draws for people to look at.
+
+    Args:
+        overlays: Expressions with their heat maps, in grounding.
+        examples: Questions on the sheet of visual question answering.
+    """
 
     overlays: int = 16
     examples: int = 24
@@ -324,7 +424,11 @@ class DrawingSettings:
 
 @dataclass
 class Settings:
-    """A run. output: its folder."""
+    """A run.
+
+    Args:
+        output: The run's folder. The other fields are the sections.
+    """
 
     output: str = "runs/run"
     method: MethodSettings = field(default_factory=MethodSettings)

@@ -109,9 +109,9 @@ def closing_notes(rows: list, labels: dict[str, str]) -> list[str]:
         f"FLOPs: {len(compared) - len(missed)} of {len(compared)} counted rows are within 5 % of the printed figure"
     )
     notes = [verdict + (f"; not met: {', '.join(missed)}" if missed else f" (largest difference {share(worst, 1)})")]
-    for name in dict.fromkeys(row.subject.name for row in rows if row.cost.own_step):
+    for name in dict.fromkeys(row.subject.name for row in rows if row.cost.training_step):
         own = [row for row in rows if row.subject.name == name]
-        figures = ", ".join(f"{labels[row.method]} {row.cost.own_step.layers / 1e12:.2f} TFLOPs" for row in own)
+        figures = ", ".join(f"{labels[row.method]} {row.cost.training_step.layers / 1e12:.2f} TFLOPs" for row in own)
         notes.append(f"{name}: this code computes an image's keys and values once, not once a pairing: {figures}")
     return notes
 

@@ -1,1 +1,1 @@
-"""What every room may use: configuration, files, progress, processes, errors, memory."""
+"""What every other package may use: configuration, files, progress, processes, errors, memory."""

@@ -1,4 +1,4 @@
-"""A folder that is built by one run at a time, known again after an interruption, and left alone once finished."""
+"""Output folders: one writer at a time, resumed after an interruption, left alone once complete."""
 
 import json
 import os
@@ -17,9 +17,10 @@ from pela_vl.base.system import try_lock
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this process; the system lets go of it when the process dies.
+    """Create the folder and lock it for this process. The system releases the lock when the process dies.
 
-    Raises `UserError` when another run holds it or no folder can be there.
+    Raises:
+        UserError: If another run holds it, or no folder can be there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,11 +41,20 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: str, marker: str) -> bool:
-    """Check that `folder` is empty or holds this very request; return whether work is left.
+    """Check that `folder` is empty or holds this very request, and mark it.
 
-    request: plain JSON data, all that decides the content. manifest: the file written last, with the request under
-    "request". marker: the file that is written here, by which a folder that was cut short is known again. Raises
-    `UserError` for a folder that holds another request or anything else; `what` names the content in the message.
+    Args:
+        folder: the output.
+        request: plain JSON data: everything that determines the content.
+        what: name of the content, for errors.
+        manifest: name of the file that is written last, with the request under "request".
+        marker: name of the file written here, by which an interrupted folder is recognised.
+
+    Returns:
+        False if the manifest is there, so that nothing is left to do.
+
+    Raises:
+        UserError: If the folder holds another request or anything else.
     """
     remove_stale(folder)
     advice = "choose another output, or remove that folder"
@@ -72,7 +82,9 @@ def claim_folder(folder: Path, request: Mapping[str, Any], what: str, manifest: 
 
 
 def follow_parent(parent: int) -> None:
-    """In a worker: end when the parent is killed, so as not to write beside the next run; leave Ctrl-C to the parent."""
+    """In a worker process: end when the parent dies, so as not to write beside the next run; leave Ctrl-C to the
+    parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -23,14 +23,21 @@ from pela_vl.base.yaml_tree import Node, merge, plain, plain_tree, read_value, r
 
 T = TypeVar("T")
 
-# YAML 1.2 reads 1.e-4 or 1_0e3 as text in some spellings; for a float field the intent is plain
+# YAML 1.2 reads 1.e-4 or 1_0e3 as text in some spellings; a float field accepts them
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 
 def load(schema: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:
-    """Read `path` (with the files it names as `base`), apply `overrides` ("a.b=value", later ones win), check, build.
+    """Read a configuration file and the files that it names as `base`, apply overrides, and check it against the
+    schema.
 
-    Raises `UserError`, one line, for anything wrong in the files or the overrides.
+    Args:
+        schema: the dataclass.
+        path: of the YAML file; `~/` is the home folder.
+        overrides: "a.b=value"; later ones win.
+
+    Raises:
+        UserError: For anything wrong in the files or the overrides.
     """
     path = expand_home(os.fspath(path))
     tree = read_with_bases(path, lambda node: _expand(schema, node))
@@ -40,7 +47,16 @@ def load(schema: type[T], path: str | os.PathLike[str], overrides: Sequence[str]
 
 
 def from_dict(schema: type[T], data: Mapping[str, Any], place: str) -> T:
-    """Build a config from plain data, such as a checkpoint's; `place` is what errors name."""
+    """Create a config from plain data, such as a checkpoint's.
+
+    Args:
+        schema: the dataclass.
+        data: what `to_dict` returned.
+        place: where the data is from, for errors.
+
+    Raises:
+        UserError: If the data does not fit the schema.
+    """
     return _convert(schema, _expand(schema, plain_tree(data, place)), "", schema)
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 GROUP_TIMEOUT_SECONDS = 1800.0
 LOST_PROCESS_SECONDS = 300.0
 LOST_PROCESS_EXIT = 75
-# what gloo, and torch of NCCL, say when the process at the other end of a connection is gone or has stopped
+# messages of gloo, and of torch about NCCL, when the peer process is gone or has stopped
 _LOST_SIGNS = (
     "Connection closed by peer",
     "Connection closed by remote peer",
@@ -44,7 +44,7 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTE
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands. `launched`: a launcher (deepspeed, torchrun) started it, so DeepSpeed is used."""
+    """This process among all. `launched`: a launcher (deepspeed, torchrun) started it, so DeepSpeed is used."""
 
     process: int
     size: int
@@ -94,14 +94,14 @@ def start(device: str = "auto", timeout_seconds: float = GROUP_TIMEOUT_SECONDS) 
 
 
 def watch_processes(world: World, seconds: float = LOST_PROCESS_SECONDS) -> None:
-    """Watch over the other processes until `stop`: end this one when a process has given no sign of life for `seconds`.
+    """Watch the other processes until `stop`: end this one when another has been silent for `seconds`.
 
-    A collective would otherwise wait for a dead or stopped process until its own time-out. Every process calls this at the
-    same point, when all are ready to train. 0 seconds, or one process alone: nothing is watched.
+    A collective would otherwise wait for a dead or stopped process until its time-out. Every process calls this at the
+    same point, when all are ready to train. With 0 seconds, or one process, nothing is watched.
     """
     if world.size == 1 or seconds <= 0 or _Watch.current is not None:
         return
-    # a connection of its own: the group's is busy while a collective waits
+    # a separate connection, because the group's is busy while a collective waits
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(master, port, is_master=False, timeout=timedelta(seconds=seconds))
     watch = _Watch(world.process, world.size, store, seconds)
@@ -112,7 +112,7 @@ def watch_processes(world: World, seconds: float = LOST_PROCESS_SECONDS) -> None
 
 
 def stop(destroy_engine: Callable[[], None] | None = None) -> None:
-    """Take the process group down in the one order that does not abort now and then at exit."""
+    """Shut the process group down in an order that does not sometimes abort at exit."""
     if destroy_engine is not None:
         destroy_engine()
     gc.collect()
@@ -195,10 +195,10 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def from_main(decide: Callable[[], T]) -> T:
-    """What process 0 decides, in every process; the others do not even ask. For decisions that depend on a file system.
+    """Call `decide` in process 0 and return its result in every process. For decisions that depend on a file system.
 
     Raises:
-        UserError: In every process, what `decide` raises in process 0.
+        UserError: In every process, if `decide` raises one in process 0.
     """
     if world_size() == 1:
         return decide()
@@ -229,12 +229,13 @@ def broadcast_from_main(values: Tensor) -> None:
 
 
 class _Watch(threading.Thread):
-    """Every process beats in the group's store and looks at the beat of the next one alone.
+    """Every process writes a heartbeat into the group's store and reads that of the next process alone.
 
-    The process that finds its neighbour silent says so in the store, where all others read it: a beat costs every process
-    four short requests, however many processes there are. Silence is counted in beats of this process and not by the clock,
-    so that a pause of the process itself (a moved machine, a debugger) is not taken for one of its neighbour. The store
-    lives in one of the processes: when that one is stopped, asking it never returns, so a second thread counts meanwhile.
+    The process whose neighbour is silent says so in the store, where all others read it. A beat costs every process
+    four short requests, however many processes there are. Silence is counted in beats of this process, not in seconds,
+    so that a pause of this process (a migrated machine, a debugger) is not taken for a silent neighbour. The store
+    lives in one of the processes. When that one is stopped, asking it never returns, so a second thread counts
+    meanwhile.
     """
 
     current: "_Watch | None" = None
@@ -247,7 +248,7 @@ class _Watch(threading.Thread):
         self.process, self.neighbour, self.store, self.seconds = process, (process + 1) % world, store, seconds
         self.interval = min(5.0, seconds / 6)
         self.patience = math.ceil(seconds / self.interval)
-        # a launcher that restarts the processes may keep the store of the run before
+        # a launcher that restarts the processes may keep the previous run's store
         self.keys = f"pela_vl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.stopping = threading.Event()
         self.beats = self.silent = self.unanswered = 0

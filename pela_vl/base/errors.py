@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, kept apart from defects of ours, and how a script starts and ends."""
+"""Errors that a user can cause and fix, apart from bugs, and the start and end of a script."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def expand_home(path: str) -> str:
-    """A path whose first part is `~` with the home folder in its place; any other text as it is."""
+    """Replace a leading `~` part by the home folder."""
     return os.path.expanduser(path) if path == "~" or path.startswith(("~/", "~" + os.sep)) else path
 
 

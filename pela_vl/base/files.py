@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process dies."""
+"""Files and folders that are written completely or not at all, even if the process is killed."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from pela_vl.base.system import is_running
 # `.name.<host>-<pid>.tmp` (being written) or `.old` (the previous folder, while its successor takes its place)
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.(?P<kind>tmp|old)$")
 _in_use: set[str] = set()
-# what safetensors, then torch's zip writer, say of a full disk, a used-up quota, and a file beyond the allowed size
+# messages of safetensors, then torch's zip writer, for a full disk, an exhausted quota and a file beyond the size limit
 _FULL_SIGNS = (
     "No space left on device",
     "StorageFull",
@@ -31,7 +31,7 @@ _FULL_SIGNS = (
 
 
 def _host() -> str:
-    """A short tag of this machine: process ids of another machine that shares the disk say nothing here."""
+    """A short tag of this machine: process ids mean nothing on another machine that shares the disk."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
@@ -83,13 +83,13 @@ def _sync_tree(folder: str) -> None:
 
 def _new_file(path: str, flags: int) -> int:
     """An opener for `open`: a file that nothing of that name was there before, a link least of all."""
-    if os.path.lexists(path):  # of a process of this number that has died
+    if os.path.lexists(path):  # left by a dead process with the same id
         _remove(path)
     return os.open(path, flags | os.O_EXCL | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error says that no more can be written; writers in other languages say it in words alone."""
+    """Whether an error means a full disk; writers in other languages say it only in words."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
     return any(sign in str(error) for sign in _FULL_SIGNS)
@@ -110,9 +110,9 @@ def _disk_errors(path: str | os.PathLike[str], only_full: bool = False) -> Itera
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
-    """Settle what dead processes of this machine left half-done in `folder`; return the names that were removed.
+    """Remove or complete what dead processes of this machine left in `folder`; return the removed names.
 
-    A folder whose replacement was cut between two renames gets its previous content back.
+    A folder whose replacement was interrupted between two renames gets its previous content back.
     """
     removed: list[str] = []
     try:
@@ -138,8 +138,10 @@ def remove_stale(folder: str | os.PathLike[str]) -> list[str]:
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that takes the name `path` only when the block ends without an exception.
 
-    `mode` is "wb" or "w" (UTF-8). Missing parent folders are made; a link is written through. Raises `UserError` where
-    the disk refuses (full, read-only, a folder in the way).
+    `mode` is "wb" or "w" (UTF-8). Missing parent folders are created. Of a link, the target is written.
+
+    Raises:
+        UserError: Where the disk refuses (full, read-only, a folder in the way).
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}")
@@ -167,13 +169,23 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """As `atomic_write`, for writers that want a file's name: give the name of an empty file to fill."""
+    """As `atomic_write`, for writers that need a file name: yields the name of an empty file to fill."""
     with atomic_write(path) as stream:
         yield stream.name
 
 
 def atomic_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) -> None:
-    """Write `obj` as UTF-8 JSON, whole or not at all. Raises ValueError on NaN or infinity: they are not JSON."""
+    """Write an object as UTF-8 JSON, completely or not at all.
+
+    Args:
+        path: of the file.
+        obj: plain data.
+        indent: blanks per level; None: one line.
+
+    Raises:
+        ValueError: For NaN or infinity, which are not JSON.
+        UserError: Where the disk refuses.
+    """
     text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, "w") as stream:
         stream.write(text + "\n")
@@ -181,11 +193,14 @@ def atomic_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the name `path` only when the block ends without an exception.
+    """Give an empty folder to fill, which takes the name `path` only when the block ends without an exception.
 
-    An existing `path` is an error unless `replace`; then it stays whole until its successor is. Between the two renames
-    of a replacement the name is free for an instant: readers call `recover_folder` first. Left-overs of dead
-    processes beside `path` are cleared. Raises `UserError` where the disk refuses.
+    An existing `path` is an error unless `replace`; then it stays complete until its successor is. Between the two
+    renames of a replacement the name is free for an instant: readers call `recover_folder` first. Left-overs of dead
+    processes beside `path` are removed.
+
+    Raises:
+        UserError: Where the disk refuses, or `path` exists.
     """
     target = os.path.realpath(path)
     temporary, previous = _sibling(target, "tmp"), _sibling(target, "old")
@@ -220,7 +235,7 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
 
 
 def recover_folder(path: str | os.PathLike[str]) -> bool:
-    """Settle an interrupted replacement of `path`, then say whether the folder is there. Call it before reading."""
+    """Complete an interrupted replacement of `path`, then say whether the folder is there. Call it before reading."""
     target = os.path.realpath(path)
     if not os.path.isdir(target):
         remove_stale(os.path.dirname(target))

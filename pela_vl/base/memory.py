@@ -1,4 +1,4 @@
-"""How this process's memory allocator treats large blocks."""
+"""How the memory allocator treats large blocks."""
 
 import ctypes
 
@@ -7,10 +7,11 @@ _LARGE = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process: large CPU tensors then reuse pages instead of faulting in new, zeroed ones.
+    """Keep freed memory in the process, so that large CPU tensors reuse pages instead of faulting in new, zeroed ones.
 
-    glibc otherwise takes every block over 32 MiB from the system anew, which costs a training step at full size about a
-    quarter of its time. Affects no result. True where the allocator has these switches (glibc), else nothing is done.
+    glibc otherwise takes every block over 32 MiB from the system anew, which costs a full-size training step about a
+    quarter of its time. Results do not change. Returns True where the allocator has these switches (glibc); elsewhere
+    nothing is done.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -18,9 +18,18 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a loop of `total` units is, with the time left; `initial` units were done by an earlier run.
+    """Shows how far a loop is, with its speed and the time left.
 
     Without a terminal it prints at the first update, then every `interval` seconds, then at the end.
+
+    Args:
+        total: units of the loop; None: unknown.
+        label: what is done.
+        initial: units that an earlier run did.
+        unit: name of a unit, for the speed.
+        enabled: False shows nothing.
+        stream: None: stderr.
+        interval: seconds between lines without a terminal.
     """
 
     def __init__(
@@ -35,7 +44,7 @@ class Progress:
     ) -> None:
         self.total, self.label, self.unit, self.interval = total, label, unit, interval
         self.done = self.initial = initial
-        self.note = ""
+        self.detail = ""
         self._stream = stream if stream is not None else sys.stderr
         self._enabled = enabled
         self._bar: tqdm | None = None
@@ -54,19 +63,19 @@ class Progress:
                 mininterval=0.2,
             )
 
-    def to(self, done: int, note: str = "") -> None:
-        """Say that `done` units are done in all; `note` is a few words such as the losses."""
-        self.update(done - self.done, note)
+    def to(self, done: int, detail: str = "") -> None:
+        """Set the number of units done; `detail` is a few words such as the losses."""
+        self.update(done - self.done, detail)
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """Say that `count` more units are done."""
+    def update(self, count: int = 1, detail: str = "") -> None:
+        """Add `count` units to those done; `detail` is a few words such as the losses."""
         self.done += count
-        self.note = note or self.note
+        self.detail = detail or self.detail
         if not self._enabled or self._closed:
             return
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            if detail:
+                self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(count)
             return
         now = time.monotonic()
@@ -74,7 +83,7 @@ class Progress:
             self._print(now)
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -111,6 +120,6 @@ class Progress:
                 parts.append(f"{clock((self.total - self.done) / rate)} left")
         if self.total and self.done >= self.total:
             parts.append(f"took {clock(elapsed)}")
-        if self.note:
-            parts.append(self.note)
+        if self.detail:
+            parts.append(self.detail)
         print("  ".join(parts), file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""One writer a run folder."""
+"""A lock on a run's folder: one writing process at a time."""
 
 import os
 import socket
@@ -15,10 +15,13 @@ _held: dict[str, int] = {}
 
 @contextmanager
 def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Make a run's folder and be the one process that writes into it until the block ends or the process dies.
+    """Create a run's folder and lock it for this process until the block ends or the process dies.
 
-    Training, resuming and evaluating take it alike, on process 0 alone. A process that holds the folder already may enter
-    again. Raises `UserError`, one line, when another process holds it or no folder can be there.
+    Training, resuming and evaluating all lock it, on process 0 only. A process that holds the folder already may enter
+    again.
+
+    Raises:
+        UserError: If another process holds it, or no folder can be there.
     """
     name = os.path.realpath(folder)
     if name in _held:
@@ -33,7 +36,7 @@ def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         _held[name] = handle
         yield
     except BaseException:
-        if is_new and os.listdir(name) == [LOCK_NAME]:  # nothing was written: leave nothing behind
+        if is_new and os.listdir(name) == [LOCK_NAME]:  # nothing was written, so remove the folder
             with suppress(OSError):
                 os.unlink(os.path.join(name, LOCK_NAME))
                 os.rmdir(name)
@@ -44,7 +47,7 @@ def hold_run_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _lock(name: str, folder: str | os.PathLike[str]) -> int:
-    """The open and locked lock file of a folder, which is made; folder: as the user wrote it."""
+    """Create a folder, open its lock file and lock it; `folder` is the path as the user wrote it."""
     path = os.path.join(name, LOCK_NAME)
     while True:
         try:
@@ -64,11 +67,11 @@ def _lock(name: str, folder: str | os.PathLike[str]) -> int:
         with suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
-        os.close(handle)  # its holder removed the file meanwhile
+        os.close(handle)  # the holder removed the file in the meantime
 
 
 def _let_go_in_child() -> None:
-    """A worker that is forked must not keep the lock of a process that has died."""
+    """Close the locks in a forked worker, which must not keep the lock of a process that has died."""
     for handle in _held.values():
         os.close(handle)
     _held.clear()

@@ -1,25 +1,34 @@
-"""Progress of work in stages that each count from the beginning, such as samples and then layers."""
+"""Progress of work in stages that each count from 0, such as samples and then layers."""
 
 from pela_vl.base.progress import Progress
 
 
 class StageBars:
-    """Pass `show` as on_progress(done, total, what); a new bar begins where `done` falls back or `total` changes.
+    """Progress bars for a callback `on_progress(done, total, what)`: pass `show`.
 
-    A context manager: the last bar is closed at its end.
+    A new bar begins where `done` falls back or `total` changes. A context manager: the last bar is closed at its end.
+
+    Args:
+        label: of every bar.
+        enabled: False shows nothing.
     """
 
     def __init__(self, label: str = "factorise", enabled: bool = True) -> None:
-        """label: of every bar. enabled: False shows nothing."""
         self._label, self._enabled = label, enabled
         self._bar: Progress | None = None
 
     def show(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` units of a stage are done; `what`: the stage or its present unit."""
+        """Show the state of the present stage.
+
+        Args:
+            done: units of the stage that are done.
+            total: units of the stage.
+            what: name of the stage or of its present unit.
+        """
         bar = self._bar
         if bar is None or done <= bar.done or total != bar.total:
             self.close()
-            # its clock starts when the first unit is done
+            # the bar's clock starts when the first unit is done
             self._bar = bar = Progress(total, self._label, initial=done, unit="step", enabled=self._enabled)
         bar.to(done, what)
 

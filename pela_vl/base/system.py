@@ -1,4 +1,4 @@
-"""What POSIX, Windows and macOS each do their own way: locks, processes, positioned reads, memory figures.
+"""Operating-system differences (POSIX, Windows, macOS): locks, processes, positioned reads, memory figures.
 
 Modules that only some systems have are imported here and nowhere else; where they are absent there is a portable path.
 """
@@ -26,26 +26,27 @@ _reading = threading.Lock()
 
 
 def try_lock(handle: int) -> bool:
-    """Take an open file's lock for this process, without waiting; the system lets go of it when the process dies.
+    """Lock an open file for this process, without waiting. The system releases the lock when the process dies.
 
-    False when another process holds it. True, with nothing locked, on a file system or system that has no locks.
+    Returns False when another process holds it. Returns True without a lock where the file system or the system has no
+    locks.
     """
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif msvcrt is not None:
-            # a byte far behind the content, since a locked one cannot be read by others
+            # a byte far beyond the content, because others cannot read a locked one
             os.lseek(handle, 2**30, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     except BlockingIOError:
         return False
     except OSError:
-        return fcntl is not None  # msvcrt has no error of its own for a lock that is held
+        return fcntl is not None  # msvcrt has no separate error for a held lock
     return True
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine is there; True when the system does not say."""
+    """Whether a process of this machine exists; True when the system does not say."""
     if sys.platform == "win32":  # os.kill(pid, 0) would send a console event there
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         process = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
@@ -70,7 +71,16 @@ def open_to_read(path: str | os.PathLike[str]) -> int:
 
 
 def read_at(handle: int, size: int, position: int) -> bytes:
-    """Up to `size` bytes from `position` of an open file."""
+    """Read from a position of an open file, without moving its offset where the system can do that.
+
+    Args:
+        handle: file descriptor (`open_to_read`).
+        size: bytes; fewer come at the file's end.
+        position: byte to start at.
+
+    Raises:
+        OSError: If the disk cannot be read.
+    """
     if hasattr(os, "pread"):
         return os.pread(handle, size, position)
     with _reading:
@@ -85,7 +95,7 @@ def cpu_seconds(children: bool = False) -> float:
 
 
 def peak_memory(children: bool = False) -> float:
-    """Most bytes that this process, or the largest of its ended children, has held; NaN where the system does not say."""
+    """Peak memory in bytes of this process, or of the largest of its ended children; NaN where the system does not say."""
     if resource is None:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
@@ -93,9 +103,9 @@ def peak_memory(children: bool = False) -> float:
 
 
 def usable_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
-    """Processor cores that this process may use: by the scheduler's affinity mask (SLURM, taskset) and a container's quota.
+    """CPU cores that this process may use, by its affinity mask (SLURM, taskset) and a container's quota.
 
-    quota: a file that says how many microseconds of processor time there are in each period.
+    `quota` is cgroup v2's cpu.max: microseconds of CPU time, and the period that they are for.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -109,7 +119,7 @@ def usable_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> in
 
 
 def wait_for_lock(handle: int, seconds: float) -> bool:
-    """`try_lock` again and again for some seconds: a process that was killed holds its lock until its memory is given back."""
+    """Retry `try_lock` for some seconds: a killed process holds its lock until its memory is released."""
     until = time.monotonic() + seconds
     while not try_lock(handle):
         if time.monotonic() > until:

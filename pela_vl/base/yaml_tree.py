@@ -1,4 +1,4 @@
-"""YAML read into a tree in which every value knows where it was written."""
+"""YAML read into a tree in which every value knows its file and line."""
 
 import io
 import os
@@ -41,10 +41,13 @@ def read_file(path: str) -> Node:
 
 
 def read_with_bases(path: str, prepare: Callable[[Node], Node] = lambda node: node) -> Node:
-    """Read a file and, below it, the files it builds on through `base: other.yaml` (relative to the file itself).
+    """Read a file and the files that it names by `base: other.yaml` (relative to the file itself).
 
-    Mappings merge key by key; a list or a single value of the file replaces the base's. prepare: applied to the tree of
-    each file before they are merged. Raises `UserError` on a cycle.
+    Mappings merge key by key; a list or a single value of the file replaces the base's. `prepare` is applied to the
+    tree of each file before they are merged.
+
+    Raises:
+        UserError: If files name one another in a cycle, or cannot be read.
     """
     layers: list[Node] = []
     chain: list[str] = []
@@ -79,7 +82,7 @@ def read_value(text: str, place: str) -> Node:
 
 
 def plain_tree(data: Any, place: str) -> Node:
-    """Give plain data (dicts, lists, scalars) one place for all of it."""
+    """A tree of plain data (dicts, lists, scalars), all with the same place."""
     return _placed(data, place, None)
 
 
@@ -93,7 +96,7 @@ def plain(node: Node) -> Any:
 
 
 def merge(below: Node, above: Node) -> Node:
-    """Lay one tree over another: mappings key by key, anything else replaced."""
+    """Merge one tree into another: mappings key by key, anything else is replaced."""
     if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
     merged = dict(below.value)
@@ -113,7 +116,7 @@ def to_text(data: Any) -> str:
 
 
 def _quoted(data: Any) -> Any:
-    """Double-quote strings that another reader might take for something else."""
+    """Double-quote strings that another reader might take for another type."""
     if isinstance(data, Mapping):
         return {_quoted(key): _quoted(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -160,7 +163,7 @@ def _placed(data: Any, place: str, line: int | None) -> Node:
 
 
 def _line(data: Any, key: Any, default: int, mapping: bool) -> int:
-    """Line of a key or item; what came through a merge key (`<<`) has none of its own."""
+    """Line of a key or item; None for what came through a merge key (`<<`)."""
     try:
         return (data.lc.key(key) if mapping else data.lc.item(key))[0] + 1
     except (AttributeError, KeyError, TypeError):

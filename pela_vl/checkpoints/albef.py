@@ -24,7 +24,7 @@ from pela_vl.models.albef.vqa import AlbefVqa, build_vqa
 from pela_vl.settings import ModelSettings
 
 _POSITIONS = "visual_encoder.pos_embed"
-_HEAD_WIDTH = 64  # of every published ALBEF; the number of heads is not to be seen in the weights
+_HEAD_WIDTH = 64  # of every published ALBEF; the weights do not show the number of heads
 _MLM = "mlm_head."
 ALBEF_KINDS = ("albef", "pretrain", "retrieval")
 """One model class, with or without its MLM head; published files are distinguished by what they hold beside it."""
@@ -107,8 +107,16 @@ def load_entailment(
 ) -> LoadedModel[AlbefEntailment]:
     """A visual entailment model, from one of its own checkpoints, or started from a pre-trained or retrieval model.
 
-    A started model takes both encoders, low-rank factors and EMA model included. Its classifier is new, and the EMA
-    model's is a copy of it. The other arguments and the errors are those of `load_model`.
+    A started model takes both encoders, with low-rank factors and EMA weights. Its classifier is new. The EMA
+    model's classifier is a copy of that.
+
+    Args:
+        settings: Size of a new model; image size, dropout and token merging of any.
+        checkpoint: The file; None leaves the weights random.
+        vocab_size: Of the tokeniser, for a size that leaves it open.
+
+    Raises:
+        UserError: For a checkpoint that does not fit, listing the keys.
     """
     if checkpoint is None:
         return _new(settings, "entailment", vocab_size)
@@ -122,8 +130,16 @@ def load_entailment(
 def load_vqa(settings: ModelSettings, checkpoint: str | None, vocab_size: int | None = None) -> LoadedModel[AlbefVqa]:
     """A question answering model, from one of its own checkpoints, or started from a pre-trained model.
 
-    A started model takes both encoders. Its answer decoder copies the fusion layers, the embeddings and the MLM head
-    (see `starts.with_decoder`), in the EMA model likewise. The other arguments and the errors are those of `load_model`.
+    A started model takes both encoders. Its answer decoder copies the fusion layers, the embeddings and the MLM head (see
+    `starts.with_decoder`), and so does the EMA model's.
+
+    Args:
+        settings: Size of a new model; image size, dropout and token merging of any.
+        checkpoint: The file; None leaves the weights random.
+        vocab_size: Of the tokeniser, for a size that leaves it open.
+
+    Raises:
+        UserError: For a checkpoint that does not fit, listing the keys, and for one to start from that has no MLM head.
     """
     if checkpoint is None:
         return _new(settings, "vqa", vocab_size)
@@ -208,7 +224,10 @@ def _fill(settings: ModelSettings, source: _Source, **options: Any) -> LoadedMod
     header.config = _changed(header.config, changes)
     if settings.tokenizer is not None:
         header.tokenizer = settings.tokenizer
-    elif header.tokenizer not in (None, *shipped_vocabularies()):  # a file does not choose what is read of this machine
+    elif header.tokenizer not in (
+        None,
+        *shipped_vocabularies(),
+    ):  # a file must not choose what is read from this machine
         raise UserError(
             f"checkpoint {source.path} was trained with the vocabulary {header.tokenizer!r}, which does not come with this "
             "package; set model.tokenizer to that vocabulary's folder"
@@ -220,7 +239,7 @@ def _fill(settings: ModelSettings, source: _Source, **options: Any) -> LoadedMod
                 state[_POSITIONS], header.config.image_size // header.config.patch_size
             )
     load_strict(model, source.weights, source.path, source.may_miss)
-    if source.ema:  # the EMA model of a new part is a copy of it
+    if source.ema:  # the EMA weights of a new part start as a copy of it
         new = {name: value for name, value in model.state_dict().items() if name not in source.weights}
         source.ema |= {name: value.clone() for name, value in new.items()}
     return LoadedModel(model, header, source.ema, source.queues, source.notes)

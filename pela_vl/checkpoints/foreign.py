@@ -1,4 +1,4 @@
-"""From the tensors of a foreign checkpoint to this project's names, with nothing lost unsaid."""
+"""Gives the tensors of a foreign checkpoint this project's names. What is not taken over is listed with its reason."""
 
 import os
 from collections.abc import Mapping
@@ -19,13 +19,16 @@ _POSITIONS = "visual_encoder.pos_embed"
 class Converted:
     """A foreign checkpoint under this project's names.
 
-    kind: pretrain, retrieval (also grounding), entailment, vqa, bert or deit.
-    online: the model's tensors. momentum: its twin's, under the same (online) names; empty where the file has none.
-    queues: image_queue and text_queue [E, Q], queue_ptr [1] and, of retrieval files, idx_queue [1, Q]; may be empty.
-    ranks: name -> rank of every low-rank layer, read from the factors' shapes; empty for a dense model.
-    image_size, patch_size: pixels a side; None without an image encoder.
-    absent: globs of our parameters that a file of this kind never holds and that have to be initialised.
-    notes: one line for each thing in the file that was not taken over, with the reason, and for what is absent.
+    Args:
+        kind: pretrain, retrieval (also grounding), entailment, vqa, bert or deit.
+        online: The model's tensors.
+        momentum: The EMA model's tensors under the same (online) names; empty where the file has none.
+        queues: image_queue and text_queue [E, Q], queue_ptr [1] and, of retrieval files, idx_queue [1, Q]; may be empty.
+        ranks: Rank of every low-rank layer by name, read from the factors' shapes; empty for a dense model.
+        image_size: Pixels a side; None without an image encoder.
+        patch_size: Pixels a side; None without an image encoder.
+        absent: Globs of our parameters that a file of this kind never holds and that have to be initialised.
+        notes: One line for each thing in the file that was not taken over, with the reason, and for what is absent.
     """
 
     kind: str
@@ -65,11 +68,13 @@ def recognise(state: Mapping[str, Tensor]) -> str:
 
 
 def convert_checkpoint(source: str | os.PathLike[str] | Mapping[str, object]) -> Converted:
-    """Read a file (see `read_state`) or take a dict of tensors, and give everything in it its name here.
+    """Read a file (see `read_state`), or take a dict of tensors, and give every tensor its name here.
 
-    No tensor is copied or changed. Raises UserError when the kind is unknown, a key is neither mapped nor ignored by
-    its kind's table (all are listed), a tied tensor differs from its partner, factors do not fit together, or the
-    EMA model does not pair with the online model.
+    No tensor is copied or changed.
+
+    Raises:
+        UserError: When the kind is unknown, a key is neither mapped nor ignored by its kind's table (all are listed), a tied tensor
+            differs from its partner, factors do not fit together, or the EMA model does not pair with the online model.
     """
     if isinstance(source, Mapping):
         where = "the given state"
@@ -98,7 +103,7 @@ Weights = dict[str, Tensor]
 
 
 def _sort(kind: str, state: Mapping[str, Tensor]) -> tuple[Weights, Weights, Weights, list[str]]:
-    """Every tensor into online, momentum or queues under its new name, or into the notes on what was ignored."""
+    """Put every tensor into online, momentum or queues under its new name, or note that it was ignored."""
     online: Weights = {}
     momentum: Weights = {}
     dropped: dict[str, Tensor] = {}
@@ -108,12 +113,12 @@ def _sort(kind: str, state: Mapping[str, Tensor]) -> tuple[Weights, Weights, Wei
     for key, value in state.items():
         if key in queues:
             continue
-        own_key = momentum_of(key) if kind not in ("bert", "deit") else None
-        target, unused = (online, dropped) if own_key is None else (momentum, dropped_momentum)
+        online_key = momentum_of(key) if kind not in ("bert", "deit") else None
+        target, unused = (online, dropped) if online_key is None else (momentum, dropped_momentum)
         for rule in TABLES[kind]:
-            match = rule.pattern.fullmatch(own_key or key)
+            match = rule.pattern.fullmatch(online_key or key)
             if match and rule.target is None:
-                unused[own_key or key] = value
+                unused[online_key or key] = value
                 reasons[key] = rule.reason
             elif match:
                 name = rule.rename(match)
@@ -146,13 +151,19 @@ def _check_ties(kind: str, weights: Weights, dropped: Weights) -> None:
 
 
 def _check_momentum(online: Weights, momentum: Weights) -> None:
-    """A twin, if there is one, must have every parameter of the parts that are twinned, in the same shapes."""
+    """Check that the EMA model has every parameter of the parts that it covers, in the online model's shapes.
+
+    An EMA model without any parameter is none, and is right.
+
+    Raises:
+        UserError: Naming the parameters that do not pair.
+    """
     if not momentum:
         return
-    twinned = {name for name in online if name.startswith(MOMENTUM_PARTS)}
-    # The MLM and LM heads are twinned too, as parts of the text encoder or decoder that holds them in the file.
-    twinned |= {name for name in online if name.startswith("mlm_head.")}
-    alone = sorted(twinned ^ set(momentum))
+    covered = {name for name in online if name.startswith(MOMENTUM_PARTS)}
+    # The MLM and LM heads are covered too, as parts of the text encoder or decoder that holds them in the file.
+    covered |= {name for name in online if name.startswith("mlm_head.")}
+    alone = sorted(covered ^ set(momentum))
     if alone:
         raise UserError(f"online model and EMA model do not pair; on one side only: {listed(alone)}")
     different = [name for name in momentum if momentum[name].shape != online[name].shape]

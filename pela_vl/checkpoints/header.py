@@ -34,7 +34,14 @@ KINDS: dict[str, Kind] = {}
 
 
 def register_kind(name: str, config: type, build: Callable[..., nn.Module], optional: tuple[str, ...] = ()) -> None:
-    """Let checkpoints hold a further kind of model; the arguments are those of `Kind`."""
+    """Let checkpoints hold a further kind of model.
+
+    Args:
+        name: What headers store as `kind`.
+        config: A frozen dataclass of plain values, see `Kind`.
+        build: build(config, **options) gives a new model; it runs under `torch.device("meta")` too.
+        optional: Prefixes of parameters that a file may lack; they keep the values that they are built with.
+    """
     KINDS[name] = Kind(config, build, optional)
 
 

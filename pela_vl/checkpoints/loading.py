@@ -1,4 +1,4 @@
-"""A model and what came with it from a checkpoint; what every family of models needs to load one."""
+"""A model loaded from a checkpoint, and what all families of models need to load one."""
 
 import os
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class LoadedModel(Generic[Model]):
-    """A model and what came with it.
+    """A model and what its checkpoint held beside it.
 
     Args:
         model: The model.
         header: What its own checkpoint will say.
         ema: The EMA model's weights by the model's names; empty if the file has none.
-        queues: Feature queues of the file, by their published names; empty if it has none.
+        queues: Feature queues of a published file, by their published names; empty if it has none.
         notes: One line for each thing in the file that was not taken over.
     """
 
@@ -36,7 +36,7 @@ class LoadedModel(Generic[Model]):
 
 
 def build_model(header: Header, **options: Any) -> nn.Module:
-    """A new model that fits a header: its kind's, with empty factors where the header has ranks.
+    """A new model that fits a header: of its kind, with empty factors where the header has ranks.
 
     Args:
         header: Kind, config and ranks.

@@ -13,7 +13,7 @@ from pela_vl.checkpoints.tensor_files import write_tensors
 
 EMA = "momentum."
 """Prefix of the EMA model's weights in a file."""
-_METADATA = "pela_vl"  # one entry: safetensors writes several in an order of its expected, and equal checkpoints are equal files
+_METADATA = "pela_vl"  # one entry, since safetensors writes several in varying order: equal checkpoints are equal files
 
 
 def save_model(
@@ -77,9 +77,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_strict(model: nn.Module, state: dict[str, Tensor], source: str, may_miss: tuple[str, ...] = ()) -> None:
-    """Load every tensor into the model; left-over, missing or wrongly shaped keys are an error that lists them.
+    """Load every tensor into the model.
 
-    may_miss: names or prefixes (ending in a dot) that the state need not have and that keep their values.
+    Args:
+        model: The model to fill, in place.
+        state: Tensors by the model's names.
+        source: What they come from, for messages.
+        may_miss: Names, or prefixes that end in a dot, which the state need not have and which keep their values.
+
+    Raises:
+        UserError: For left-over, missing or wrongly shaped keys, which it lists.
     """
     expected = model.state_dict()
     missing = [key for key in expected if key not in state and not _covered(key, may_miss)]

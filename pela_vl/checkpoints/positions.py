@@ -19,8 +19,10 @@ def grid_of(pos_embed: Tensor) -> int:
 def interpolate_pos_embed(pos_embed: Tensor, new_grid: int) -> Tensor:
     """Positional embeddings [1, 1 + g*g, D] for `new_grid` patches a side: [1, 1 + new_grid^2, D], as ALBEF does.
 
-    Bicubic with align_corners=False; the class token's entry is kept. Returned as it is when the grid is the same.
-    Raises ValueError when the embeddings are not one class token and a square.
+    Bicubic with align_corners=False. The class token's entry is kept. Where the grid is the same, the input is returned.
+
+    Raises:
+        ValueError: When the embeddings are not one class token and a square.
     """
     grid = grid_of(pos_embed)
     if new_grid < 1:

@@ -1,4 +1,4 @@
-"""Opening a weight file without letting it run code."""
+"""Opens a weight file without letting it run code."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from pela_vl.base.errors import UserError, expand_home
 _TOP_KEYS = ("model", "state_dict", "module")
 # What torch.compile puts before the names of the module that it wraps.
 _COMPILED = "_orig_mod."
-# What torch's restricted unpickler says when a file wants more than tensors; anything else it says means damage.
+# Messages of torch's restricted unpickler for a file that holds more than tensors. Any other message means damage.
 _CODE_SIGNS = ("GLOBAL", "reduce for unrecognized", "Can only", "Trying to instantiate", "Trying to set")
 _FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
 _ZERO3 = "DeepSpeed's ZeRO 3 has split the weights over many files; join them with the zero_to_fp32.py that it put beside them"
@@ -50,7 +50,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[st
         raise UserError(f"{path}: damaged, or no checkpoint at all") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # bytes that are no checkpoint make the readers fail in any way at all
+    except Exception as error:  # damaged bytes can make the readers raise anything
         raise UserError(f"{path}: damaged, or no checkpoint at all") from error
     return unwrap(content, str(path))
 

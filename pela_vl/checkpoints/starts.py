@@ -1,6 +1,6 @@
-"""What a fine-tuned task takes from a pre-training or retrieval model, under the task's names. Dicts in, dicts out.
+"""What a fine-tuned task takes from a pre-training or retrieval model, under the task's names.
 
-The functions take weights (or ranks: anything keyed by our names), of an online model or of its EMA model alike.
+The functions take and return dicts that are keyed by our names: weights or ranks, of an online model or of its EMA model.
 """
 
 import re

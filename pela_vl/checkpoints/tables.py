@@ -15,7 +15,13 @@ _NORM = r"(?P<leaf>\.weight|\.bias|\.gamma|\.beta)"
 
 @dataclass(frozen=True)
 class Rule:
-    """Names matching `pattern` in full become `target` (a template) + leaf; with target None they are ignored."""
+    """One line of a key table.
+
+    Args:
+        pattern: Names that match it in full are of this rule; its group `leaf` is the end of the name, such as `.weight`.
+        target: Template of our name, to which the leaf is added; None ignores the tensor.
+        reason: Why a tensor is ignored.
+    """
 
     pattern: re.Pattern[str]
     target: str | None
@@ -126,6 +132,6 @@ MOMENTUM_PARTS = ("visual_encoder.", "text_encoder.", "text_decoder.", "vision_p
 
 
 def momentum_of(key: str) -> str | None:
-    """The online model's name for a EMA model's key; None for any other key."""
+    """The online model's name for an EMA model's key; None for any other key."""
     match = _MOMENTUM.fullmatch(key)
     return match[1] + match[2] if match else None

@@ -12,10 +12,15 @@ from pela_vl.base.files import atomic_path
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors from any device, contiguous or not, without a copy of the whole file in memory.
+    """Write a safetensors file, without a copy of the whole file in memory.
 
-    Raises `UserError` where the disk refuses (full, read-only, a folder in the way). Two names of one storage are the
-    caller's mistake, as in safetensors, which raises RuntimeError.
+    Args:
+        path: File to write; an existing one is replaced whole or not at all.
+        tensors: By name, from any device, contiguous or not. No two may share storage: safetensors then raises RuntimeError.
+        metadata: Texts for the file's header; None for none.
+
+    Raises:
+        UserError: Where the disk refuses: full, read-only, or a folder in the file's place.
     """
     with atomic_path(path) as name:
         save_file(

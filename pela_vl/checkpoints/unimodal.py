@@ -15,11 +15,16 @@ _POSITIONS = "visual_encoder.pos_embed"
 
 
 def start_from_bert(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
-    """Fill a dense model's text encoder, MLM head and answer decoder, as far as it has them; returns notes.
+    """Fill a dense model's text encoder, MLM head and answer decoder from BERT, as far as the model has them.
 
-    path: a file or a folder with BERT's weights, such as bert-base-uncased. All layers, the fusion layers among them, take
-    BERT's; cross-attention keeps its random weights. An answer decoder takes the lower layers and the MLM head.
-    Raises UserError for a file of another kind, or one that does not fit, listing the keys.
+    All text layers, fusion layers included, take BERT's weights. Cross-attention keeps its random weights. An answer decoder takes
+    BERT's lower layers and the MLM head. `path` is a file or a folder with BERT's weights, such as bert-base-uncased.
+
+    Returns:
+        One line for each thing that was not taken over.
+
+    Raises:
+        UserError: For a file of another kind, or one that does not fit, listing the keys.
     """
     converted = _read(path, "bert")
     weights = converted.online
@@ -38,13 +43,17 @@ def start_from_bert(model: nn.Module, path: str | os.PathLike[str]) -> list[str]
 
 
 def start_from_deit(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
-    """Fill a dense model's image encoder from a ViT such as DeiT-B, positions interpolated; returns notes.
+    """Fill a dense model's image encoder from a ViT such as DeiT-B, with interpolated positions.
 
-    Raises UserError for a file of another kind, or one that does not fit, listing the keys.
+    Returns:
+        One line for each thing that was not taken over.
+
+    Raises:
+        UserError: For a file of another kind, or one that does not fit, listing the keys.
     """
     converted = _read(path, "deit")
-    weights, own = dict(converted.online), model.state_dict()[_POSITIONS]
-    weights[_POSITIONS] = interpolate_pos_embed(weights[_POSITIONS], grid_of(own))
+    weights, positions = dict(converted.online), model.state_dict()[_POSITIONS]
+    weights[_POSITIONS] = interpolate_pos_embed(weights[_POSITIONS], grid_of(positions))
     _load(model, weights, path, ("visual_encoder.",), ())
     return list(converted.notes)
 

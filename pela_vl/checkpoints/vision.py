@@ -1,4 +1,4 @@
-"""From the tensors of a released ImageNet classifier to this project's vision model, with nothing lost unsaid."""
+"""Gives the tensors of a released ImageNet classifier this project's names. What is not taken over is listed with its reason."""
 
 import os
 from collections.abc import Mapping
@@ -23,9 +23,12 @@ HEAD = "backbone.head."
 class ConvertedVision:
     """A foreign image classifier under this project's names.
 
-    kind: vit or swin. weights: the model's tensors. ranks: name -> rank of every low-rank layer, read from the factors'
-    shapes; empty for a dense model. classes: of its classifier, None for a file without one. notes: one line for each
-    tensor that was not taken over, with the reason.
+    Args:
+        kind: vit or swin.
+        weights: The model's tensors.
+        ranks: Rank of every low-rank layer by name, read from the factors' shapes; empty for a dense model.
+        classes: Number of classes of its classifier; None for a file without one.
+        notes: One line for each tensor that was not taken over, with the reason.
     """
 
     kind: str
@@ -84,12 +87,18 @@ def load_vision(
 
 
 def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) -> tuple[VisionModel, list[str]]:
-    """The model of `config` with converted weights, as `load_vision` says.
+    """The model of `config` with converted weights, as `load_vision` does it.
 
     Args:
         converted: The file's tensors.
         config: What to build.
         where: The file's name, for messages.
+
+    Returns:
+        The model, and one line for each thing that was not taken over.
+
+    Raises:
+        UserError: If the weights do not fit the config.
     """
     notes = list(converted.notes)
     try:
@@ -172,11 +181,11 @@ def _module(model: nn.Module, parameter: str) -> nn.Module | None:
 
 @torch.no_grad()
 def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = [
         f"{name} {list(weights[name].shape)} (wanted {list(value.shape)})"
-        for name, value in own.items()
+        for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):

@@ -29,14 +29,14 @@ _SIZES = ("patch_size", "width", "depths", "heads", "window")
 def load_classifier(
     settings: ModelSettings, checkpoint: str | None, classes: Sequence[str] | None
 ) -> LoadedModel[VisionModel]:
-    """The model of a run.
+    """The image classifier of a run.
 
-    A classifier for other classes than the checkpoint's starts anew, with a note. The header's notes name the classes
-    where they are known.
+    Where the checkpoint has other classes, the classifier starts anew, with a note. The header's notes name the classes where they
+    are known.
 
     Args:
-        settings: Size, image size, drop path and merging; `size` is timm's name, which the three released files and our own
-            checkpoints do without.
+        settings: Size, image size, drop path and token merging. `size` is timm's name; the three released files and our own
+            checkpoints do without it.
         checkpoint: Ours, a released file, or None for random weights.
         classes: Names in order; None takes the checkpoint's.
 

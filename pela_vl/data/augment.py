@@ -15,7 +15,7 @@ PROBABILITY = 0.5
 _LEVEL = MAGNITUDE / 10
 _FILL = (128, 128, 128)
 _ENHANCE = 0.1 + 1.8 * _LEVEL  # factor; 1 leaves the image as it is
-_SHEAR = 0.3 * _LEVEL  # pixels across for a pixel along
+_SHEAR = 0.3 * _LEVEL  # horizontal shift per vertical pixel, or the reverse
 _TRANSLATE = 10 * _LEVEL  # pixels, whatever the size, as published
 _ROTATE = 30 * _LEVEL  # degrees
 

@@ -1,4 +1,4 @@
-"""Which script makes which list: what the error for a missing one tells."""
+"""Which data_prep script builds which list, for the error about a missing list."""
 
 import os
 import re
@@ -16,7 +16,10 @@ _SCRIPTS = (
 
 
 def how_to_build(path: str) -> str:
-    """The end of a message for a list that is not there: what builds it; "" for a file that is there or of unknown name."""
+    """The end of an error message about a missing list: which script builds it.
+
+    Empty for a file that exists, and for a name that no script writes.
+    """
     if os.path.exists(path):
         return ""
     name = os.path.basename(path).removesuffix(".json")

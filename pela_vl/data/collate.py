@@ -1,6 +1,7 @@
-"""Samples to batches. The MLM mask is drawn here, once, so that everything that sees the batch sees the same mask.
+"""Samples to batches, and BERT's masking of tokens.
 
-B: samples. L: tokens of the longest text. H, W: image size.
+The MLM mask is drawn here, once per batch, so that teacher and student see the same mask.
+Shapes: B samples, L tokens of the longest text, H x W pixels.
 """
 
 import math
@@ -14,14 +15,14 @@ import torch
 from pela_vl.data.tokenizer import Tokenizer
 
 IGNORED = -100  # label of a token that is not predicted, as torch's cross entropy has it
-_STREAM = 0x4D4C4D  # keeps the draws apart from those of the data set, which start from (seed, epoch, index)
+_STREAM = 0x4D4C4D  # separates these draws from the data set's, which are seeded by (seed, epoch, index)
 
 
 Key = tuple[int, int]  # epoch, index: what a sampler asks a training data set for
 
 
 class Movable:
-    """What every task's batch can do: a frozen dataclass of tensors, one of which is `indices` [B]."""
+    """Base of every task's batch: a frozen dataclass of tensors, one of which is `indices` [B]."""
 
     indices: torch.Tensor
 
@@ -44,12 +45,16 @@ class Movable:
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """What a training step needs.
+    """One batch of image-text pairs.
 
-    images float32 [B, 3, H, W]; ids, mask int64 [B, L]; masked_ids, labels int64 [B, L], labels being -100 where
-    nothing is predicted, or both None without MLM; image_ids int64 [B], equal for the same image; indices int64 [B],
-    the entries of the data set; replaced: how many of the samples stand in for one with an unreadable image; bad:
-    (path, reason) of those images.
+    Attributes:
+        images: float32 [B, 3, H, W].
+        ids, mask: int64 [B, L]; mask is 1 on tokens and 0 on padding.
+        masked_ids, labels: int64 [B, L], labels being -100 where nothing is predicted; both None without MLM.
+        image_ids: int64 [B], equal for the same image.
+        indices: int64 [B], the data set's entries.
+        replaced: number of samples that replace one with an unreadable image.
+        bad: (path, reason) of those images.
     """
 
     images: torch.Tensor
@@ -67,9 +72,12 @@ class Batch(Movable):
 class Sample:
     """One training pair.
 
-    image: float32 [3, H, W]. image_id: equal for entries that show the same image. key: the (epoch, index) asked for.
-    index: the entry that came, another one than asked for if `bad` is not empty. bad: (path, reason) of the images
-    that could not be read on the way.
+    Attributes:
+        image: float32 [3, H, W].
+        image_id: equal for entries that show the same image.
+        key: the (epoch, index) that was asked for.
+        index: the entry that was read; another one than asked for if `bad` is not empty.
+        bad: (path, reason) of the images that could not be read before it.
     """
 
     image: torch.Tensor
@@ -81,7 +89,7 @@ class Sample:
 
 
 class AnySample(Protocol):
-    """What the samples of every task have; see `Sample`."""
+    """The fields that the samples of every task have; see `Sample`."""
 
     @property
     def image(self) -> torch.Tensor: ...
@@ -92,7 +100,7 @@ class AnySample(Protocol):
 
 
 def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
-    """The fields images, indices, replaced and bad of a batch, which mean the same in every task (see `Batch`)."""
+    """The batch fields that mean the same in every task: images, indices, replaced and bad (see `Batch`)."""
     return {
         "images": _stack_images([sample.image for sample in samples]),
         "indices": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
@@ -104,7 +112,7 @@ def stack_common(samples: Sequence[AnySample]) -> dict[str, Any]:
 def _stack_images(images: list[torch.Tensor]) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.stack(images)
-    # In a worker straight into shared memory, or the batch would be copied there once more on its way out.
+    # A worker stacks directly into shared memory; otherwise the loader would copy the batch there.
     shape = (len(images), *images[0].shape)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * images[0].element_size())
     out: Any = images[0].new_empty(0)  # torch declares no `set_` with a storage
@@ -115,6 +123,15 @@ class Collate:
     """Stack samples, tokenise their captions and, with an `mlm_probability`, mask tokens.
 
     The mask depends on `seed` and on the samples' (epoch, index) keys alone, not on the worker or on earlier batches.
+
+    Args:
+        tokenizer: of the model.
+        max_tokens: longest text in tokens, `[CLS]` included.
+        mlm_probability: of masking a token, in [0, 1]; None: no MLM.
+        seed: of the masks.
+
+    Raises:
+        ValueError: If `mlm_probability` is out of range.
     """
 
     def __init__(
@@ -150,11 +167,19 @@ class Collate:
 def mask_tokens(
     ids: torch.Tensor, tokenizer: Tokenizer, probability: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw BERT's masking for ids [B, L]; returns (masked_ids, labels), both int64 [B, L].
+    """Draw BERT's masking.
 
-    Every token but `[PAD]` and `[CLS]` is chosen with `probability`, each on its own, so that a batch may have none
-    chosen. Of the chosen 80 % become `[MASK]`, 10 % a random entry of the vocabulary and 10 % stay; labels hold their
-    ids, and -100 elsewhere.
+    Tokens are chosen independently of one another, so a batch may have none chosen. Of the chosen tokens 80 % become
+    `[MASK]`, 10 % a random entry of the vocabulary and 10 % stay.
+
+    Args:
+        ids: int64 [B, L].
+        tokenizer: gives the ids of `[PAD]` and `[CLS]`, which are never chosen, and of `[MASK]`.
+        probability: of choosing a token, in [0, 1].
+        rng: where the draws come from.
+
+    Returns:
+        (masked_ids, labels), both int64 [B, L]. Labels are the chosen tokens' ids, and -100 elsewhere.
     """
     shape = tuple(ids.shape)
     draws = torch.from_numpy(rng.random((2, *shape)))

@@ -1,7 +1,7 @@
-"""Reading of images: any usual file comes out as 8-bit RGB, any damaged one as an `ImageError`.
+"""Reading images: any common format becomes 8-bit RGB, any damaged file raises `ImageError`.
 
-Images are turned upright by their EXIF orientation. Where annotations are in pixels (boxes, masks) they are in those of the
-file, so there `stored_pixels` leaves the image as it is stored.
+Images are turned upright by their EXIF orientation. Boxes and masks are annotated in the pixels of the stored file, so
+for these `stored_pixels` leaves the orientation as it is.
 """
 
 import io
@@ -22,7 +22,7 @@ MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decomp
 _ORIENTATION = 0x0112
 Name = TypeVar("Name")
 Read = TypeVar("Read")
-MAX_REPLACEMENTS = 50  # unreadable entries in a row after which something else is wrong, such as the image root
+MAX_REPLACEMENTS = 50  # more unreadable entries in a row mean another mistake, such as a wrong image root
 
 
 # What can be wrong with an image: `ImageError.kind`.
@@ -36,13 +36,19 @@ MISSING, EMPTY, HTML, FOREIGN, TRUNCATED, BOMB, DAMAGED, RESIZED = (
     "damaged",
     "another_size",
 )
-# What reading may have to change to come to 8-bit RGB: `Image.changes`.
+# What decoding may have to convert to get 8-bit RGB: `DecodedImage.changes`.
 CHANGES = ("cmyk", "palette_transparency", "transparency", "sixteen_bit", "animation", "exif_rotation")
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `path` and `reason` say which and why, `kind` is one of the names above."""
+    """An image that cannot be used.
+
+    Args:
+        path: of the file.
+        reason: what is wrong, for people.
+        kind: one of the names above.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, kind: str = DAMAGED) -> None:
         super().__init__(f"image {os.fspath(path)}: {reason}")
@@ -55,7 +61,7 @@ class ImageError(UserError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """An image as 8-bit RGB, and which of `CHANGES` that took."""
 
     image: Image.Image
@@ -63,7 +69,17 @@ class Picture:
 
 
 def check_there(root: str | os.PathLike[str], relative: str, place: str = "") -> None:
-    """Raise `ImageError` naming `place` when an image is not below its root; at an address nothing is asked, it shows when read."""
+    """Check that an image of a list is there. At an address nothing is asked: that would be a request an image.
+
+    Args:
+        root: the image root.
+        relative: the path below it.
+        place: where the list has it, for the message.
+
+    Raises:
+        ImageError: If there is no such file.
+        UserError: If the path leaves the root or the disk cannot tell.
+    """
     path = resolve(root, relative)
     if not is_remote(path) and find(root, relative) is None:
         raise ImageError(path, f"no such file ({place})" if place else "no such file", MISSING)
@@ -72,15 +88,29 @@ def check_there(root: str | os.PathLike[str], relative: str, place: str = "") ->
 def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
     """Read an image as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    path: of this machine or an address (s3://, ...). stored_pixels: do not turn it. Of an animation the first frame is read.
-    Raises `ImageError` for a file that is absent, no image, truncated or larger than `MAX_PIXELS`, and a `UserError` that is
-    no `ImageError` when the disk or the other machine does not give it.
+    Of an animation the first frame is read. With `stored_pixels` the image is not rotated. `path` may be an address (s3://, ...).
+
+    Raises:
+        ImageError: If the file is absent, no image, truncated or larger than `MAX_PIXELS`.
+        UserError: If the disk or the other machine does not give the file; that is no fault of the image.
     """
-    return read_picture(path, stored_pixels=stored_pixels).image
+    return decode_image(path, stored_pixels=stored_pixels).image
 
 
-def read_picture(path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False) -> Picture:
-    """As `read_image`, and tell what had to be changed. With `content` that is the file and `path` only its name."""
+def decode_image(
+    path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False
+) -> DecodedImage:
+    """Read an image as `read_image` does, and report what had to be changed.
+
+    Args:
+        path: of the file; with `content`, only its name in messages.
+        content: the encoded bytes; None: read `path`.
+        stored_pixels: do not apply the EXIF rotation.
+
+    Raises:
+        ImageError: As `read_image`.
+        UserError: As `read_image`.
+    """
     if content is None and is_remote(path):
         content = _fetched(path)
     if content is None and not is_file(path):
@@ -92,11 +122,11 @@ def read_picture(path: str | os.PathLike[str], content: bytes | None = None, sto
             changes = _formats(image)
             image.load()
             upright = image if stored_pixels else _upright(image)
-            return Picture(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
+            return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's, of which a decoder's has none
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, ...
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; a decoder's error has no number
             raise unreadable(path, error) from None
         raise _explain(path, content, error) from error
 
@@ -131,7 +161,7 @@ def _start(path: str | os.PathLike[str]) -> bytes:
 
 
 def _formats(image: Image.Image) -> tuple[str, ...]:
-    """Which of `CHANGES` an opened file calls for, rotation apart."""
+    """Which of `CHANGES` an opened file needs, rotation apart."""
     found = []
     if image.mode == "CMYK":
         found.append("cmyk")
@@ -142,7 +172,7 @@ def _formats(image: Image.Image) -> tuple[str, ...]:
     try:
         if getattr(image, "is_animated", False):
             found.append("animation")
-    except Exception:  # a second frame that is damaged: the first is what is read
+    except Exception:  # a damaged second frame does not matter: the first is read
         image.seek(0)
     return tuple(found)
 
@@ -166,14 +196,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             values = values * 255
         return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, height: int) -> None:
-    """Raise `ImageError` when an image has another size than its annotations in pixels were made for."""
+    """Check that an image has the size that its annotations refer to.
+
+    Args:
+        path: named in the error.
+        image: as read.
+        width: annotated, in pixels.
+        height: annotated, in pixels.
+
+    Raises:
+        ImageError: If the size differs.
+    """
     if image.size != (width, height):
         turned = " (it may have been turned by its EXIF orientation)" if image.size == (height, width) else ""
         raise ImageError(
@@ -185,9 +225,17 @@ def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, hei
 
 
 def check_box(box: Sequence[float], width: int, height: int, place: str, tolerance: float = 1.0) -> None:
-    """Raise `UserError` naming `place` when a box [x, y, width, height] lies outside its image.
+    """Check that a box lies inside its image.
 
-    tolerance: pixels that a box may stick out, as rounded coordinates do.
+    Args:
+        box: [x, y, width, height] in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        place: where the box is written, for the error.
+        tolerance: pixels that a box may extend beyond the image, as rounded coordinates do.
+
+    Raises:
+        UserError: If it does not.
     """
     x, y, w, h = box
     if min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance:
@@ -200,8 +248,13 @@ def check_box(box: Sequence[float], width: int, height: int, place: str, toleran
 class ImageReader:
     """`read_image` below one root, with an optional cache of decoded images.
 
-    The cache takes images until `cache_mb` MiB are full and then takes no more: a shuffled pass over the data gains
-    nothing from replacing entries. Each worker of a loader has its own.
+    The cache never evicts: a shuffled pass over the data gains nothing from replacing entries. Each worker of a loader
+    has a separate cache.
+
+    Args:
+        root: folder of the images.
+        cache_mb: MiB of decoded images to keep in memory; 0: no cache.
+        stored_pixels: do not apply the EXIF rotation.
     """
 
     def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0, stored_pixels: bool = False) -> None:
@@ -218,7 +271,7 @@ class ImageReader:
         ImageReader.__init__(self, **state)
 
     def __call__(self, relative: str) -> Image.Image:
-        """Read the image, which the caller must not change in place. Raises as the two functions do."""
+        """Read the image, which the caller must not change in place. Raises as `resolve` and `read_image`."""
         image = self._cache.get(relative)
         if image is None:
             image = self._read(relative)
@@ -244,10 +297,19 @@ class ImageReader:
 def read_or_next(
     read: Callable[[Name], Read], images: Sequence[Name], wanted: int, hint: str = "check image_root"
 ) -> tuple[Read, int, tuple[tuple[str, str], ...]]:
-    """Read the image `wanted`, or the next one that can be read, going round at the end.
+    """Read the image `wanted`, or the next readable one, wrapping around at the end.
 
-    Returns what `read` gave, its index, and (path, reason) of those that could not be read on the way. Raises `UserError`
-    ending in `hint` after `MAX_REPLACEMENTS` in a row, or all there are.
+    Args:
+        read: reads one entry of `images`; an `ImageError` moves on to the next.
+        images: what `read` is called with.
+        wanted: index to start at.
+        hint: end of the error message: what to check.
+
+    Returns:
+        What `read` returned, its index, and (path, reason) of the images that could not be read before it.
+
+    Raises:
+        UserError: After `MAX_REPLACEMENTS` failures in a row, or when no entry can be read.
     """
     bad: dict[str, str] = {}
     for step in range(min(len(images), MAX_REPLACEMENTS)):

@@ -1,6 +1,6 @@
-"""JSON files of the user's: whole ones, and large ones element by element, whose memory is that of one element.
+"""JSON files that users give: whole ones, and large ones element by element, whose memory is that of one element.
 
-ijson reads large files too, but refuses what downloads have and the builder must count instead: bytes that are no UTF-8, halves
+ijson reads large files too. It refuses what downloads have and the builder must count instead: bytes that are no UTF-8, halves
 of surrogate pairs, byte order marks, NaN.
 """
 
@@ -14,7 +14,7 @@ from pela_vl.data.builders import how_to_build
 from pela_vl.data.remote import content
 
 _PIECE = 1 << 20  # characters
-_LARGEST = 1 << 26  # characters of one element; more is taken for malformed
+_LARGEST = 1 << 26  # characters of one element; a longer one counts as malformed
 _BLANKS = " \t\r\n"
 _AFTER = frozenset(_BLANKS + ",:]}")  # what ends a value
 
@@ -47,11 +47,13 @@ def read_json(path: str | os.PathLike[str], if_absent: str | None = None, if_gar
 
 
 def json_items(path: str | os.PathLike[str]) -> Iterator[tuple[str | None, Any]]:
-    """Yield what the top level of a JSON file holds, in its order.
+    """Yield the entries at the top level of a JSON file, in order.
 
     Of a list: (None, element) for each. Of an object: (key, element) for each element of an entry that is a list, and
-    (key, value) of other entries. Bytes that are no UTF-8 come out as lone surrogates, for the caller to find.
-    Raises `UserError` for a file that cannot be read or is malformed.
+    (key, value) of other entries. Bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        UserError: If the file cannot be read or is malformed.
     """
     name = os.fspath(path)
     try:
@@ -107,18 +109,18 @@ class _Scanner:
             try:
                 value, end = self.decode(self.text, self.at)
             except (json.JSONDecodeError, RecursionError) as error:
-                # the element may go on in what has not been read yet
+                # the element may continue in the part not read yet
                 if self.ended or len(self.text) - self.at > _LARGEST:
                     self.fail(error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply")
             else:
-                # a number may go on in what has not been read yet, even past a letter: 12, 12.5, 12.5e3
+                # a number may continue in the part not read yet, even after a letter: 12, 12.5, 12.5e3
                 if self.text[end : end + 1] in _AFTER or self.ended or len(self.text) - self.at > _LARGEST:
                     self.at = end
                     return value
             self.more(len(self.text) - self.at)
 
     def peek(self) -> str:
-        """The next character that is no blank, "" at the end."""
+        """The next character that is not whitespace; "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in _BLANKS:
                 self.at += 1

@@ -1,4 +1,4 @@
-"""Which sample comes when, on which process, and how batches are brought in; everything can start at any batch."""
+"""Sampling and loading: which sample comes when, on which process. An epoch can start at any batch."""
 
 import gc
 import re
@@ -31,10 +31,10 @@ Order = Callable[[int, int, int], np.ndarray]
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys for one epoch at a time, in an order that depends on (seed, epoch) alone.
 
-    The order is cut into global batches of `batch_size` x `world`, and each process takes its part of every one: with the
+    The order is cut into global batches of `batch_size` x `world`, and each process takes one part of each. With the
     same product, any number of processes sees the same global batches. All processes get equally many batches of equal
-    size. An epoch has as many whole optimiser steps of `accumulation` batches as the data make, so that its samples are the
-    same for any cut of an optimiser step into processes and batches; a set smaller than one step is taken as it is.
+    size. An epoch has as many whole optimiser steps of `accumulation` batches as the data make, so that its samples do
+    not depend on how a step is divided into processes and batches. A set smaller than one step is taken whole.
 
     Args:
         n: Samples in the data set.
@@ -42,10 +42,10 @@ class EpochSampler(Sampler[list[Key]]):
         process: This process.
         world: Number of processes.
         seed: Of the order.
-        drop_last: Leave out the last batch where it would be short. Otherwise it is filled up to a multiple of `world` from
-            the start of the order.
-        order: order(seed, epoch, samples of an optimiser step) instead of a permutation of all samples, for data that is
-            not read well in any order.
+        drop_last: Leave out the last batch where it would be short. Otherwise it is filled up to a multiple of `world`
+            from the start of the order.
+        order: order(seed, epoch, samples of an optimiser step) replaces the random permutation, for data that is slow
+            to read in random order.
         accumulation: Batches of an optimiser step.
 
     Raises:
@@ -76,7 +76,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     @property
     def global_batch(self) -> int:
-        """Samples of a batch of all processes."""
+        """Samples of a batch, all processes together."""
         return self.batch_size * self.world
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class EpochSampler(Sampler[list[Key]]):
         return whole if self.accumulation > 1 and whole else batches
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Make the next iteration start at `batch` of `epoch`; the batches before are not even looked at."""
+        """Start the next iteration at `batch` of `epoch`, without reading the batches before."""
         if epoch < 0 or not 0 <= batch <= len(self):
             raise ValueError(f"no batch {batch} of epoch {epoch}: an epoch has {len(self)} batches")
         self.epoch, self.start = epoch, batch
@@ -108,10 +108,10 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class Loader:
-    """Iterate over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
+    """Iterates over the batches of one epoch from the sampler's position; `len` is that of a whole epoch.
 
-    A `UserError` in a worker arrives here as it was raised, on one line, and not wrapped in the worker's traceback. A worker
-    that was killed, or that found no shared memory for its batches, is a `UserError` too.
+    A `UserError` in a worker is raised here unchanged, without the worker's traceback. A killed worker, and one without
+    shared memory for its batches, are a `UserError` too.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -134,19 +134,19 @@ class Loader:
                 try:
                     raise named from error.with_traceback(None)
                 finally:
-                    del named, batches  # as below; torch's own frames are in such a cycle too
+                    del named, batches  # as below; torch's frames are in such a cycle too
             if isinstance(batch, UserError):
                 try:
                     raise batch
                 finally:
-                    # The error's traceback holds this frame: a cycle, and workers that are collected with a cycle are
-                    # not told to stop, which costs five seconds of waiting.
+                    # The error's traceback refers to this frame, a reference cycle. Workers collected with a cycle
+                    # are not asked to stop, and waiting for them takes five seconds.
                     del batch
             yield batch
 
 
 def _lost_worker(error: Exception) -> UserError | None:
-    """What to say of an error of torch's about a worker that is gone or has no shared memory; None for another error."""
+    """The `UserError` for torch's error about a lost worker or missing shared memory; None for another error."""
     text = " ".join(str(error).split())
     if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
         return UserError(
@@ -169,12 +169,18 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Loader:
-    """Make a loader whose every iteration runs through `sampler` once; a training loop sets the position before.
+    """Create a loader whose every iteration runs through `sampler` once. A training loop sets the sampler's position
+    before.
 
-    workers: processes that read ahead, kept from epoch to epoch, no more than a list of batches has entries; 0 reads in this
-    process.
+    Iterating leaves the global random state alone, so that a resumed run draws the same numbers.
 
-    Iterating does not touch the global random state, so that a resumed run is on the same numbers.
+    Args:
+        dataset: indexed with the elements of the sampler's batches.
+        sampler: yields batches of keys; or a list of them.
+        collate: turns a list of samples into a batch.
+        workers: processes that read ahead, kept from epoch to epoch; 0 reads in this process. Not more than a list has
+            batches.
+        pin_memory: copy batches to page-locked memory.
     """
     if not isinstance(sampler, Sampler):
         workers = min(workers, len(sampler))
@@ -188,27 +194,47 @@ def make_loader(
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker,
-            generator=torch.Generator(),  # or each iterator would draw a seed from the global one
+            generator=torch.Generator(),  # otherwise each iterator would draw its seed from the global generator
         )
     )
 
 
 def make_image_loader(dataset: Dataset, indices: Sequence[int], batch_size: int, workers: int = 0) -> Loader:
-    """Load images for evaluation in the order of `indices`: batches of (images [B, 3, H, W], indices int64 [B])."""
+    """Load images for evaluation: batches of (images [B, 3, H, W], indices int64 [B]).
+
+    Args:
+        dataset: gives an image float32 [3, H, W] by index.
+        indices: which images, in this order.
+        batch_size: B; the last batch may be smaller.
+        workers: processes that read ahead; 0 reads in this process.
+    """
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return make_loader(_Numbered(dataset), batches, _stack_numbered, workers)
 
 
-def split_range(n: int, rank: int, world: int) -> range:
-    """Contiguous part of range(n) for one process; the parts cover everything once and differ in length by one at most."""
-    return range(n * rank // world, n * (rank + 1) // world)
+def split_range(n: int, process: int, world: int) -> range:
+    """The contiguous part of range(n) that one process takes. The parts cover everything once and differ in length by
+    at most one.
+
+    Args:
+        n: length of the range.
+        process: index of this process, in 0..world - 1.
+        world: number of processes.
+    """
+    return range(n * process // world, n * (process + 1) // world)
 
 
 class BadImageCounter:
-    """Count the samples whose image could not be read, and stop when they are too many.
+    """Count the samples whose image could not be read, and stop when there are too many.
 
-    max_share: largest share of such samples that is put up with, 0 for none at all. min_seen: samples to see before
-    judging, as the share of the first few says little. seen, replaced: counts so far. examples: reason by path.
+    Args:
+        max_share: largest tolerated fraction of such samples; 0 tolerates none.
+        min_seen: samples to see before the fraction is checked, as that of the first few says little.
+
+    Attributes:
+        seen: samples so far.
+        replaced: samples so far whose image was unreadable.
+        examples: reason by path, of at most MAX_EXAMPLES images.
     """
 
     MAX_EXAMPLES = 1000
@@ -219,7 +245,7 @@ class BadImageCounter:
         self.examples: dict[str, str] = {}
 
     def update(self, batch: Batch) -> None:
-        """Take a batch into account. Raises `UserError` naming some of the images when the share is exceeded."""
+        """Count a batch. Raises `UserError` naming some of the images when the fraction is exceeded."""
         self.seen += len(batch)
         self.replaced += batch.replaced
         for path, reason in batch.bad:
@@ -229,7 +255,7 @@ class BadImageCounter:
             self.check()
 
     def check(self) -> None:
-        """Judge by what was seen, however little; for the end of an epoch. Raises as `update` does."""
+        """Check the fraction, however few samples were seen; for the end of an epoch. Raises as `update` does."""
         if self.replaced > self.max_share * self.seen:
             shown = "; ".join(f"{path} ({reason})" for path, reason in list(self.examples.items())[:3])
             raise UserError(
@@ -239,7 +265,7 @@ class BadImageCounter:
 
 
 class _Carried(Dataset):
-    """Give a `UserError` back as a value: raised in a worker, the loader would bury it in a traceback."""
+    """Return a `UserError` as a value: raised in a worker, it would arrive wrapped in the worker's traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -279,7 +305,7 @@ def _stack_numbered(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tens
 
 
 def _prepare_worker(_: int) -> None:
-    # On Ctrl-C the main process stops its workers; left to themselves each would print a traceback.
+    # On Ctrl-C the main process stops its workers; otherwise each would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A collection of garbage writes to every object that it looks at, which would copy what was there before the fork.
+    # Garbage collection writes to every object, which would copy all memory pages from before the fork.
     gc.freeze()

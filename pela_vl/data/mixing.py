@@ -1,7 +1,8 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch with itself in reverse order, and their soft labels.
+"""Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019) and their soft labels.
 
-A batch is mixed by one draw, as timm does by default: sample i with sample B - 1 - i. Drawing and mixing are apart, so that
-the same draw can be applied to teacher and student, or shown. Shapes: B samples, C classes, H x W pixels.
+Sample i of a batch is mixed with sample B - 1 - i, with one draw per batch, as in timm's default mode. Drawing and
+mixing are separate functions, so that one draw can be applied to teacher and student, or displayed. Shapes: B samples,
+C classes, H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mix:
-    """One draw. weight: of the sample itself in its label; its partner has 1 - weight. box: (top, bottom, left, right) of
-    what is cut from the partner, None where all pixels are blended."""
+    """One draw.
+
+    Attributes:
+        weight: of the sample itself in its label; its partner has 1 - weight.
+        box: (top, bottom, left, right) of what is cut from the partner; None where all pixels are blended.
+    """
 
     weight: float = 1.0
     box: tuple[int, int, int, int] | None = None
@@ -24,8 +29,13 @@ class Mix:
 class Mixing:
     """How batches are mixed.
 
-    mixup, cutmix: parameter of the Beta distribution that the weight comes from, 0 for never. probability: of mixing a
-    batch at all. switch: probability of CutMix where both are on. smoothing: of the labels. classes: C.
+    Attributes:
+        classes: C.
+        mixup: parameter of Mixup's Beta distribution; 0: no Mixup.
+        cutmix: parameter of CutMix's Beta distribution; 0: no CutMix.
+        probability: of mixing a batch at all.
+        switch: probability of CutMix where both are on.
+        smoothing: of the labels.
     """
 
     classes: int
@@ -43,7 +53,13 @@ class Mixing:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
 
     def draw(self, rng: np.random.RandomState, height: int, width: int) -> Mix:
-        """Draw for a batch of images of height x width pixels. rng: seeded alike, timm's `Mixup` draws the same."""
+        """Draw the mix of one batch.
+
+        Args:
+            rng: the generator; seeded alike, timm's `Mixup` draws the same.
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+        """
         if not (self.mixup or self.cutmix) or rng.random_sample() >= self.probability:
             return Mix()
         cut = not self.mixup or (bool(self.cutmix) and rng.random_sample() < self.switch)
@@ -51,23 +67,23 @@ class Mixing:
         weight = float(rng.beta(alpha, alpha))
         if not cut or weight == 1.0:
             return Mix(weight)
-        side = np.sqrt(1 - weight)
-        cut_height, cut_width = int(height * side), int(width * side)
+        scale = np.sqrt(1 - weight)
+        cut_height, cut_width = int(height * scale), int(width * scale)
         y, x = int(rng.randint(0, height)), int(rng.randint(0, width))
         top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
         left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
-        # the box may hang over the border: the label goes by what was really cut
+        # the box may cross the border: the label uses the area that was really cut
         return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
     def labels(self, targets: Tensor, mix: Mix) -> Tensor:
         """Soft labels [B, C] of targets int64 [B]: each row sums to 1."""
         off = self.smoothing / self.classes
-        own = torch.full((len(targets), self.classes), off).scatter_(1, targets[:, None], 1 - self.smoothing + off)
-        return own * mix.weight + own.flip(0) * (1 - mix.weight)
+        smooth = torch.full((len(targets), self.classes), off).scatter_(1, targets[:, None], 1 - self.smoothing + off)
+        return smooth * mix.weight + smooth.flip(0) * (1 - mix.weight)
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """images [B, 3, H, W] mixed in place, and returned."""
+    """Mix images [B, 3, H, W] in place, and return them."""
     if mix.box is not None:
         top, bottom, left, right = mix.box
         images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
@@ -78,6 +94,12 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
 
 
 def mixing_generator(seed: int, stream: int, keys: list[tuple[int, int]]) -> np.random.RandomState:
-    """The generator of a batch: a function of the seed and the samples' (epoch, index) alone."""
+    """The random generator of one batch.
+
+    Args:
+        seed: of the run.
+        stream: a constant that separates these draws from others with the same seed.
+        keys: (epoch, index) of the batch's samples.
+    """
     words = np.random.SeedSequence([seed, stream, *(number for key in keys for number in key)]).generate_state(8)
     return np.random.RandomState(words)

@@ -1,7 +1,7 @@
-"""Where an image lies below an image root: the one rule that every reader follows.
+"""Paths of images below an image root: the one rule that every reader follows.
 
-A path counts by its spelling. It must stay below the root, and so an absolute path may be given when it lies there. Links are
-followed: folders that are links are the owner's own doing. A root may be an address (s3://bucket/images).
+A path is checked by its spelling. It must stay below the root; an absolute path is accepted when it lies there. Links
+are followed. A root may be an address (s3://bucket/images).
 """
 
 import errno
@@ -15,7 +15,7 @@ from pela_vl.data.remote import is_remote
 
 PathLike = str | os.PathLike[str]
 
-# what says that there is no such file; anything else says that the disk cannot tell
+# these mean that there is no such file; other errors mean that the disk cannot be read
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
@@ -54,15 +54,18 @@ def _resolve_address(base: str, path: str) -> str:
 
 
 def below(root: PathLike, path: str) -> str:
-    """As `resolve`, and give the path from the root on, with forward slashes: what lists hold."""
+    """As `resolve`, but relative to the root and with forward slashes, as in lists."""
     return os.path.relpath(resolve(root, path), os.path.abspath(root)).replace(os.sep, "/")
 
 
 def find(root: PathLike, path: str) -> str | None:
-    """The path from the root on as the disk spells it, or None when there is no such file.
+    """The path relative to the root as it is spelt on the disk; None when there is no such file.
 
-    Names with accents may be composed (NFC) in the entry and decomposed (NFD, as macOS writes them) on the disk, or the reverse:
-    each spelling is tried. Raises `UserError` for a path that leaves the root, and when the disk cannot be read.
+    Accented letters may be composed (NFC) in the entry and decomposed (NFD, as macOS writes them) on the disk, or the
+    reverse. All spellings are tried.
+
+    Raises:
+        UserError: If the path leaves the root, or the disk cannot be read.
     """
     relative = below(root, path)
     for spelling in dict.fromkeys((relative, *(unicodedata.normalize(form, relative) for form in ("NFC", "NFD")))):
@@ -72,7 +75,11 @@ def find(root: PathLike, path: str) -> str | None:
 
 
 def is_file(path: PathLike) -> bool:
-    """Whether a file is there. Raises `UserError` when the disk cannot tell: no permission, input or output error, stale mount."""
+    """Whether a file is there.
+
+    Raises:
+        UserError: If the disk cannot tell: no permission, input or output error, stale mount.
+    """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except ValueError:  # a NUL or a lone surrogate that no file name can hold
@@ -84,14 +91,14 @@ def is_file(path: PathLike) -> bool:
 
 
 def unreadable(path: PathLike, error: OSError) -> UserError:
-    """The error for a file that is there and that the disk does not give."""
+    """The error for a file that exists but cannot be read."""
     return UserError(
         f"{os.fspath(path)}: cannot be read ({error.strerror or error}); mend the disk or the permissions, then run again"
     )
 
 
 def why_absent(root: PathLike, path: str) -> str:
-    """Why `find` found nothing, in words for a message."""
+    """Why `find` found nothing, for a message."""
     full = resolve(root, path)
     if "\\" in path:
         return f"{full}: no such image; its path has back slashes, write it with forward slashes"

@@ -1,7 +1,7 @@
-"""Reads pickles of plain data (lists, dicts, text, numbers) without the possibility that they run code.
+"""Reads pickles of plain data (lists, dicts, text, numbers) without running code.
 
-A pickle is a program for a small machine. Every instruction is looked at first; any that could import a name or call
-something is refused, so the file is loaded only if it cannot do more than build plain containers.
+A pickle is a program for a small stack machine. Every instruction is checked first. A file with an instruction that
+could import a name or call something is refused.
 """
 
 import io
@@ -30,10 +30,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
-    """The content of a pickle of plain data, of any protocol; byte strings of Python 2 are read as latin-1 (ASCII in
+    """The content of a pickle of plain data, of any protocol. Byte strings of Python 2 are decoded as latin-1 (ASCII in
     protocol 0).
 
-    Raises UserError for a file that cannot be read, is damaged, or holds anything else (NumPy's scalars too), naming it.
+    Raises:
+        UserError: If the file cannot be read, is damaged, or holds anything else (NumPy's scalars too).
     """
     try:
         data = Path(path).read_bytes()
@@ -42,12 +43,14 @@ def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
     _check(path, data)
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises whatever its instructions run into
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path}: damaged pickle ({type(error).__name__}: {error}); download it again") from None
 
 
 def _check(path: str | os.PathLike[str], data: bytes) -> None:
-    """Refuse all but plain instructions, and memo numbers that would make the unpickler reserve memory without end."""
+    """Refuse instructions that are not plain, and memo numbers for which the unpickler would reserve memory without
+    bound.
+    """
     try:
         for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
             name = instruction.name

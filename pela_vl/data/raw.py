@@ -1,4 +1,4 @@
-"""Checks that the readers of raw public files share, and the writing of the lists made of them."""
+"""Checks shared by the readers of raw public files, and writing of lists."""
 
 import json
 import os
@@ -14,15 +14,22 @@ _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words for a message."""
+    """Name of a JSON value's type, for a message."""
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str], if_absent: str, if_garbled: str, **options: Any) -> Iterator[TextIO]:
-    """Open a UTF-8 file to be read within the block; options: of `open`.
+    """Open a UTF-8 file for reading within the block.
 
-    Raises `UserError` for a file that is absent (if_absent: what to do then), unreadable or no UTF-8 (if_garbled).
+    Args:
+        path: of the file.
+        if_absent: end of the error for an absent file: what to do.
+        if_garbled: end of the error for a file that is not UTF-8: what to do.
+        options: further arguments of `open`.
+
+    Raises:
+        UserError: If the file is absent, unreadable or not UTF-8.
     """
     try:
         with open(path, **{"encoding": "utf-8"} | options) as file:
@@ -36,7 +43,17 @@ def reading(path: str | os.PathLike[str], if_absent: str, if_garbled: str, **opt
 
 
 def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
-    """Return entry[name]; raises `UserError` naming `place` and the field when it is absent or of another type."""
+    """Return entry[name] after a check of its type.
+
+    Args:
+        place: where the entry is, for the error.
+        entry: a JSON object.
+        name: the field.
+        wanted: str, int or list. A bool is no int.
+
+    Raises:
+        UserError: Naming place and field, when it is absent or of another type.
+    """
     if name not in entry:
         raise UserError(f"{place}.{name}: is missing; {_WANTED[wanted]} is wanted")
     value = entry[name]
@@ -46,7 +63,17 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
 
 
 def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of the objects in the list `key` of a JSON document; wanted: what the file should be, for messages."""
+    """(place, entry) of each object in the list `key` at the top of a JSON document.
+
+    Args:
+        path: of the file, for errors.
+        content: the document.
+        key: name of the list.
+        wanted: what the file should be, for errors.
+
+    Raises:
+        UserError: If there is no such list, or an element is no object.
+    """
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UserError(f"{path}: has no list '{key}' at its top; {wanted} is wanted")
@@ -57,7 +84,7 @@ def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tu
 
 
 def write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write a JSON list with an entry a line, whole or not at all."""
+    """Write a JSON list with one entry per line, completely or not at all."""
     with atomic_write(path, "w") as file:
         file.write("[\n")
         file.write(",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))

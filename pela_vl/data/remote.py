@@ -1,4 +1,4 @@
-"""Files at an address (s3://, gs://, hf://, http://, memory://) through fsspec, beside files of this machine."""
+"""Files at an address (s3://, gs://, hf://, http://, memory://) through fsspec, and local files alike."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def content(path: PathLike) -> bytes:
-    """A small file whole. Raises OSError as `open` does."""
+    """The content of a small file. Raises OSError as `open` does."""
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
@@ -32,7 +32,7 @@ def content(path: PathLike) -> bytes:
 
 
 def size_of(path: PathLike) -> int | None:
-    """Bytes of a file, None if there is none."""
+    """Bytes of a file; None if there is none."""
     if not is_remote(path):
         return os.path.getsize(path) if os.path.isfile(path) else None
     system, name = _system(os.fspath(path))
@@ -43,7 +43,7 @@ def size_of(path: PathLike) -> int | None:
 
 
 def copied(path: str) -> int:
-    """A handle of a temporary copy, which has no name and goes when the handle is closed. Raises OSError as `open` does."""
+    """A handle of an unnamed temporary copy, which disappears when it is closed. Raises OSError as `open` does."""
     system, name = _system(path)
     with tempfile.TemporaryFile() as copy:
 
@@ -73,7 +73,7 @@ def _system(path: str) -> tuple[Any, str]:
 
 
 def _answer(ask: Callable[[], Answer]) -> Answer:
-    """What a file system answers; a request that fails is made again twice, and then is an OSError, whatever its library raises."""
+    """Call a file system. A request that fails is made again twice and then raises OSError, whatever its library raises."""
     for pause in (*_PAUSES, None):
         try:
             return ask()

@@ -1,7 +1,8 @@
-"""Repeated augmentation (Hoffer et al. 2020; DeiT): several views of an image in one batch, an epoch no longer than before.
+"""Repeated augmentation (Hoffer et al. 2020; DeiT): several views of an image in one batch, in epochs of unchanged
+length.
 
-A view is named by a number: number % n is the image, number // n the copy. A data set of n images draws a view from the
-number, so that the copies of an image differ.
+A view has one number: number % n is the image, number // n the copy. A data set of n images seeds the augmentation with
+the number, so that the copies of an image differ.
 """
 
 import numpy as np
@@ -10,11 +11,13 @@ from pela_vl.data.loader import Order
 
 
 def repeated_order(n: int, times: int) -> Order:
-    """An order for `EpochSampler`: of n images about n / `times` come in an epoch, each `times` times.
+    """An order for `EpochSampler`: an epoch has about n / `times` of n images, each `times` times.
 
-    As in DeiT the copies of an image are in one global batch; there the first copies of all images come first, then the
-    second ones, so that processes, which have a part of the batch each, get different copies. Raises ValueError unless n
-    and times are 1 at least.
+    As in DeiT, the copies of an image are in one global batch. The batch holds the first copies of all its images, then
+    the second ones, so that processes, each of which takes one part of it, get different copies.
+
+    Raises:
+        ValueError: If `n` or `times` is less than 1.
     """
     if n < 1 or times < 1:
         raise ValueError(f"n {n} and times {times} must be 1 at least")
@@ -26,7 +29,16 @@ def repeated_order(n: int, times: int) -> Order:
 
 
 def repeat_views(permutation: np.ndarray, times: int, batch: int) -> np.ndarray:
-    """The first n views of permutation [n] with every image `times` times running, each batch ordered by copy."""
+    """The first n views when every image comes `times` times in a row, each batch sorted by copy.
+
+    Args:
+        permutation: int [n], the order of the images.
+        times: copies of an image.
+        batch: samples of a global batch.
+
+    Returns:
+        int [n], numbers of views.
+    """
     n = len(permutation)
     images = np.repeat(permutation, times)[:n]
     copies = np.tile(np.arange(times), n)[:n]

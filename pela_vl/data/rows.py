@@ -1,7 +1,7 @@
-"""Rows of a table of captions (CSV or TSV), each by itself: a mark out of place spoils its own row and no other.
+"""Rows of a table of captions (CSV or TSV), parsed so that a misplaced quotation mark spoils only its row.
 
-In CSV a cell may be quoted, and a quoted cell may hold separators, doubled marks and line breaks. TSV has no quoting: a
-quotation mark is one.
+In CSV a cell may be quoted, and a quoted cell may hold separators, doubled quotation marks and line breaks. TSV has no
+quoting.
 """
 
 import codecs
@@ -14,12 +14,17 @@ from itertools import islice
 from pela_vl.base.errors import UserError
 from pela_vl.data.paths import unreadable
 
-_LONGEST = 50  # lines that a quoted cell may span; more is a mark that was never closed
+_LONGEST = 50  # lines that a quoted cell may span; beyond that the quotation mark counts as unclosed
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. line: where it begins, from 1. problem: why its cells cannot be told apart, "" if they can."""
+    """One row.
+
+    Attributes:
+        line: number of its first line, from 1.
+        problem: why it cannot be split into cells; "" if it can.
+    """
 
     line: int
     cells: list[str]
@@ -27,10 +32,13 @@ class Row:
 
 
 def read_rows(path: str | os.PathLike[str], delimiter: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a UTF-8 table, empty lines left out; a byte order mark is dropped.
+    """Yield the rows of a UTF-8 table without empty lines and byte order mark.
 
-    delimiter: None for a tab, or a comma where the name ends in `.csv`. Bytes that are no UTF-8 stay as lone surrogates.
-    A first row with names of columns is a row like others. Raises `UserError` for a file that is absent or unreadable.
+    The delimiter None means a comma for names ending in `.csv`, and a tab otherwise. Bytes that are not UTF-8 are kept
+    as lone surrogates. A header is a row like any other.
+
+    Raises:
+        UserError: If the file is absent or unreadable.
     """
     if delimiter is None:
         delimiter = "," if os.fspath(path).lower().endswith(".csv") else "\t"
@@ -51,7 +59,7 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
     source = iter(lines)
     ahead: deque[str] = deque()
     number = 0
-    columns = 0  # of the first row: by their number a row is known where a mark is left open
+    columns = 0  # of the first row; a line with as many cells is a row even if a quotation mark before it is open
     while True:
         if not ahead:
             ahead.extend(islice(source, 1))
@@ -79,10 +87,10 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
 
 
 def split_cells(text: str, delimiter: str) -> list[str] | None:
-    """The cells of one row of CSV; None when a quoted cell has no end.
+    """The cells of one row of CSV; None when a quoted cell does not end.
 
-    A cell is quoted when it begins with a quotation mark whose partner stands before a delimiter or the end. Other marks
-    are characters like any: `"Hello" she said` is a cell as it stands.
+    A cell is quoted when it begins with a quotation mark whose partner stands before a delimiter or the end. Other
+    quotation marks are ordinary characters: `"Hello" she said` is a cell as it stands.
     """
     cells, at = [], 0
     while True:
@@ -101,7 +109,7 @@ def split_cells(text: str, delimiter: str) -> list[str] | None:
 
 
 def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
-    """The content of the quoted cell that begins at `start`, and where it ends; (None, 0) for one without an end."""
+    """Content and end of the quoted cell that begins at `start`; (None, 0) if it does not end."""
     at = start + 1
     while (mark := text.find('"', at)) >= 0:
         after = text[mark + 1 : mark + 2]
@@ -110,7 +118,7 @@ def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
             continue
         if after in ("", delimiter):
             return text[start + 1 : mark].replace('""', '"'), mark + 1
-        # a single mark inside: this cell was never meant to be quoted
+        # a single quotation mark inside: the cell was not meant to be quoted
         end = text.find(delimiter, start)
         end = len(text) if end < 0 else end
         return (text[start:end], end) if mark < end else (None, 0)
@@ -118,13 +126,13 @@ def _quoted(text: str, start: int, delimiter: str) -> tuple[str | None, int]:
 
 
 def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -> tuple[list[str] | None, int]:
-    """The cells of a row whose quoted cell goes on over following lines, and how many; (None, 0) if it does not.
+    """Cells of a row whose quoted cell continues on following lines, and how many lines; (None, 0) if it does not end.
 
-    A following line that is a whole row by itself, with as many cells as the first row has, is never taken into a cell.
+    A line that is a complete row by itself, with as many cells as the first row, never becomes part of a cell.
     """
     text = line
     for taken, following in enumerate(ahead, 1):
-        # with an odd number of marks the line ends a cell that began before
+        # with an odd number of quotation marks the line ends a cell that began before
         alone = split_cells(following.rstrip("\r\n"), delimiter) if following.count('"') % 2 == 0 else None
         if columns > 1 and alone is not None and len(_without_trailing(alone, columns)) == columns:
             return None, 0
@@ -136,7 +144,7 @@ def _over_lines(line: str, ahead: Iterable[str], delimiter: str, columns: int) -
 
 
 def _without_trailing(cells: list[str], columns: int) -> list[str]:
-    """Spreadsheets end rows with empty cells beyond the named columns; these say nothing."""
+    """Remove empty cells beyond the named columns, with which spreadsheets end rows."""
     while columns and len(cells) > columns and not cells[-1].strip():
         cells = cells[:-1]
     return cells

@@ -1,4 +1,4 @@
-"""Cleaning of captions and questions, by the rules that the published ALBEF numbers rest on."""
+"""Cleaning of captions and questions by ALBEF's rules."""
 
 import re
 
@@ -6,8 +6,8 @@ _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 _TO_SPACE = str.maketrans("-/", "  ")
 _BLANKS = re.compile(r"\s{2,}")
 _KEPT = re.compile(r"[^\s,.'!?\"()*#:;~\-/]")
-_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|wards?)?\b)")
-_OTHER_SIDE = {"left": "right", "right": "left"}
+_LEFT_OR_RIGHT = re.compile(r"\b(left|right)(?=(?:most|hand|wards?)?\b)")
+_MIRRORED = {"left": "right", "right": "left"}
 
 
 def has_text(text: str) -> bool:
@@ -27,15 +27,15 @@ def clean_caption(text: str, max_words: int = 30) -> str:
 def clean_question(text: str, max_words: int = 30) -> str:
     """Clean as `clean_caption` does, but keep `<person>` and runs of blanks.
 
-    As published, spaces alone are dropped at the end, and the words are what stands between two spaces: a run of spaces
-    holds empty words that count towards `max_words`, and so does a line break between spaces.
+    As published, only spaces are stripped at the end, and the text is split at single spaces. A run of spaces thus
+    contains empty words that count towards `max_words`.
     """
     return _cut(_strip_marks(text).rstrip(" "), max_words)
 
 
 def swap_sides(text: str) -> str:
-    """Exchange the words left and right (also leftmost, righthand, ...): what a horizontal flip does to a caption."""
-    return _SIDE.sub(lambda match: _OTHER_SIDE[match.group(1)], text)
+    """Swap the words left and right (also leftmost, righthand, ...), to fit a horizontally flipped image."""
+    return _LEFT_OR_RIGHT.sub(lambda match: _MIRRORED[match.group(1)], text)
 
 
 def _strip_marks(text: str) -> str:

@@ -25,14 +25,16 @@ def shipped_vocabularies() -> list[str]:
 
 
 class Tokenizer:
-    """Texts to ids by a WordPiece vocabulary, given as the list of its entries in the order of their ids.
+    """WordPiece tokeniser.
 
-    Special tokens are added by `encode` alone: "[MASK]" in a text is cut up as any other word, so no caption can
-    bring in a special id. Picklable, and free of threads, so that it may be used in the workers of a loader.
+    Special tokens are added by `encode` alone: "[MASK]" in a text is split as any other word, so no caption can contain
+    a special id. It can be pickled and has no threads, so that loader workers can use it.
     """
 
     def __init__(self, entries: Sequence[str], source: str = "vocabulary") -> None:
-        """`source` names the vocabulary in error messages. Raises `UserError` for an unusable vocabulary."""
+        """`entries` are in the order of their ids; `source` names the vocabulary in errors. Raises `UserError` for an
+        unusable one.
+        """
         self.entries = list(entries)
         vocab = {entry: index for index, entry in enumerate(self.entries)}
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
@@ -66,7 +68,7 @@ class Tokenizer:
             ) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 at byte {error.start}; use the vocab.txt of a BERT model") from error
-        # Not splitlines(): some entries are themselves separators to it.
+        # Not splitlines(): it would split at some entries.
         lines = [line.removesuffix("\r") for line in text.split("\n")]
         return cls(lines[:-1] if lines[-1] == "" else lines, source=str(path))
 
@@ -89,9 +91,16 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int, eos: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenise a batch: `[CLS] w1 w2 ...`, followed by `[SEP]` only with `eos`.
 
-        Returns ids and mask, both int64 [B, L], L being the longest of the batch, at most `max_tokens` (which counts
-        `[CLS]` and, with `eos`, the `[SEP]` that truncation spares). The mask is 1 on tokens and 0 on padding.
-        Raises ValueError when `max_tokens` leaves no room for a word.
+        Args:
+            texts: B texts.
+            max_tokens: longest row; it counts `[CLS]` and, with `eos`, the `[SEP]`, which truncation never removes.
+            eos: end every row with `[SEP]`.
+
+        Returns:
+            ids and mask, both int64 [B, L], L being the longest of the batch. The mask is 1 on tokens and 0 on padding.
+
+        Raises:
+            ValueError: If `max_tokens` leaves no room for a word.
         """
         room = max_tokens - (2 if eos else 1)
         if room < 1:
@@ -114,10 +123,12 @@ class Tokenizer:
 
 
 def build_vocabulary(texts: Iterable[str], max_entries: int = 30522) -> list[str]:
-    """Make a word vocabulary from texts: special tokens, characters, then the most frequent words (ties by spelling).
+    """Build a word vocabulary from texts: special tokens, characters, then the most frequent words (ties by spelling).
 
-    Every character of the texts is an entry both alone and as a continuation, so a word left out is spelt, not unknown.
-    Raises ValueError when `max_entries` does not even hold the characters.
+    Every character is an entry both alone and as a continuation, so a word that is left out is spelt, not unknown.
+
+    Raises:
+        ValueError: If `max_entries` is too small for the characters.
     """
     normalise, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     words: Counter[str] = Counter()

@@ -19,12 +19,12 @@ from pela_vl.data.normalization import CLIP, Normalization
 
 RATIO = (3 / 4, 4 / 3)
 
-# an image and a NumPy generator, which may be None where nothing is drawn -> float32 [3, H, W], and whether it was flipped
+# (image, NumPy generator or None where nothing is drawn) -> (float32 [3, H, W], whether it was flipped)
 Transform = Callable[[Image.Image, Any], tuple[torch.Tensor, bool]]
 
 
 def require_transform(transform: Transform | None) -> Transform:
-    """A data set's transform, which is set only when the model is there. Raises ValueError where it is not set yet."""
+    """Return a data set's transform. Raises ValueError if it is not set yet; it is set once the model is known."""
     if transform is None:
         raise ValueError("this data set has no transform yet: set its attribute `transform` first")
     return transform
@@ -37,7 +37,18 @@ def train_transform(
     augment: bool = True,
     normalization: Normalization = CLIP,
 ) -> "TrainTransform":
-    """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`."""
+    """Random resized crop, horizontal flip and random augmentation; see `TrainTransform`.
+
+    Args:
+        image_size: width and height of the result in pixels.
+        min_scale: smallest fraction of the area that a crop keeps, in (0, 1].
+        hflip: probability of a horizontal flip.
+        augment: apply `random_augment` too.
+        normalization: of the channels.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
     return TrainTransform(image_size, min_scale, hflip, augment, normalization)
 
 
@@ -50,8 +61,11 @@ def eval_transform(image_size: int, normalization: Normalization = CLIP) -> "Eva
 class TrainTransform:
     """Random resized crop (bicubic), horizontal flip, then two random augmentations.
 
-    image_size: side of the result in pixels. min_scale: least share of the area that a crop keeps; 1 keeps the whole
-    image, whatever its shape. hflip: probability of a flip. augment: whether to apply `random_augment`.
+    Attributes:
+        image_size: width and height of the result in pixels.
+        min_scale: smallest fraction of the area that a crop keeps; 1 keeps the whole image, whatever its shape.
+        hflip: probability of a flip.
+        augment: whether to apply `random_augment`.
     """
 
     image_size: int
@@ -68,7 +82,9 @@ class TrainTransform:
             raise ValueError(f"hflip is a probability, not {self.hflip}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and whether the image was flipped (left and right change places in its text)."""
+        """Return float32 [3, H, W] and whether the image was flipped, in which case left and right must be swapped in
+        its text.
+        """
         if self.min_scale < 1:
             image = image.crop(crop_box(*image.size, self.min_scale, rng))
         image = resize(image, self.image_size)
@@ -91,14 +107,23 @@ class EvalTransform:
         _check_size(self.image_size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
+        """Return float32 [3, H, W] and False. `rng` is unused; training transforms need it."""
         return to_tensor(resize(image, self.image_size), self.normalization), False
 
 
 def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a crop (left, top, right, bottom) with area share in [min_scale, 1] and log-uniform aspect ratio in `RATIO`.
+    """Draw a crop with a log-uniform aspect ratio in `RATIO`.
 
-    Ten draws are tried; when none fits, the largest central crop whose ratio lies in `RATIO` is taken.
+    Ten draws are tried. When none fits, the largest central crop whose ratio lies in `RATIO` is taken.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        min_scale: smallest fraction of the area; the largest is 1.
+        rng: where the draws come from.
+
+    Returns:
+        (left, top, right, bottom) in pixels.
     """
     area, (low, high) = width * height, RATIO
     for _ in range(10):
@@ -128,7 +153,7 @@ def to_tensor(image: Image.Image, normalization: Normalization = CLIP) -> torch.
 
 
 def to_image(tensor: torch.Tensor, normalization: Normalization = CLIP) -> Image.Image:
-    """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, for looking at what the model sees."""
+    """Undo `to_tensor`: float [3, H, W] to 8-bit RGB, to show what the model sees."""
     mean, std = _statistics(normalization)
     pixels = tensor.detach().float().cpu() * std + mean
     return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

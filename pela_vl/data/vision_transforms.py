@@ -1,7 +1,7 @@
 """ImageNet's augmentation and evaluation crop. H, W: the image size S.
 
-timm draws from Python's, numpy's and torch's global generators. Here they are seeded from the generator that is passed in
-and put back afterwards, so that a view is a function of its sample's seed, and nothing else is moved.
+timm draws from Python's, numpy's and torch's global generators. Here these are seeded from the given generator and
+restored afterwards, so that a view is a function of its sample's seed.
 """
 
 import random
@@ -23,7 +23,7 @@ RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 @contextmanager
 def seeded(seeds: tuple[int, int, int]) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU generators start from `seeds` in the block and are as before after it."""
+    """Seed Python's, numpy's and torch's CPU generators in the block, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seeds[0])
@@ -43,7 +43,9 @@ def draw_seeds(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's, which asks for 0 bits at the highest magnitude. Pillow made a black image of that, and now refuses it."""
+    """timm's operation, which asks for 0 bits at the highest magnitude. Older Pillows made a black image of that; newer
+    ones raise.
+    """
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
@@ -51,9 +53,12 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 class AugmentTransform:
     """timm's training transform: random resized crop (bicubic), flip, RandAugment, normalisation, random erasing.
 
-    image_size: S in pixels. min_scale: least share of the area that a crop keeps. hflip: probability of a flip.
-    rand_augment: timm's description of the policy, empty for none. erasing: probability of an erased rectangle, which is
-    filled with noise pixel by pixel.
+    Attributes:
+        image_size: S in pixels.
+        min_scale: smallest fraction of the area that a crop keeps.
+        hflip: probability of a flip.
+        rand_augment: timm's name of the policy; empty: none.
+        erasing: probability of erasing a rectangle, which is filled with noise pixel by pixel.
     """
 
     image_size: int
@@ -64,7 +69,7 @@ class AugmentTransform:
     _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        made = create_transform(
+        transform = create_transform(
             self.image_size,
             is_training=True,
             scale=(self.min_scale, 1.0),
@@ -77,11 +82,11 @@ class AugmentTransform:
             mean=MEAN,
             std=STD,
         )
-        for part in made.transforms:
+        for part in transform.transforms:
             for operation in getattr(part, "ops", ()):
                 if operation.aug_fn is posterize:
                     operation.aug_fn = _posterize
-        object.__setattr__(self, "_transform", made)
+        object.__setattr__(self, "_transform", transform)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
         """Return float32 [3, H, W], and False: no text depends on a flip."""
@@ -109,5 +114,5 @@ class CentreTransform:
         object.__setattr__(self, "_transform", transforms.Compose(steps))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, bool]:
-        """Return float32 [3, H, W] and False; `rng` is there for the sake of one signature."""
+        """Return float32 [3, H, W] and False. `rng` is unused; training transforms need it."""
         return self._transform(image), False

@@ -1,1 +1,1 @@
-"""The demo: the whole method on scenes, through the very commands a user types."""
+"""The demo: the whole method on scenes, run by the same commands that a user types."""

@@ -1,4 +1,4 @@
-"""The demo's other tasks: SNLI-VE, RefCOCO+ and VQA on scenes, each fine-tuned from every model with equal steps."""
+"""The demo's downstream tasks: SNLI-VE, RefCOCO+ and VQA on scenes, each fine-tuned from every model with equal steps."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,14 @@ from pela_vl.demo.stages import Stage, make_stage, set_arguments
 
 @dataclass(frozen=True)
 class Downstream:
-    """A task. builder, arguments: the script that makes its lists from scenes, {scenes} and {lists} standing for folders.
+    """A downstream task.
 
-    data: the config keys that name what is below these folders. splits: evaluation files by split. metrics: those that the
-    table shows, of a split each, with their heads.
+    Attributes:
+        builder, arguments: the script that writes its lists, and its arguments with {scenes} and {lists} to be filled
+            in.
+        data: configuration keys of paths below these folders.
+        splits: evaluation files by split.
+        metrics: (split, metric, column head) of the columns shown.
     """
 
     name: str
@@ -96,7 +100,7 @@ TASKS = (
 
 
 def list_stages(scenes: Path) -> list[Stage]:
-    """The commands that make each task's lists, as a user makes them of the public downloads."""
+    """The stages that write each task's lists, as a user does from the public downloads."""
     stages = []
     for task in TASKS:
         arguments, lists = task_arguments(scenes, task), [task_lists(scenes, task)]
@@ -105,17 +109,24 @@ def list_stages(scenes: Path) -> list[Stage]:
 
 
 def task_arguments(scenes: Path, task: Downstream) -> list[str]:
-    """Of the script that makes a task's lists from a folder of scenes."""
+    """Arguments of the script that writes a task's lists from a folder of scenes."""
     return [part.format(scenes=scenes, lists=task_lists(scenes, task)) for part in task.arguments]
 
 
 def task_changes(scenes: Path, task: Downstream) -> list[str]:
-    """What its configuration says of these lists."""
+    """Configuration changes that name a task's lists."""
     return [f"{key}={value.format(scenes=scenes, lists=task_lists(scenes, task))}" for key, value in task.data.items()]
 
 
 def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, steps: int | None) -> list[Stage]:
-    """The commands that fine-tune every model for each task."""
+    """The stages that fine-tune every model for each task.
+
+    Args:
+        checkpoints: by model name.
+        root: folder of the demo's runs.
+        scenes: folder of the corpus.
+        steps: of each fine-tuning; None: the configuration's.
+    """
     stages = []
     for task in TASKS:
         for model, checkpoint in checkpoints.items():
@@ -130,17 +141,23 @@ def tuning_stages(checkpoints: Mapping[str, Path], root: Path, scenes: Path, ste
 
 
 def task_lists(scenes: Path, task: Downstream) -> Path:
-    """Where a task's lists are."""
+    """Folder of a task's lists."""
     return scenes / "tasks" / task.name
 
 
 def task_folder(root: Path, task: Downstream, model: str) -> Path:
-    """Where a model's run of a task is."""
+    """Folder of a model's run of a task.
+
+    Args:
+        root: folder of the demo's runs.
+        task: the task.
+        model: name of the model; its first word names the folder.
+    """
     return root / task.name / model.split(" ")[0].lower()
 
 
 def downstream_results(models: list[str], root: Path) -> dict[str, Any]:
-    """The report's `tasks`: by task, the heads of the columns and each model's row of percentages."""
+    """The report's `tasks`: by task, the column heads and each model's row of percentages."""
     return {
         task.title: {
             "columns": [head for _, _, head in task.metrics],

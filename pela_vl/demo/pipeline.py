@@ -1,4 +1,4 @@
-"""Which commands the demo runs, and how their results become one report."""
+"""The demo's commands in order, and the report of their results."""
 
 import base64
 import io
@@ -34,7 +34,9 @@ TEACHER, TRUNCATED, PELA = "teacher (dense)", "truncated (SVD only)", "PELA"
 
 @dataclass
 class Sizes:
-    """How much of everything; the defaults are those of `make demo`. all_tasks: the other tasks after retrieval."""
+    """Sizes of all stages; the defaults are those of `make demo`. `all_tasks`: run the downstream tasks after
+    retrieval.
+    """
 
     train: int = 8000
     val: int = 250
@@ -48,7 +50,7 @@ class Sizes:
 
 @dataclass
 class Paths:
-    """Where the demo keeps things."""
+    """Where the demo's files are."""
 
     root: Path
     scenes: Path
@@ -146,12 +148,21 @@ def stages(paths: Paths, sizes: Sizes) -> list[Stage]:
 
 
 def _steps(count: int) -> list[str]:
-    """Another number of steps, with a warm-up that fits into it."""
+    """Changes for another number of steps, with a shorter warm-up."""
     return [f"train.steps={count}", f"optim.warmup_steps={count // 20}"]
 
 
 def collect(paths: Paths, seconds: float, all_tasks: bool = False) -> dict[str, Any]:
-    """Read the stages' results into what the report shows; also written as demo.json."""
+    """Read the stages' results, measure the models' speed, and write demo.json.
+
+    Args:
+        paths: of the stages' results.
+        seconds: that all stages took.
+        all_tasks: whether the downstream tasks ran too.
+
+    Returns:
+        What the report shows (see `report.schema`).
+    """
     compressed = json.loads((paths.root / "compress.json").read_text(encoding="utf-8"))
     speeds = measure_speed({name: str(path) for name, path in paths.checkpoints.items()})
     models = []
@@ -224,7 +235,7 @@ def _curves(paths: Paths) -> dict[str, list[dict[str, Any]]]:
 
 
 def _recovery(paths: Paths) -> list[dict[str, Any]]:
-    """Validation recall on the way of the pre-training, and of the teacher and the start measured the same way."""
+    """Validation recall during pre-training, and of the teacher and the compressed model evaluated in the same way."""
     settings = config.load(Settings, paths.root / "pela" / "config.yaml")
     assert settings.data.val is not None, "the demo's pre-training has a validation file"
     points = []
@@ -239,7 +250,7 @@ def _recovery(paths: Paths) -> list[dict[str, Any]]:
 
 
 def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The first test images and captions with every fine-tuned model's answers, images embedded."""
+    """The first test images and captions with every fine-tuned model's answers; images are embedded."""
     first = tuned[TEACHER]["examples"]
     images = [
         {
@@ -267,14 +278,20 @@ def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _data_uri(root: Path, image: str) -> str:
     buffer = io.BytesIO()
-    with Image.open(resolve(root, image)) as picture:
-        picture.convert("RGB").save(buffer, "PNG")
+    with Image.open(resolve(root, image)) as opened:
+        opened.convert("RGB").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @torch.no_grad()
 def measure_speed(checkpoints: dict[str, str], batch: int = 50, rounds: int = 7) -> dict[str, float]:
-    """Images a second through the image encoder of each model, the models taking turns; the median of the rounds."""
+    """Images a second through the image encoder of each model, measured in turn.
+
+    Args:
+        checkpoints: paths by model name.
+        batch: random images of a forward pass.
+        rounds: timed passes of each model, after one that is not timed. The median counts.
+    """
     models = {name: load_model(ModelSettings(), path, mlm=False).model.eval() for name, path in checkpoints.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(rounds + 1):
@@ -289,7 +306,7 @@ def measure_speed(checkpoints: dict[str, str], batch: int = 50, rounds: int = 7)
 
 
 def machine() -> dict[str, Any]:
-    """What the demo ran on."""
+    """CPU, cores and versions that the demo ran on."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

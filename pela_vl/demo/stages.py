@@ -1,4 +1,4 @@
-"""The demo's stages: commands run one after the other, each skipped when it is done already."""
+"""The demo's stages: commands run one after the other. A stage that is done already is skipped."""
 
 import ctypes
 import hashlib
@@ -28,8 +28,14 @@ _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 @dataclass
 class Stage:
-    """One command. makes: what it writes, removed before a rerun whose inputs have changed; resumable: the command goes
-    on from what an interrupted run left, so that is kept."""
+    """One command.
+
+    Attributes:
+        title: shown before it runs.
+        command: a script and its arguments.
+        makes: what it writes; removed before a rerun whose inputs have changed.
+        resumable: whether the command continues what an interrupted one left, which is then kept.
+    """
 
     title: str
     command: list[str]
@@ -38,7 +44,15 @@ class Stage:
 
 
 def make_stage(title: str, script: str, arguments: Sequence[Any], makes: list[Path], resumable: bool = False) -> Stage:
-    """A stage that runs a script of the repository."""
+    """A stage that runs a script of the repository.
+
+    Args:
+        title: shown before it runs.
+        script: path of the script.
+        arguments: converted to text.
+        makes: what the script writes.
+        resumable: whether it continues what an interrupted one left.
+    """
     return Stage(title, [script, *map(str, arguments)], makes, resumable)
 
 
@@ -48,11 +62,21 @@ def set_arguments(changes: Iterable[str]) -> list[str]:
 
 
 def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
-    """Run what is not done; returns the seconds that all stages took, also in earlier calls.
+    """Run the stages that are not done.
 
-    A stage is done when it with its configuration, all stages before it and the `inputs` files are what they were then. One call
-    at a time works in a folder, and a stage's command dies with this process, however that ends.
-    Raises UserError naming the command that failed, and when another process runs stages in the folder.
+    A stage is done when its command and configuration, all stages before it and the input files are unchanged since it
+    ran. One process at a time works in a folder. A stage's command dies with this process.
+
+    Args:
+        stages: in order.
+        folder: where the state of the stages is kept.
+        inputs: files that the first stages read; a change reruns everything.
+
+    Returns:
+        Seconds that all stages took, also in earlier calls.
+
+    Raises:
+        UserError: Naming the command that failed, or when another process runs stages in the folder.
     """
     with alone(folder):
         return _run_all(stages, folder, inputs)
@@ -83,14 +107,14 @@ def _run_all(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
 
 
 def configuration(command: Sequence[str]) -> bytes:
-    """What the file says that a command names by --config, comments apart; nothing where there is none."""
+    """The content, without comments, of the file that a command names by --config; empty where there is none."""
     return _settings(command[command.index("--config") + 1]) if "--config" in command else b""
 
 
 @cache
 def _settings(path: str) -> bytes:
     if not Path(path).is_file():
-        return b""  # the command itself will say so
+        return b""  # the command will report it
     return json.dumps(asdict(load(Settings, path)), sort_keys=True).encode()
 
 
@@ -111,14 +135,16 @@ def _run(stage: Stage, mark: Path, fingerprint: str, spent: float) -> float:
 
 
 def _dying_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it runs its command, so that the kernel kills it when the parent dies; on Linux alone."""
+    """A function for a child process to call before its command: the kernel then kills it when the parent dies. Linux
+    only.
+    """
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
+        if os.getppid() != parent:  # the parent died before the request
             os._exit(1)
 
     return ask

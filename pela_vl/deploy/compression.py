@@ -1,4 +1,4 @@
-"""Turning a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
+"""Turns a dense checkpoint into a low-rank one: the model, its EMA model, and what that saves."""
 
 import copy
 import textwrap
@@ -45,7 +45,7 @@ EMA_FITTED = (
 
 @dataclass(frozen=True)
 class Compression:
-    """What was done.
+    """The outcome of a compression.
 
     Args:
         layers: The model's layers.
@@ -54,7 +54,7 @@ class Compression:
         parameters: Of the model before and after.
         flops: Of the model for one sample, before and after.
         dense: Layers that were in the budget and keep all their weights.
-        notes: What else is to be known of the weights.
+        notes: Lines for the reader on what the weights are.
     """
 
     layers: list[LayerReport]
@@ -66,8 +66,11 @@ class Compression:
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a layer: layer, in, out, rank, weights before and after (biases apart), rel_error (and the EMA model's),
-        output_error (whitened factors) on calibration samples or predicted_error (two metrics) of the features, if known."""
+        """One dict for each layer.
+
+        Its keys: layer, in, out, rank, `before` and `after` (weights without biases), rel_error (and ema_rel_error). Where known,
+        also output_error (whitened factors, on calibration samples) or predicted_error (two metrics, of the features).
+        """
         rows = []
         for number, layer in enumerate(self.layers):
             row = {"layer": layer.name, "in": layer.in_features, "out": layer.out_features, "rank": layer.rank}
@@ -133,14 +136,14 @@ def compress_with_ema(
 ) -> Compression:
     """Replace the Linears of a loaded dense model by factors, in place, and factorise its EMA weights likewise.
 
-    The EMA model gets the model's plan and its own decomposition, turned into the basis of the model's factors: training
-    averages the two factor by factor. With calibration samples it is whitened by the inputs of the model, and in two metrics
-    by these. After the sequential step it takes the model's layers as they are: that step follows what a model's own layers
-    lose, and has not run on the EMA weights.
+    The EMA model gets the model's plan and its own decomposition. That is turned into the basis of the model's factors, because
+    training averages the two factor by factor. With calibration samples, both models use the metrics that were measured on the
+    model. After the sequential step the EMA model takes the model's fitted layers as they are: that step was not run on the EMA
+    weights.
 
     Args:
         loaded: The dense model.
-        settings: How.
+        settings: How to compress.
         on_progress: on_progress(done, total, what), as `compress_loaded` calls it, and then for the EMA model's layers.
         calibration: Samples, for factors that are made by them.
 
@@ -223,7 +226,7 @@ def _load_ema(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe) -> N
     absent = [name for name in (*recipe.plan, *recipe.dense) if name + ".weight" not in weights]
     if strange or absent:
         raise UserError(f"the EMA weights do not pair with the model at {(strange + absent)[0]}")
-    # The tensors become the EMA model's own: a copy of a full-size model is not needed. What has none stays on meta.
+    # The EMA model takes the tensors themselves, without a copy. What has no EMA weights stays on meta.
     weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
 
@@ -283,7 +286,13 @@ def _answer(model: AlbefVqa, images: Tensor, ids: Tensor, mask: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """seconds: of wall clock since the start. cpu_seconds: of all threads and peak_mib: memory, of the whole process."""
+    """What a process has used.
+
+    Args:
+        seconds: Of wall clock since the start.
+        cpu_seconds: Of all threads.
+        peak_mib: Largest resident memory.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -291,5 +300,5 @@ class Usage:
 
 
 def usage_since(start: float) -> Usage:
-    """What this process has used; `start` is a reading of time.perf_counter(). File pages read in place count too."""
+    """What this process has used; `start` is a reading of time.perf_counter(). Pages of mapped files count as memory too."""
     return Usage(time.perf_counter() - start, cpu_seconds(), peak_memory() / 2**20)

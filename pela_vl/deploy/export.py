@@ -1,4 +1,4 @@
-"""Models for other runtimes: torch.export programs and ONNX files, with what they answer checked against the model.
+"""Models for other runtimes, torch.export programs and ONNX files, and the check that they give the model's outputs.
 
 Shapes: B pairs, S pixels a side, L text tokens, E joint width. Batch and text length stay free in what is exported.
 """
@@ -28,7 +28,13 @@ class PairScorer(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, S, S]; ids, mask [B, L] -> image features, text features [B, E], matching logits [B, 2]."""
+        """Image features [B, E], text features [B, E] and matching logits [B, 2].
+
+        Args:
+            images: [B, 3, S, S].
+            ids: Texts [B, L].
+            mask: Their real tokens [B, L], 1 or 0.
+        """
         model = self.model
         image, text = model.visual_encoder(images).tokens, model.text_encoder.encode(ids, mask).tokens
         matching = model.match(text, mask, model.text_encoder.image_keys_values(image))
@@ -48,7 +54,13 @@ class ImageTokens(nn.Module):
 
 
 def pair_inputs(model: Albef, batch: int = EXAMPLE_BATCH, length: int = EXAMPLE_LENGTH) -> tuple[Tensor, ...]:
-    """Random images, ids and mask that the model takes, texts of different lengths."""
+    """Random inputs of a model, the same at every call: images [B, 3, S, S], ids [B, L], mask [B, L].
+
+    Args:
+        model: Its image size and vocabulary are kept to.
+        batch: B.
+        length: L; the first text has it, later ones are shorter.
+    """
     size = model.visual_encoder.patch_embed.img_size[0]
     words = model.text_encoder.embeddings.word_embeddings.num_embeddings
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +106,11 @@ def save_program(program: torch.export.ExportedProgram, path: str | os.PathLike[
 
 
 def onnx_session(source: torch.export.ExportedProgram | str | os.PathLike[str], threads: int | None = None) -> Any:
-    """An onnxruntime session on the CPU of a program or of a file. Raises UserError without the export extra."""
+    """An onnxruntime session on the CPU, of a program or of a file. `threads` None leaves their number to onnxruntime.
+
+    Raises:
+        UserError: Without the packages of the export extra.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -109,16 +125,16 @@ def onnx_session(source: torch.export.ExportedProgram | str | os.PathLike[str], 
         return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-def largest_difference(own: Sequence[Any], expected: Sequence[Tensor]) -> float:
+def largest_difference(found: Sequence[Any], expected: Sequence[Tensor]) -> float:
     """Largest absolute difference over several outputs, which must have equal shapes."""
-    pairs = [(torch.as_tensor(a), b) for a, b in zip(own, expected, strict=True)]
+    pairs = [(torch.as_tensor(a), b) for a, b in zip(found, expected, strict=True)]
     if any(a.shape != b.shape for a, b in pairs):
         raise ValueError(f"shapes differ: {[tuple(a.shape) for a, _ in pairs]}, {[tuple(b.shape) for _, b in pairs]}")
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
 def _whole_batches(model: nn.Module) -> None:
-    """A program has one path: no splitting of a batch by its size."""
+    """Let image encoders take a batch whole: an exported program has one path, and cannot split a batch by its size."""
     for module in model.modules():
         if isinstance(module, ImageEncoder):
             module.images_at_a_time = 0
@@ -131,7 +147,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except ImportError:
         raise UserError(_INSTALL) from None
 
-    operators: Any = opset18  # onnxscript's own types do not follow a shape that is a value
+    operators: Any = opset18  # onnxscript's types do not allow a shape that is computed
 
     def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
         """What token merging ranks pairs with. ONNX's TopK puts the lower index first where values are equal."""
@@ -139,5 +155,5 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
         return operators.TopK(x, every, axis=dim, largest=int(descending), sorted=1)
 
     more: dict[Callable[..., Any], Callable[..., Any]]
-    more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter has none
+    more = {torch.ops.aten.sort.stable: stable_sort}  # torch's exporter lacks it
     return torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=more)

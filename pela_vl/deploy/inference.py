@@ -1,4 +1,4 @@
-"""Making a trained model quick to use: fewer and better shaped products with the same results.
+"""Makes a trained model quick to use: fewer and better shaped products with the same results.
 
 Shapes: N tokens, I input width, O output width, R rank.
 """
@@ -17,7 +17,7 @@ from pela_vl.models.vit import ImageEncoder
 
 CACHE_MB = 16.0
 """MiB of a layer's widest activation up to which a CPU works best: beyond it leaves the cache."""
-_TWO_PRODUCTS = 1.2  # two thin products take about so much longer than their operations say
+_TWO_PRODUCTS = 1.2  # two thin products take so many times longer than their operations suggest
 
 
 def optimize_for_inference(
@@ -29,17 +29,21 @@ def optimize_for_inference(
 ) -> nn.Module:
     """Change a trained model IN PLACE for inference, and return it. It can no longer be trained or saved as before.
 
-    Any torch module: eval mode, no gradients, dropout removed, and a low-rank layer whose product is quicker becomes one
-    Linear, where "quicker" is computed from the shapes or, with `measure_tokens` = N, timed here on N tokens. In ALBEF's
-    encoders, moreover, query, key and value (in cross-attention key and value) become one product, and on a CPU the image
-    encoder takes as many images at a time as the cache holds. Outputs are equal up to the order of summation.
+    For any torch module: eval mode, no gradients, no dropout. A low-rank layer whose dense product is quicker becomes one Linear.
+    In ALBEF's encoders query, key and value become one product (in cross-attention key and value). On a CPU the image encoder takes
+    as many images at a time as the cache holds. Outputs are equal up to the order of summation.
 
     Args:
-        dtype: of weights and inputs from now on, such as torch.bfloat16 (slower than fp32 on a CPU without bf16 units).
-        compile: torch.compile every transformer block; raises UserError where there is no C++ compiler for it.
-        measure_tokens: see above.
-        pivot: give low-rank layers their pivoted form (lowrank/pivot.py) where it is exact: 10 to 25 % fewer parameters and
+        model: Any torch module.
+        dtype: Of weights and inputs from now on, such as torch.bfloat16, which is slower than fp32 on a CPU without bf16 units.
+            None keeps fp32.
+        compile: torch.compile every transformer block.
+        measure_tokens: Decide what is quicker by timing it here on so many tokens; None computes it from the shapes.
+        pivot: Give low-rank layers their pivoted form (lowrank/pivot.py) where it is exact: 10 to 25 % fewer parameters and
             operations.
+
+    Raises:
+        UserError: For `compile` where there is no C++ compiler.
     """
     model.eval().requires_grad_(False)
     forms = {name: pivot_layer(layer) for name, layer in low_rank_layers(model).items()} if pivot else {}
@@ -65,9 +69,10 @@ def optimize_for_inference(
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """torch.compile every block of the model's lists of layers, in place: they are alike, so one compilation serves all.
+    """torch.compile every block of the model's lists of layers, in place. The blocks are alike, so one compilation serves all.
 
-    Raises UserError where torch.compile has no C++ compiler.
+    Raises:
+        UserError: Where torch.compile has no C++ compiler.
     """
     if not can_compile():
         raise UserError("compile: torch.compile needs a C++ compiler; install g++ (or set CXX), or leave compile out")
@@ -80,12 +85,12 @@ def compile_blocks(model: nn.Module) -> nn.Module:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile can build code here."""
+    """Whether torch.compile has a C++ compiler here."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         return shutil.which(get_cpp_compiler()) is not None
-    except Exception:  # torch says in its own way that there is none
+    except Exception:  # torch raises different errors where there is no compiler
         return False
 
 
@@ -93,7 +98,7 @@ class Stacked(nn.Module):
     """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
 
     def __init__(self, layers: Sequence[nn.Module]):
-        """layers: all of them nn.Linear, all of them LowRankLinear or all of them PivotedLinear."""
+        """Stack layers of one kind: all of them nn.Linear, all LowRankLinear or all PivotedLinear."""
         super().__init__()
         low_rank = [layer for layer in layers if isinstance(layer, LowRankLinear | PivotedLinear)]
         first = [layer.down for layer in low_rank] or [layer for layer in layers if isinstance(layer, nn.Linear)]

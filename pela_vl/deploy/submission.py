@@ -1,7 +1,7 @@
-"""The leaderboard file from a checkpoint: every question of the official file answered once, whatever is killed meanwhile.
+"""Makes the leaderboard file of a checkpoint: every question of the official file is answered once, however often it is killed.
 
-While it works, `<output>.partial/` holds the answers found so far: a line a block, a file a process. A later run with the
-same inputs goes on from there, on any number of processes; one with other inputs refuses.
+While it works, `<output>.partial/` holds the answers found so far: one file for each process, one line for each block. A later
+run with the same inputs goes on from there, on any number of processes. One with other inputs refuses.
 """
 
 import hashlib
@@ -23,16 +23,25 @@ from pela_vl.settings import Settings
 from pela_vl.training.assemble import make_autocast
 from pela_vl.training.runner import set_threads
 from pela_vl.workloads.albef import load_tokenizer
-from pela_vl.workloads.vqa import Vqa, answer_list, picture_reader
+from pela_vl.workloads.vqa import Vqa, answer_list, image_reader
 
 _ABOUT = "run.json"
 
 
 def submit(settings: Settings, questions: Path, output: Path, pattern: str | None = None) -> int:
-    """Answer every question of an official question file with init.checkpoint and write the result file.
+    """Answer every question of an official question file with init.checkpoint, and write the result file.
 
-    Returns the number of questions. pattern: see `vqa_raw.image_path`. Raises UserError for bad input, before the model is
-    built where that is possible, and for partial answers of another run.
+    Args:
+        settings: init.checkpoint, `vqa`, `data` and evaluate.precision are read.
+        questions: The official question file.
+        output: The result file; `<output>.partial` holds answers while it is not complete.
+        pattern: How a question's image is named, see `vqa_official.image_path`; None takes that of the file's own data_type.
+
+    Returns:
+        The number of questions.
+
+    Raises:
+        UserError: For bad input, before the model is built where that is possible, and for partial answers of another run.
     """
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to answer with")
@@ -41,7 +50,7 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     answers = answer_list(settings)
     asked = load_official(questions, pattern)
     ids = [question.question_id for question in asked]
-    read = picture_reader(settings)
+    read = image_reader(settings)
     loaded = Vqa().load(settings, settings.init.checkpoint)
     tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
     transform = eval_transform(config.image_size, loaded.header.normalization)
@@ -67,18 +76,31 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
 
 
 class Partial:
-    """The answers found so far, on disk. done: those of earlier runs, the same on every process."""
+    """The answers found so far, on disk.
+
+    Attributes:
+        done: Answers of earlier runs by block, the same on every process.
+    """
 
     _file: IO[str]
 
     def __init__(self, output: Path, about: dict[str, Any], world: World) -> None:
-        """about: what the answers depend on. Raises UserError where the folder holds those of another run."""
+        """Take over the folder of an earlier run, or make a new one.
+
+        Args:
+            output: The result file that the answers are for.
+            about: What the answers depend on, plain JSON data.
+            world: This process and the others.
+
+        Raises:
+            UserError: Where the folder holds answers of another run.
+        """
         self.folder = output.with_name(output.name + ".partial")
         self.path = self.folder / f"rank{world.process}.jsonl"
         problem = None
         if world.is_main:
             problem = self._open(about)
-        # one reading, given to all: a process that read later would see what others have written since
+        # the main process reads for all: a later reader would see what others have written meanwhile
         problem, self.done = gather_objects((problem, self._read() if world.is_main and problem is None else {}))[0]
         if problem is not None:
             raise UserError(problem)

@@ -23,8 +23,16 @@ _LARGEST_SIDE = 512  # pixels of a panel
 
 @dataclass
 class Seen:
-    """match: ITM probability. similarity: ITC cosine. words: with a heat map [H, W] of the image's size each.
-    whole: the mean over all tokens, [CLS] among them, as grounding uses it."""
+    """What a model sees in one image with one text.
+
+    Args:
+        image: The image, made smaller where it is large.
+        text: As it was tokenised, after cleaning.
+        match: ITM probability, 0 to 1.
+        similarity: ITC cosine, -1 to 1.
+        whole: Mean heat map [H, W] over all tokens, [CLS] included, as grounding uses it.
+        words: Each word with its heat map [H, W].
+    """
 
     image: Image.Image
     text: str
@@ -35,7 +43,20 @@ class Seen:
 
 
 def look(model: Albef, tokenizer: Tokenizer, image: Path, text: str, layer: int | None = None) -> Seen:
-    """Run a model, in eval mode, on an image file and a text. Raises UserError for either that cannot be used."""
+    """Run a model, in eval mode, on an image file and a text.
+
+    Args:
+        model: An ALBEF.
+        tokenizer: The one that the model was trained with.
+        image: The image file.
+        text: Any text; it is cleaned as captions are.
+        layer: Text layer whose cross-attention is looked at, counted from the first text-only one; None for the third fusion
+            layer.
+
+    Raises:
+        UserError: For an image that cannot be read, a text without words, a tokeniser with too many entries, and a layer that
+            does not exist.
+    """
     clean = clean_caption(text)
     if not clean:
         raise UserError(f"--text {text!r}: no word is left after cleaning")
@@ -43,8 +64,8 @@ def look(model: Albef, tokenizer: Tokenizer, image: Path, text: str, layer: int 
     words = model.text_encoder.embeddings.word_embeddings.num_embeddings
     if max(numbers) >= words:
         raise UserError(f"the tokeniser has more entries than the model ({words}); give the model's with --tokenizer")
-    picture, device = read_image(image), model.temp.device
-    pixels = eval_transform(model.visual_encoder.patch_embed.img_size[0])(picture, None)[0][None].to(device)
+    photo, device = read_image(image), model.temp.device
+    pixels = eval_transform(model.visual_encoder.patch_embed.img_size[0])(photo, None)[0][None].to(device)
     longest = model.text_encoder.embeddings.position_embeddings.num_embeddings
     ids, mask = (part.to(device) for part in tokenizer.encode([clean], longest))
     layer = choose_layer(model, "itm", layer)
@@ -54,7 +75,7 @@ def look(model: Albef, tokenizer: Tokenizer, image: Path, text: str, layer: int 
     with torch.no_grad():
         image_feature = model.image_feature(model.visual_encoder(pixels).tokens)
         text_feature = model.text_feature(model.text_encoder.encode(ids, mask).tokens)
-    shown = picture.copy()
+    shown = photo.copy()
     shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BICUBIC)
     pieces = [tokenizer.entries[i] for i in ids[0, 1:].tolist()]
     groups = word_groups(pieces)

@@ -1,1 +1,1 @@
-"""Passes over data that give scores: retrieval, answering, localisation."""
+"""Evaluation passes over data that give scores: retrieval, answering, localisation."""

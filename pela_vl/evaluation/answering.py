@@ -1,7 +1,9 @@
-"""Answers of a question answering model to many questions, the same whatever the number of processes and however often interrupted.
+"""Answers many questions with a question answering model.
 
-The questions are cut into blocks once and for all; a block goes through the model as one batch, its images encoded once
-each. So the answers of a block do not depend on who computes it or when. Shapes: B questions of a block, I its images.
+The questions are cut into blocks once and for all. A block goes through the model as one batch, and each of its images is
+encoded once. So the answers of a block depend neither on the number of processes nor on interruptions.
+
+Shapes: B questions of a block, I its images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +24,22 @@ from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.models.albef.vqa_ranking import AnswerTree, build_answer_tree, rank_answers
 from pela_vl.settings import VqaSettings
 
-TOP = 5  # answers kept of a question: the first is the prediction, the others are for people to look at
+TOP = 5  # answers kept of a question: the first is the prediction, the others are shown to people
 Ranked = list[tuple[int, float]]  # (index in the list of answers, probability), best first
 Blocks = dict[int, list[Ranked]]  # by the block's number, for each of its questions
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """What answering needs beside the questions."""
+    """A model with all that answering needs beside the questions.
+
+    Args:
+        model: The model.
+        tokenizer: The one it was trained with.
+        answers: The list of answers to rank.
+        settings: Batch size, candidates and longest answer.
+        autocast: Gives the context that forward passes run in.
+    """
 
     model: AlbefVqa
     tokenizer: Tokenizer
@@ -39,7 +49,16 @@ class Answerer:
 
 
 def make_tree(answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> AnswerTree:
-    """The prefix tree of a list of answers. Raises `UserError` for one that is longer than `max_tokens`."""
+    """The prefix tree of a list of answers.
+
+    Args:
+        answers: The texts.
+        tokenizer: The model's.
+        max_tokens: Longest answer, [CLS] and [SEP] included.
+
+    Raises:
+        UserError: For an answer that is longer.
+    """
     ids, mask = tokenizer.encode(answers, max_tokens + 1, eos=True)
     long = [answer for answer, length in zip(answers, mask.sum(1).tolist(), strict=True) if length > max_tokens]
     if long:
@@ -51,9 +70,9 @@ def make_tree(answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> 
 
 
 def question_blocks(owner: Sequence[int], size: int) -> list[range]:
-    """Cut questions, of which those about one image follow each other, into blocks of at most `size`.
+    """Cut questions into blocks of at most `size`, where the questions about one image follow each other.
 
-    A block ends before an image that would not fit whole; only an image with more than `size` questions is divided.
+    A block ends before an image whose questions would not fit whole. Only an image with more than `size` questions is divided.
     """
     blocks: list[range] = []
     first = start = 0
@@ -83,10 +102,19 @@ def answer_questions(
     keep: Callable[[int, list[Ranked]], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Ranked]:
-    """The best answers to every question of `data`, in its order, on every process; each process does its share.
+    """The best answers to every question, in the data's order, on every process. Each process answers a part.
 
-    done: blocks that an earlier run answered, the same on every process. keep(block, answers): called for each block that
-    this process finishes. on_progress(questions): questions that this process has answered. The model's mode is left as found.
+    Args:
+        answerer: The model, which is put in eval mode and left in the mode it had, and the list of answers.
+        data: The questions.
+        world: This process and the others.
+        workers: Processes that read images; 0 reads them here.
+        done: Answers by number of block, of blocks that an earlier run answered; the same on every process.
+        keep: Called as keep(block, answers) for each block that this process has answered; None: not called.
+        on_progress: Called with the number of questions that this process has answered so far; None: not called.
+
+    Returns:
+        For each question its best answers: (index in the list, probability), best first.
     """
     training = answerer.model.training
     answerer.model.eval()
@@ -114,7 +142,7 @@ def _answer_blocks(
     model, tokenizer, settings = answerer.model, answerer.tokenizer, answerer.settings
     positions = model.text_encoder.embeddings.position_embeddings.num_embeddings
     tree = make_tree(answerer.answers, tokenizer, min(settings.max_answer_tokens, positions)).to(world.device)
-    loader = make_loader(_Pictures(data, blocks), [[number] for number in mine], _only, workers)
+    loader = make_loader(_BlockImages(data, blocks), [[number] for number in mine], _only, workers)
     for number, images in loader:
         block = blocks[number]
         owner = torch.from_numpy(data.owner[block.start : block.stop] - data.owner[block.start]).to(world.device)
@@ -127,7 +155,7 @@ def _answer_blocks(
         yield number, [list(zip(indices, chances, strict=True)) for indices, chances in best]
 
 
-class _Pictures(Dataset):
+class _BlockImages(Dataset):
     """The images [I, 3, H, W] of a block, each once, with the block's number."""
 
     def __init__(self, data: VqaEval, blocks: Sequence[range]) -> None:
@@ -144,7 +172,16 @@ def _only(samples: list[Any]) -> Any:
 
 
 def accuracy(data: VqaEval, ranked: Sequence[Ranked], answers: Sequence[str]) -> dict[str, Any]:
-    """The official accuracy of the best answers. Raises `UserError` where a question's truth is not known."""
+    """The official accuracy of the best answers, in percent: overall, by answer type and by question type.
+
+    Args:
+        data: The questions with their annotators' answers.
+        ranked: For each question its best answers, see `answer_questions`.
+        answers: The list of answers.
+
+    Raises:
+        UserError: Where a question's answers are held back.
+    """
     truths = [question.truth for question in data.asked if question.truth is not None]
     unknown = [question.question_id for question in data.asked if question.truth is None]
     if unknown:

@@ -1,8 +1,9 @@
 """Where a model looks: Grad-CAM heat maps of ITM or ITC scores, for any number of heads and any grid.
 
-What comes before the chosen layer runs without gradients, and gradients are taken with respect to the attention map alone.
-Where the image encoder merges tokens, their heat goes back to the patches that they are made of (`hand_back`).
-Shapes: B pairs, I images, L text tokens, N image tokens, h x w the grid of patches, D width.
+All before the chosen layer runs without gradients, and gradients are taken with respect to the attention map alone. Where the
+image encoder merges tokens, their heat goes back to the patches that they are made of (`hand_back`).
+
+Shapes: B pairs, I images, S pixels a side, L text tokens, N image tokens, h x w the grid of patches, D width.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,13 @@ THIRD_FUSION_LAYER = 2  # counted from 0: text layer 8 of the published ALBEF
 
 @dataclass
 class Images:
-    """Images made ready for heat maps. states of I images is what the chosen ViT block reads, for ITC; keys_values are
-    those of every fusion layer, for ITM. The other one is absent. source [I, N], for ITM: of the image's `TokenStates`."""
+    """Images that are encoded as far as heat maps of several texts can share it.
+
+    Args:
+        states: For the ITC score, what the chosen ViT block reads of I images; None for ITM.
+        keys_values: For the ITM score, the images' keys and values for every fusion layer; None for ITC.
+        source: For the ITM score, `source` [I, N] of the images' `TokenStates`; None where nothing was merged.
+    """
 
     states: Merged | None
     keys_values: list[KeyValue] | None
@@ -34,10 +40,16 @@ class Images:
 
 
 def choose_layer(model: Albef, score: str, layer: int | None) -> int:
-    """The layer to look at: `layer` if given, else the published one.
+    """The number of the layer whose attention is looked at.
 
-    score "itm": a text layer, counted from the first text-only one; by default the third fusion layer (8 in ALBEF), or the
-    last where there are fewer. "itc": a block of the image encoder, by default the last. Raises UserError if there is none.
+    Args:
+        model: An ALBEF.
+        score: "itm" looks at a text layer, counted from the first text-only one. "itc" looks at a block of the image encoder.
+        layer: The number; None for the published one: the third fusion layer (8 in ALBEF; the last where there are fewer), or
+            the last block.
+
+    Raises:
+        UserError: If there is no such layer.
     """
     if score == "itm":
         first, end, what = model.text_encoder.fusion_layer, len(model.text_encoder.encoder.layer), "fusion layers"
@@ -53,7 +65,15 @@ def choose_layer(model: Albef, score: str, layer: int | None) -> int:
 
 @torch.no_grad()
 def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocast: Autocast) -> Images:
-    """What is computed once for an image, however many texts there are for it. images [I, 3, S, S]."""
+    """Compute what is needed once for an image, however many texts there are for it.
+
+    Args:
+        model: An ALBEF in eval mode.
+        images: [I, 3, S, S].
+        score: "itm" or "itc".
+        layer: Of `choose_layer`.
+        autocast: Gives the context that forward passes run in.
+    """
     with autocast():
         if score == "itc":
             return Images(tokens_before_block(model.visual_encoder, images, layer), None)
@@ -64,7 +84,17 @@ def prepare_images(model: Albef, images: Tensor, score: str, layer: int, autocas
 def heat_maps(
     model: Albef, images: Images, index: Tensor, ids: Tensor, mask: Tensor, layer: int, autocast: Autocast
 ) -> Tensor:
-    """Heat [B, h, w] of texts ids, mask [B, L] in the images `index` [B] of `images`. The model should be in eval mode."""
+    """Heat [B, h, w] of texts in images, for either score. The model should be in eval mode.
+
+    Args:
+        model: An ALBEF.
+        images: Of `prepare_images`, which also decides for which score.
+        index: Image of each text, int64 [B].
+        ids: Texts [B, L].
+        mask: Their real tokens [B, L], 1 or 0.
+        layer: The one that the images were prepared for.
+        autocast: Gives the context that forward passes run in.
+    """
     if images.states is None:
         maps, _ = token_heat_maps(model, images, index, ids, mask, layer, autocast)
         return mean_over_tokens(maps, mask)
@@ -86,7 +116,17 @@ def token_heat_maps(
 ) -> tuple[Tensor, Tensor]:
     """Heat of every text token [B, L, h, w], zero on padding, and the matching logits [B, 2]; for the ITM score.
 
-    Raises ValueError for images that were prepared for the ITC score.
+    Args:
+        model: An ALBEF in eval mode.
+        images: Of `prepare_images` for the ITM score.
+        index: Image of each text, int64 [B].
+        ids: Texts [B, L].
+        mask: Their real tokens [B, L], 1 or 0.
+        layer: Text layer, counted from the first text-only one.
+        autocast: Gives the context that forward passes run in.
+
+    Raises:
+        ValueError: For images that were prepared for the ITC score.
     """
     if images.keys_values is None:
         raise ValueError("the heat of single tokens is that of the ITM score; prepare the images for it")

@@ -1,7 +1,7 @@
-"""Weakly supervised grounding of a data set: every expression to one of its image's candidate boxes.
+"""Weakly supervised grounding of a data set: finds for every expression one of its image's candidate boxes.
 
-An image is encoded once for all its expressions, heat maps are made in batches and boxes scored on the device. Each process
-takes its share of the images and all get the whole.
+An image is encoded once for all its expressions. Heat maps are made in batches, and boxes are scored on the device. Each process
+does a part of the images, and all get the whole.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,11 @@ NO_BOX = -1  # the image has no candidate
 
 @dataclass
 class Localised:
-    """chosen: for each expression of the data set the index of its box among the candidates, or NO_BOX."""
+    """The outcome of a localisation.
+
+    Args:
+        chosen: For each expression of the data set the index of its box among the candidates, or NO_BOX.
+    """
 
     chosen: list[int]
 
@@ -34,15 +38,15 @@ class Localised:
         """One record for each expression, in the data set's order; see docs/grounding.md for the format."""
         records = []
         for expression, choice in zip(data.expressions, self.chosen, strict=True):
-            picture = data.pictures[expression.image]
-            box = None if choice == NO_BOX else picture.candidates[choice].tolist()
+            photo = data.images[expression.image]
+            box = None if choice == NO_BOX else photo.candidates[choice].tolist()
             iou = 0.0 if box is None else box_iou(expression.box, box)
             records.append(
                 {
                     "ref_id": expression.ref_id,
                     "sent_id": expression.sent_id,
                     "text": expression.raw,
-                    "image": picture.path,
+                    "image": photo.path,
                     "split": expression.split,
                     "box": box,
                     "iou": iou,
@@ -68,9 +72,22 @@ def localise(
     workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Localised:
-    """Choose a box for every expression. on_progress(done) counts this process's images. The model's mode is left as found.
+    """Choose a box for every expression. The model is left in the mode it had.
 
-    Texts are not cut before the model's longest input, as published. Raises UserError for a layer that does not exist.
+    Texts are cut at the model's longest input only, as published.
+
+    Args:
+        model: An ALBEF.
+        data: Expressions with candidate boxes.
+        tokenizer: The one that the model was trained with.
+        settings: Score, layer, batch sizes, and how boxes are ranked.
+        world: This process and the others.
+        autocast: Gives the context that forward passes run in.
+        workers: Processes that read images; 0 reads them here.
+        on_progress: Called with the number of images that this process has done so far; None: not called.
+
+    Raises:
+        UserError: For a layer that does not exist.
     """
     layer = choose_layer(model, settings.score, settings.layer)
     training = model.training
@@ -104,17 +121,30 @@ def expression_heat(
     device: torch.device,
     autocast: Autocast,
 ) -> list[Tensor]:
-    """Heat maps [height, width] of some expressions at their images' sizes, for looking at."""
+    """Heat maps [height, width] of some expressions at their images' sizes, on the CPU, for looking at.
+
+    Args:
+        model: An ALBEF; it is left in the mode it had.
+        data: The expressions.
+        tokenizer: The one that the model was trained with.
+        settings: Score and layer.
+        expressions: Which ones, by number.
+        device: Where the model is.
+        autocast: Gives the context that forward passes run in.
+
+    Raises:
+        UserError: For a layer that does not exist.
+    """
     layer = choose_layer(model, settings.score, settings.layer)
     training = model.training
     model.eval()
     maps = []
     for k in expressions:
-        picture = data.pictures[data.expressions[k].image]
+        photo = data.images[data.expressions[k].image]
         image = data[data.expressions[k].image][None].to(device)
         prepared = prepare_images(model, image, settings.score, layer, autocast)
         heat = _heat(model, data, tokenizer, prepared, [0], [k], layer, autocast)
-        maps.append(resize_heat(heat, picture.height, picture.width)[0].cpu())
+        maps.append(resize_heat(heat, photo.height, photo.width)[0].cpu())
     model.train(training)
     return maps
 
@@ -146,10 +176,10 @@ def _choose(heat: Tensor, data: GroundingEval, expressions: list[int], area_powe
         end = start
         while end < len(owners) and owners[end] == owners[start]:
             end += 1
-        picture = data.pictures[owners[start]]
-        if len(picture.candidates):
-            pixels = resize_heat(heat[start:end], picture.height, picture.width)
-            chosen.append(choose_boxes(score_boxes(pixels, picture.candidates, area_power)))
+        photo = data.images[owners[start]]
+        if len(photo.candidates):
+            pixels = resize_heat(heat[start:end], photo.height, photo.width)
+            chosen.append(choose_boxes(score_boxes(pixels, photo.candidates, area_power)))
         else:
             chosen.append(torch.full((end - start,), NO_BOX, device=heat.device))
         start = end

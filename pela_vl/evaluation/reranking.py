@@ -1,4 +1,4 @@
-"""Image-text matching of many pairs: which pairs, in what batches, with what kept. The pieces of scoring.py.
+"""Image-text matching of many pairs, for retrieval.py: which pairs, in what batches, and what is kept in memory.
 
 Shapes: I images, T texts, S tokens of all texts together, N image tokens, L text tokens, D width, P pairs.
 """
@@ -17,10 +17,12 @@ from pela_vl.models.albef.bert import KeyValue, select_images
 
 @dataclass(frozen=True)
 class BatchLimit:
-    """The largest batch that goes through the fusion layers.
+    """The largest batch that goes through the fusion layers. A batch has one pair at least.
 
-    pairs: at most so many. mebibytes: what its widest activation may take (fp32), and likewise the copies of images' keys
-    and values where a batch holds several images. A batch has one pair at least.
+    Args:
+        pairs: Most pairs.
+        mebibytes: MiB that the batch's widest activation may take in fp32. Copies of images' keys and values, which a batch of
+            several images needs, may take as much.
     """
 
     pairs: int
@@ -39,9 +41,12 @@ class BatchLimit:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as the images meet them: the state after the first fusion layer's self-attention, without padding.
+    """Texts behind the first fusion layer's self-attention, as images meet them, without padding.
 
-    tokens [S, D] fp32; starts, lengths int64 [T], a length of 0 marking a text that is not held.
+    Args:
+        tokens: fp32 [S, D].
+        starts: Where each text begins in `tokens`, int64 [T].
+        lengths: Tokens of each text, int64 [T]; 0 for a text that is not held.
     """
 
     tokens: Tensor
@@ -66,26 +71,37 @@ def encode_texts(
     autocast: Callable[[], Any],
     keep_tokens: bool,
 ) -> tuple[Texts | None, Tensor]:
-    """Encode texts `wanted` (indices, int64) of ids, mask [T, L], in batches of similar length, each process its share.
+    """Encode texts in batches of similar length. Each process does a part, and all get the whole.
 
-    Returns all of them on every process: the texts (None without `keep_tokens`) and their joint features [wanted, E].
+    Args:
+        model: An ALBEF in eval mode.
+        ids: All texts [T, L].
+        mask: Their real tokens [T, L], 1 or 0.
+        wanted: Indices of the texts to encode, int64.
+        batch: Texts that go through the model at a time.
+        world: This process and the others.
+        autocast: Gives the context that forward passes run in.
+        keep_tokens: Whether the texts themselves are wanted, and not their joint features alone.
+
+    Returns:
+        The texts, None without `keep_tokens`, and their joint features [wanted, E] in the order of `wanted`.
     """
     lengths = mask.sum(1)
     order = wanted[torch.argsort(lengths[wanted], stable=True)]
-    share, bert = order[world.process :: world.size], model.text_encoder
+    part, bert = order[world.process :: world.size], model.text_encoder
     width = bert.embeddings.word_embeddings.embedding_dim
     tokens = [torch.zeros((0, width), device=world.device)]  # a process may have no text
     features = [torch.zeros((0, model.text_proj.out_features), device=world.device)]
-    for start in range(0, len(share), batch):
-        chosen = share[start : start + batch]
+    for start in range(0, len(part), batch):
+        chosen = part[start : start + batch]
         longest = int(lengths[chosen].max())
-        own_ids, own_mask = (t[chosen, :longest].to(world.device) for t in (ids, mask))
+        part_ids, part_mask = (t[chosen, :longest].to(world.device) for t in (ids, mask))
         with autocast():
-            encoded = bert.encode(own_ids, own_mask).tokens
+            encoded = bert.encode(part_ids, part_mask).tokens
             features.append(model.text_feature(encoded).float())
             if keep_tokens:
-                tokens.append(bert.start_fusion(encoded, own_mask)[own_mask.bool()].float())
-    order = gather_rows(share.to(world.device))
+                tokens.append(bert.start_fusion(encoded, part_mask)[part_mask.bool()].float())
+    order = gather_rows(part.to(world.device))
     # every process needs every text, since its images may be matched with any
     gathered = gather_rows(torch.cat(features))
     back = torch.argsort(order)
@@ -100,7 +116,13 @@ def encode_texts(
 
 
 def encode_images(model: Albef, images: Tensor, limit: BatchLimit) -> Tensor:
-    """Image tokens [B, N, D], a few images at a time: an activation that outgrows the cache slows a CPU down."""
+    """Image tokens [B, N, D], a few images at a time: an activation that outgrows the cache slows a CPU down.
+
+    Args:
+        model: An ALBEF in eval mode.
+        images: [B, 3, S, S].
+        limit: Its memory says how many images go through the encoder at a time.
+    """
     patches = model.visual_encoder.pos_embed.shape[1]
     step = max(1, limit.tokens(model) // patches)
     return torch.cat([model.visual_encoder(part).tokens for part in images.split(step)])
@@ -128,9 +150,13 @@ def image_groups(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def text_batches(wanted: Tensor, lengths: Tensor, pairs: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(image, text) indices [P] of the wanted pairs, shortest texts first so that little is padding.
+    """(image, text) indices [P] of the wanted pairs in batches, shortest texts first so that there is little padding.
 
-    wanted bool [I, T]; a batch has at most `pairs` pairs and, padded, `tokens` tokens, but one pair at least.
+    Args:
+        wanted: Bool [I, T].
+        lengths: Tokens of each text [T].
+        pairs: Most pairs of a batch.
+        tokens: Most tokens of a batch, padding included; a batch has one pair at least.
     """
     image, text = wanted.nonzero(as_tuple=True)
     order = torch.argsort(lengths[text], stable=True)
@@ -148,10 +174,21 @@ def text_batches(wanted: Tensor, lengths: Tensor, pairs: int, tokens: int) -> It
 def match_images(
     model: Albef, tokens: Tensor, wanted: Tensor, texts: Texts, limit: BatchLimit, autocast: Callable[[], Any]
 ) -> tuple[Tensor, Tensor]:
-    """ITM logits (index 1) [P] of the wanted pairs, and which they are: (image, text) int64 [P, 2].
+    """ITM scores of the wanted pairs.
 
-    tokens [I, N, D], wanted bool [I, T]. An image's keys and values are computed once; an image that meets many texts
-    goes through the layers by itself, so that they are not copied either.
+    An image's keys and values are computed once. An image that meets many texts goes through the layers by itself, so that its keys
+    and values are not copied either.
+
+    Args:
+        model: An ALBEF in eval mode.
+        tokens: Encoded images [I, N, D].
+        wanted: Bool [I, T]; pairs whose text is not held are left out.
+        texts: The encoded texts.
+        limit: The largest batch.
+        autocast: Gives the context that forward passes run in.
+
+    Returns:
+        Which pairs they are, (image, text) int64 [P, 2], and their ITM logits of index 1, [P].
     """
     wanted = wanted & (texts.lengths > 0)
     none = torch.zeros((0, 2), dtype=torch.int64, device=tokens.device)

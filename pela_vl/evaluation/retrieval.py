@@ -2,10 +2,10 @@
 
 Shapes: I images, T texts, N image tokens, L text tokens, D width, E joint width.
 
-The published loop scores image-to-text and text-to-image apart and recomputes an image's keys and values for every text.
-Here the candidates of both directions are united, since one matching score serves both, and grouped by image, whose keys
-and values are computed once; what a text goes through before it meets an image is computed once a text, and the last
-layer only for the token that the matching head reads. The scores are the same.
+The published loop scores image-to-text and text-to-image apart, and recomputes an image's keys and values for every text. Here
+the candidates of both directions are united, because one matching score serves both. They are grouped by image, whose keys and
+values are computed once. What a text goes through before it meets an image is computed once for the text. The last layer is
+computed only for the token that the matching head reads. The scores are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,12 @@ _PAIR_MB_GPU = 512.0
 
 @dataclass
 class RetrievalScores:
-    """image_to_text [I, T] and text_to_image [T, I], as ranked."""
+    """Scores of both directions, as they are ranked.
+
+    Args:
+        image_to_text: [I, T].
+        text_to_image: [T, I].
+    """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
@@ -54,9 +59,19 @@ def score_retrieval(
     workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> RetrievalScores:
-    """Score every image against every text; each process does its share and all get the whole.
+    """Score every image against every text. Each process does a part, and all get the whole. The model is left in the mode it had.
 
-    on_progress(done) counts this process's images, twice: encoded, re-ranked. The model's mode is left as found.
+    Args:
+        model: An ALBEF.
+        data: Images and texts.
+        tokenizer: The one that the model was trained with.
+        settings: Batch sizes, memory, and how many candidates are re-ranked.
+        world: This process and the others.
+        max_tokens: Where texts are cut, [CLS] and [SEP] included.
+        autocast: Gives the context that forward passes run in.
+        workers: Processes that read images; 0 reads them here.
+        on_progress: Called with the number of this process's images that are done. Each counts twice: encoded and re-ranked.
+            None: not called.
     """
     training = model.training
     model.eval()
@@ -93,7 +108,7 @@ class _Scorer:
         texts, text_features = self._texts(ids, mask, torch.arange(len(ids)), len(blocks) == 1)
         if texts is not None:
             room = settings.cache_mb - texts.tokens.numel() * 4 / 2**20
-        else:  # each block of texts will want its half
+        else:  # each block of texts will need the other half
             room = settings.cache_mb / 2 if settings.k_test else 0.0
         similarity = gather_rows(self._encode_images(room)) @ text_features.T
         if not settings.k_test:
@@ -104,7 +119,9 @@ class _Scorer:
         for number, block in enumerate(blocks):
             if len(blocks) > 1:
                 texts, _ = self._texts(ids, mask, block, True)
-            assert texts is not None  # with a k_test, texts of one block were kept above and those of several are here
+            assert (
+                texts is not None
+            )  # with k_test above 0 the texts were kept above (one block) or encoded here (several)
             where, values = self._match(by_image | by_text, texts, number, len(blocks))
             where, values = gather_rows(where), gather_rows(values)
             scores[where[:, 0], where[:, 1]] = values
@@ -135,7 +152,7 @@ class _Scorer:
             with self.autocast():
                 features.append(self.model.image_feature(tokens).float())
             room -= tokens.numel() * tokens.element_size() / 2**20
-            keeping = keeping and room >= 0  # from the first that does not fit on, all are encoded again when needed
+            keeping = keeping and room >= 0  # once one does not fit, all later ones are encoded again when needed
             if keeping:
                 self.kept.append(tokens)
             done += len(tokens)

@@ -1,1 +1,1 @@
-"""The paper's comparisons as grids of the commands that a user types."""
+"""The paper's comparisons, as grids of the commands that a user types."""

@@ -1,7 +1,7 @@
 """The parameter and FLOP columns of the paper's Tables 1, 4 and 5, counted from the models themselves.
 
-Everything is built on the meta device: shapes without weights. How a number is counted stands in `CONDITIONS`.
-Shapes in comments: B images, L text tokens, T answer tokens, S pixels a side.
+Models are on the meta device: shapes without weights. `CONDITIONS` says how each number is counted.
+Shapes: B images, L text tokens, T answer tokens, S image size in pixels.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from pela_vl.models.ema import EmaModel
 from pela_vl.settings import MethodSettings, ModelSettings, Settings, StudentSettings
 
 TOLERANCE = 0.05
-"""Largest relative difference to a printed FLOP figure that counts as met."""
+"""Largest relative difference to a printed FLOP figure that counts as agreement."""
 BATCH, PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 32, 384, 30, 6
 MERGED_384 = 72
 """Tokens that ToMe merges in each block of ALBEF's ViT: the paper does not say; this fits its printed FLOPs."""
@@ -38,7 +38,7 @@ LABELS = {
     "tome": "ToMe",
     "pela": "PELA",
 }
-"""Methods and what the paper calls them, in the tables' order."""
+"""The paper's names of the methods, in the tables' order."""
 PRINTED = {
     "DeiT-Base": ((86.6, 33.7), None, (44.2, 17.3), (44.2, 17.3), (86.6, 16.5), (44.1, 17.0)),
     "Swin-Base": ((87.8, 30.3), None, (58.6, 20.6), (58.6, 20.6), None, (62.2, 21.3)),
@@ -65,17 +65,17 @@ class Subject:
     Args:
         table: Its number in the paper.
         name: Of the model.
-        build: Makes the dense model.
+        build: Creates the dense model.
         kappa: Of PELA's row.
         exclude: Patterns that PELA keeps dense.
         unit: Of the printed operations, "GFLOPs" or "TFLOPs".
-        forward: The paper's counted pass.
-        sample: What answering for one sample takes.
+        forward: The pass that the paper counts.
+        sample: The pass that answers for one sample.
         ema: The counted pass of the EMA model; None where there is none.
         without: Parts that the EMA model does not have.
-        own_step: The pass as this code makes it, where that differs from `forward`.
-        printed: method -> (million parameters, operations in `unit`). A method left out is not in the table, and an empty
-            dict means that the paper prints nothing.
+        training_step: The training pass of this code, where that differs from `forward`.
+        printed: Method -> (million parameters, operations in `unit`). Methods absent from it are not in the table. An
+            empty dict means that the paper prints nothing.
         settings: What the methods are counted with.
         elementwise: Whether `Row.flops` counts element-wise work too, as the profiler behind the paper's tables did.
     """
@@ -90,7 +90,7 @@ class Subject:
     sample: Callable[[Any], Any]
     ema: Callable[[Any], Any] | None = None
     without: tuple[str, ...] = ()
-    own_step: Callable[[Any], Any] | None = None
+    training_step: Callable[[Any], Any] | None = None
     printed: dict[str, tuple[float, float]] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     elementwise: bool = False
@@ -105,14 +105,14 @@ class Cost:
         flops: Likewise.
         online_parameters: Of what a user deploys.
         sample: Of what a user deploys, for one sample.
-        own_step: See `Subject`; None where it is `flops`.
+        training_step: See `Subject`; None where it is `flops`.
     """
 
     parameters: int
     flops: Flops
     online_parameters: int
     sample: Flops
-    own_step: Flops | None
+    training_step: Flops | None
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def count(subject: Subject, method: str) -> Cost:
         reshape(model, subject, method)
     online, flops = count_parameters(model), linear_conv_flops(model, subject.forward)
     sample = flops if subject.sample is subject.forward else linear_conv_flops(model, subject.sample)
-    step = None if subject.own_step is None else linear_conv_flops(model, subject.own_step)
+    step = None if subject.training_step is None else linear_conv_flops(model, subject.training_step)
     if subject.ema is None:
         return Cost(online, flops, online, sample, step)
     ema = EmaModel(model, subject.without)
@@ -177,7 +177,13 @@ def peft_parameters(row: Row) -> int:
 
 
 def reshape(model: nn.Module, subject: Subject, method: str) -> None:
-    """Turn the dense model into that of a method, in place; the model may be on the meta device."""
+    """Turn the dense model into that of a method, in place.
+
+    Args:
+        model: what `subject.build` returned; it may be on the meta device.
+        subject: gives kappa, the patterns that stay dense, and the methods' settings.
+        method: a key of LABELS.
+    """
     if method == "pela":
         compress(model, subject.kappa, exclude=subject.exclude, init="empty")
     else:
@@ -221,14 +227,14 @@ def _classify(batch: int, model: nn.Module) -> None:
 def _match(batch: int, pairings: int, shared: bool, model: Albef) -> None:
     """Both encoders and projections, then `pairings` image-text pairs a sample through fusion and matching head.
 
-    shared: an image's keys and values are computed once instead of once a pair. The last layer is counted for every
-    token, as the published code computes it, though the matching head reads only the first.
+    With `shared`, an image's keys and values are computed once instead of once a pair. The last layer is counted for
+    every token, as the published code computes it, though the matching head reads only the first.
     """
     ids, mask = _tokens(batch, TEXT_TOKENS)
     image, text = model.visual_encoder(_images(batch, PIXELS)).tokens, model.text_encoder.encode(ids, mask).tokens
     model.image_feature(image), model.text_feature(text)
     if pairings:
-        index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # which ones does not change the count
+        index = torch.zeros(pairings * batch, dtype=torch.int64, device="meta")  # the indices do not change the count
         keys_values = model.text_encoder.image_keys_values
         context = select_images(keys_values(image), index) if shared else keys_values(image[index])
         model.itm_head(model.text_encoder.fuse(text[index], mask[index], context).tokens[:, 0])
@@ -254,7 +260,9 @@ _SETTINGS = Settings(model=ModelSettings(token_merging=MERGED_384))
 
 
 def _vision(name: str, timm_name: str, kappa: float, *exclude: str, blocks: list[int], merge: int = 0) -> Subject:
-    """blocks: that a student of fewer layers keeps of each stage; merge: tokens a block. Both fit the printed figures."""
+    """A row of Table 1. `blocks`: layers of each stage in the smaller student; `merge`: tokens merged a block. Both fit
+    the printed figures.
+    """
     classify, dense = partial(_classify, 1), ("head", "patch_embed", *exclude)
     build = partial(timm.create_model, timm_name)
     method = MethodSettings(student=StudentSettings(blocks=blocks))
@@ -301,11 +309,11 @@ SUBJECTS = (
         sample=partial(_match, 1, 1, True),
         ema=partial(_match, BATCH, 0, False),
         without=("itm_head", "temp"),
-        own_step=partial(_match, BATCH, 3, True),
+        training_step=partial(_match, BATCH, 3, True),
         printed=_printed("ALBEF retrieval"),
         settings=_SETTINGS,
     ),
     _task("ALBEF VQA", "vqa", build_vqa, AlbefVqa.HEADS, _answer),
-    # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; its own model has no decoder and is smaller.
+    # Table 5 gives SNLI-VE's accuracies beside the VQA model's cost; the SNLI-VE model itself has no decoder and is smaller.
     _task("ALBEF SNLI-VE", "entailment", build_entailment, AlbefEntailment.HEADS, _entail),
 )

@@ -1,4 +1,4 @@
-"""The paper's figures that the grids are set beside (CVPR 2024, Tables 4 to 8); percent."""
+"""The paper's printed results (CVPR 2024, Tables 4 to 8), in percent, shown beside ours."""
 
 _RETRIEVAL = ("TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10")
 _TABLE5 = ("VE val", "VE test", "VQA test-dev", "VQA test-std")

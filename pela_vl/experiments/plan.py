@@ -1,9 +1,9 @@
-"""What a grid will take before it is started: its commands, and hours estimated from counted operations.
+"""The commands of a grid before it is started, and GPU hours estimated from counted operations.
 
-A training step costs three forward passes of the online model (its backward is two), of which LoRA's frozen base saves one,
-one of the EMA model and, in pre-training whose method reads a teacher's features, one of that. Counted on the meta device
-at the lengths of efficiency.py, attention's products included, and for MaskAlign as if its student saw every patch.
-Evaluation, data loading and the factorising are left out.
+A training step costs three forward passes of the trained model (the backward pass is two), of which LoRA's frozen base
+saves one. It adds one forward pass of the EMA model and, in pre-training with feature distillation, one of the teacher.
+Operations are counted on the meta device at the lengths of efficiency.py, attention's products included. MaskAlign is
+counted as if its student saw every patch. Evaluation, data loading and factorisation are left out.
 """
 
 import json
@@ -27,12 +27,12 @@ from pela_vl.models.ema import EmaModel
 from pela_vl.settings import Settings
 
 PUBLISHED_SAMPLES = {
-    "configs/pretrain.yaml": 5_100_000,  # pairs of the five sets at ALBEF's time; addresses have died since
+    "configs/pretrain.yaml": 5_100_000,  # pairs of the five sets when ALBEF was trained; some addresses are dead now
     "configs/flickr.yaml": 145_000,
     "configs/coco.yaml": 566_747,
     "configs/snli_ve.yaml": 529_527,
     "configs/refcoco_plus.yaml": 120_191,
-    "configs/vqa.yaml": 2_103_433,  # train, val and Visual Genome, before unanswerable questions are left out
+    "configs/vqa.yaml": 2_103_433,  # train, val and Visual Genome, including unanswerable questions
 }
 """Training samples of the public data, used where a list is not on this disk (docs/data.md)."""
 _SUBJECT = {
@@ -47,7 +47,15 @@ _METHODS = {"dense": "full", "lora": "lora", "tinybert": "tinybert", "maskalign"
 
 @dataclass(frozen=True)
 class Estimate:
-    """samples: of one epoch, `counted` in the lists on this disk or published. flops: of one training sample. hours: of a GPU."""
+    """What one training run takes.
+
+    Attributes:
+        samples: of one epoch.
+        counted: whether `samples` was counted in the lists on this disk; else it is the published number.
+        epochs: of the run.
+        flops: of one training sample.
+        hours: of one GPU.
+    """
 
     run: Run
     samples: int
@@ -58,9 +66,19 @@ class Estimate:
 
 
 def estimate(run: Run, variant: Variant, gpu_tflops: float, utilisation: float) -> Estimate | None:
-    """Of a training run at full scale; None for other commands.
+    """Estimate a training run at full scale.
 
-    gpu_tflops: a GPU's peak for matrix products, in the precision of the configuration. utilisation: the share of it reached.
+    Args:
+        run: its command names the configuration and the changes.
+        variant: what the run trains.
+        gpu_tflops: a GPU's peak for matrix products in the configured precision, TFLOP/s.
+        utilisation: fraction of that peak that training reaches.
+
+    Returns:
+        The estimate; None for a command that does not train.
+
+    Raises:
+        UserError: If the configuration is invalid.
     """
     path = run.command[run.command.index("--config") + 1] if "--config" in run.command else None
     if path not in PUBLISHED_SAMPLES or "--evaluate" in run.command:
@@ -87,7 +105,7 @@ def _training_flops(path: str, variant: Variant) -> float:
     method = _METHODS.get(variant.name, "pela")
     if variant.kappa is not None:
         subject = replace(subject, kappa=variant.kappa)
-    step, batch = subject.own_step or subject.forward, _PAIRS if pretraining else BATCH
+    step, batch = subject.training_step or subject.forward, _PAIRS if pretraining else BATCH
     with torch.device("meta"):
         model, teacher = subject.build().eval(), subject.build().eval()
         reshape(model, subject, method)
@@ -123,7 +141,7 @@ def _features(model: Any) -> None:
 
 
 def _with_head(run: Callable[[Any], None], pairings: int, model: Any) -> None:
-    """`_features`, the vocabulary's logits, and `pairings` a sample through fusion for matching."""
+    """`_features`, the vocabulary's logits, and `pairings` pairs a sample through fusion for matching."""
     run(model)
     _, _, mask = _inputs(_PAIRS)
     bert, width = model.text_encoder, model.text_encoder.embeddings.word_embeddings.embedding_dim
@@ -150,9 +168,16 @@ _PRETRAINING = Subject(
 
 
 def launch_plan(grid: Grid, variants: dict[str, Variant], gpu_tflops: float, utilisation: float) -> list[str]:
-    """Lines: every command in order that is not done yet, with its hours at full scale, and their sum.
+    """Every command of a grid in order, with its GPU hours at full scale, and their sum.
 
-    variants: by the run's name, of those that train.
+    Args:
+        grid: runs that are done are listed without their command.
+        variants: by run name, of the runs that train.
+        gpu_tflops: a GPU's peak for matrix products in the configured precision, TFLOP/s.
+        utilisation: fraction of that peak that training reaches.
+
+    Returns:
+        Lines of a shell script; everything but commands is a comment.
     """
     lines, total, assumed = [], 0.0, False
     for run in grid.runs:
@@ -160,14 +185,14 @@ def launch_plan(grid: Grid, variants: dict[str, Variant], gpu_tflops: float, uti
             lines.append(f"# {run.name}: done")
             continue
         known = estimate(run, variants[run.name], gpu_tflops, utilisation) if run.name in variants else None
-        note = ""
+        cost = ""
         if known:
             total, assumed = total + known.hours, assumed or not known.counted
             where = "in the lists" if known.counted else "published"
-            note = f": {known.hours:.0f} GPU hours ({known.samples:,} samples {where}, {known.epochs:g} epochs, "
-            note += f"{known.flops / 1e12:.2f} TFLOPs each)"
+            cost = f": {known.hours:.0f} GPU hours ({known.samples:,} samples {where}, {known.epochs:g} epochs, "
+            cost += f"{known.flops / 1e12:.2f} TFLOPs each)"
         words = run.command if not run.command[0].endswith(".py") else ("python", *run.command)
-        lines += [f"# {run.name}{note}", shlex.join(words)]
+        lines += [f"# {run.name}{cost}", shlex.join(words)]
     if total:
         text = f"# {total:,.0f} GPU hours in all, at {utilisation:.0%} of {gpu_tflops:g} TFLOP/s; training alone"
         lines.append(text + (", with published sizes where a list is not here" if assumed else ""))

@@ -1,4 +1,4 @@
-"""The grids' images, drawn by matplotlib without a display."""
+"""Plots of the grids' results, drawn by matplotlib without a display."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches. Raises UserError without matplotlib."""
-    # matplotlib checks MPLBACKEND while it is imported, and a notebook's is absent elsewhere; these figures need none
+    # matplotlib checks MPLBACKEND at import; a notebook's backend may not be installed here, and these figures need none
     backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
     try:
         from matplotlib.figure import Figure
@@ -42,7 +42,20 @@ def save_figure(figure: "Figure", path: Path) -> Path:
 
 
 def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
-    """<table>.png of what is there."""
+    """Write <table>.png from the results that are there.
+
+    Args:
+        found: the table's results.
+        scale: names the pre-training runs, whose logs the plot "recovery" reads.
+        grid: says which of them are done.
+        folder: where the file goes.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: Without matplotlib.
+    """
     figure = new_figure(6.4, 3.8)
     if found.table.plot == "recovery":
         recovery(figure, recoveries(scale, found.seeds, grid))
@@ -52,7 +65,10 @@ def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
 
 
 def differences(figure: "Figure", found: Found) -> None:
-    """A panel a column: each row's distance to the dense model in points, ours with its seeds' spread, the paper's hollow."""
+    """One panel per column: each row's difference to the dense model, in points.
+
+    Ours is filled, with the standard deviation over seeds as a bar; the paper's is hollow.
+    """
     columns, lines = found.table.columns, found.lines
     wide = min(len(columns), 4)
     high = -(-len(columns) // wide)
@@ -81,7 +97,7 @@ def differences(figure: "Figure", found: Found) -> None:
 
 
 def compressions(figure: "Figure", found: Found) -> None:
-    """Each measure over kappa, the dense model's level dashed; a panel before and one after fine-tuning."""
+    """Each metric over kappa, the dense model's level dashed; one panel before and one after fine-tuning."""
     figure.set_size_inches(8.6, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
     kappas = [line.row.variant.kappa for line in found.lines[1:]]
@@ -110,7 +126,7 @@ def compressions(figure: "Figure", found: Found) -> None:
 
 
 def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
-    """Validation recall over the steps of the pre-training, a curve a way of making the factors, the seeds' mean."""
+    """Validation recall over pre-training steps, one curve per kind of factors, averaged over seeds."""
     panel = figure.subplots()
     colours: dict[str, str] = {}  # by factors, whatever the rate
     for way, curve in curves.items():
@@ -126,17 +142,24 @@ def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
 
 
 def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict[int, float]]:
-    """By way of making the factors: the validation mean after each number of steps, averaged over the seeds.
+    """Mean validation recall after each number of pre-training steps, averaged over seeds.
 
-    Only seeds whose pre-training is done for every way count, so that all curves are of the same seeds.
+    Args:
+        scale: names the runs.
+        seeds: only those whose pre-training is done for every kind of factors count, so that all curves have the same
+            seeds.
+        grid: says which runs are done.
+
+    Returns:
+        Recall in percent by step, by kind of factors (a key of BEYOND).
     """
     runs = {way: [scale.pretrained(variant, seed)[1][0] for seed in seeds] for way, variant in BEYOND.items()}
-    whole = [place for place in range(len(seeds)) if all(grid.done(own[place]) for own in runs.values())]
+    complete = [place for place in range(len(seeds)) if all(grid.done(per_seed[place]) for per_seed in runs.values())]
     found: dict[str, dict[int, float]] = {}
-    for way, own in runs.items():
+    for way, per_seed in runs.items():
         points: dict[int, list[float]] = {}
-        for place in whole:
-            for line in read_log(own[place].makes[0].parent / "log.jsonl"):
+        for place in complete:
+            for line in read_log(per_seed[place].makes[0].parent / "log.jsonl"):
                 if line.get("event") == "evaluation":
                     points.setdefault(line["step"] + 1, []).append(line["mean"])
         found[way] = {step: sum(values) / len(values) for step, values in sorted(points.items())}
@@ -144,7 +167,7 @@ def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict
 
 
 def steps_saved(curves: dict[str, dict[int, float]]) -> list[str]:
-    """For each way but the plain one: after how many steps it is where the plain factors end, by linear interpolation."""
+    """For each kind of factors: the number of steps to reach the plain factors' final recall, by linear interpolation."""
     plain = curves.get("plain", {})
     if not plain:
         return []
@@ -168,7 +191,7 @@ def _crossing(curve: dict[int, float], goal: float) -> float | None:
         if value >= goal:
             if before is None or before[1] >= value:
                 return float(step)
-            share = (goal - before[1]) / (value - before[1])
-            return before[0] + share * (step - before[0])
+            fraction = (goal - before[1]) / (value - before[1])
+            return before[0] + fraction * (step - before[0])
         before = (step, value)
     return None

@@ -11,7 +11,20 @@ from pela_vl.experiments.tables import Table
 
 
 def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
-    """Write a table's CSV, Markdown and image into the grid's folder; returns the Markdown and where all is."""
+    """Write a table's CSV, Markdown and plot into the scale's folder.
+
+    Args:
+        table: the table.
+        scale: names its runs and the folder.
+        seeds: over which means and deviations are taken.
+        grid: says which runs are done.
+
+    Returns:
+        The Markdown and the paths of the files.
+
+    Raises:
+        UserError: Without matplotlib.
+    """
     found = collect(table, scale, seeds, grid)
     text = as_markdown(found)
     if table.plot == "recovery":

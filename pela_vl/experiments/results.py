@@ -1,4 +1,4 @@
-"""What a grid's runs found: means and spreads beside the paper's figures, as CSV, Markdown and records for plots."""
+"""Results of a grid's runs: means and spreads beside the paper's figures, as CSV, Markdown and records for plots."""
 
 import csv
 import io
@@ -20,7 +20,13 @@ from pela_vl.experiments.tables import Column, Table, TableRow
 
 @dataclass(frozen=True)
 class Cell:
-    """values: of each seed that is there, of `wanted`. paper: the printed figure, None if there is none."""
+    """One figure of a table.
+
+    Attributes:
+        values: one per seed that is done.
+        paper: the printed figure; None if there is none.
+        wanted: number of seeds asked for.
+    """
 
     values: tuple[float, ...]
     paper: float | None
@@ -54,7 +60,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Found:
-    """A table with its results. seconds: spent on its runs, summed, also on those it shares; threads: that each had."""
+    """A table with its results.
+
+    Attributes:
+        seconds: spent on its runs, summed, including runs that other tables use too.
+        threads: different numbers of threads that the runs had.
+    """
 
     table: Table
     lines: tuple[Line, ...]
@@ -64,17 +75,24 @@ class Found:
 
 
 def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Found:
-    """Read what is done; what is not leaves its cells without that seed."""
+    """Read the results of a table's runs. A run that is not done leaves its cell without that seed.
+
+    Args:
+        table: the table.
+        scale: names its runs.
+        seeds: to be read.
+        grid: says which runs are done.
+    """
     lines: list[Line] = []
     runs: dict[str, Run] = {}
     for row in table.rows:
         cells = []
         for column in table.columns:
-            own = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
-            runs |= own
+            by_name = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
+            runs |= by_name
             paper = row.paper.get(column.paper) if column.paper else None
-            values = (_value(scale, column, run, grid) for run in own.values())
-            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(own)))
+            values = (_value(scale, column, run, grid) for run in by_name.values())
+            cells.append(Cell(tuple(value for value in values if value is not None), paper, len(by_name)))
         lines.append(Line(row, tuple(cells), *_cost(scale, row, seeds, grid)))
     records = [grid.record(run) for run in in_order(runs.values())]
     threads = {record["threads"] for record in records if "threads" in record}
@@ -90,7 +108,7 @@ def _value(scale: Scale, column: Column, run: Run, grid: Grid) -> float | None:
 
 
 def _cost(scale: Scale, row: TableRow, seeds: Sequence[int], grid: Grid) -> tuple[int | None, float | None]:
-    """Of the model as it is deployed, before a task adds its own head: parameters and GFLOPs a sample."""
+    """Parameters, and GFLOPs a sample, of the model as it is deployed, before a task adds its head."""
     path, needs = scale.pretrained(row.variant, seeds[0])
     header = read_header(path) if path.is_file() and all(grid.done(run) for run in needs) else None
     if header is None:
@@ -118,7 +136,7 @@ def as_csv(found: Found) -> str:
 
 
 def as_markdown(found: Found) -> str:
-    """The table in percent, the paper's figures in columns of their own, and how often the orders of rows agree."""
+    """The table in percent, the paper's figures in separate columns, and how often the orders of rows agree."""
     columns = found.table.columns
     printed = [any(line.cells[place].paper is not None for line in found.lines) for place in range(len(columns))]
     heads = ["", "parameters", "GFLOPs in layers"]
@@ -172,7 +190,16 @@ def orders(found: Found) -> list[str]:
 
 
 def write(found: Found, text: str, folder: Path) -> list[Path]:
-    """<table>.csv and, with `text`, <table>.md; returns their paths."""
+    """Write <table>.csv and <table>.md.
+
+    Args:
+        found: the table's results.
+        text: content of the Markdown file.
+        folder: where the files go.
+
+    Returns:
+        Their paths.
+    """
     paths = []
     for suffix, content in ((".csv", as_csv(found)), (".md", text + "\n")):
         paths.append(folder / (found.table.name + suffix))

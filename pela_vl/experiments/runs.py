@@ -1,4 +1,4 @@
-"""A grid's runs: commands that need one another's results, each done once, several at a time if wanted."""
+"""A grid's runs: commands that need one another's results. Each is run once; several can run in parallel."""
 
 import hashlib
 import json
@@ -27,10 +27,15 @@ _PATIENCE = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Run:
-    """One command. name: its folder below the grid's, and what others call it. command: a script and its arguments.
+    """One command.
 
-    makes: files that it must have written to count as done. needs: runs whose results it reads. resumable: the command goes
-    on from what an interrupted one left. threads: how the command is given them, as the format of an argument, if at all.
+    Attributes:
+        name: its folder below the grid's, and its key.
+        command: a script and its arguments.
+        makes: files that must exist for the run to count as done.
+        needs: runs whose results it reads.
+        resumable: whether the command continues what an interrupted one left.
+        threads: arguments that set its number of threads, with {threads} to be filled in; empty if it has none.
     """
 
     name: str
@@ -42,7 +47,7 @@ class Run:
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """These and all they need, each once and after what it needs."""
+    """The runs and all that they need, each once and after what it needs."""
     ordered: dict[str, Run] = {}
 
     def add(run: Run) -> None:
@@ -58,9 +63,11 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def fingerprints(runs: Sequence[Run], inputs: Sequence[Path]) -> dict[str, str]:
-    """Of each run: what it does by which configuration, what those before it did, and those of the input files it names.
+    """A hash of each run: its script and arguments, its configuration, the runs that it needs, and the input files that
+    it names.
 
-    runs: as `in_order` gives. How a script is launched does not count: a run may go on with another number of processes.
+    `runs` is what `in_order` returned. The launcher is not part of it: a run may continue with another number of
+    processes.
     """
     contents = {str(path): _content(path) for path in inputs}
     found: dict[str, str] = {}
@@ -86,10 +93,18 @@ def _content(path: Path) -> str:
 
 
 class Grid:
-    """Runs in a folder: which are done, and the doing of the rest."""
+    """Runs in a folder: says which are done, and executes the rest.
+
+    Args:
+        runs: all that they need is added.
+        folder: of the runs.
+        inputs: files that commands name; a change of one reruns these commands.
+
+    Raises:
+        UserError: If an input is missing.
+    """
 
     def __init__(self, runs: Iterable[Run], folder: Path, inputs: Sequence[Path]) -> None:
-        """Raises UserError if one of the files is missing."""
         for path in inputs:
             if not path.is_file():
                 raise UserError(f"{path} is missing; name the dense pre-trained checkpoint by --teacher")
@@ -97,30 +112,33 @@ class Grid:
         self.prints = fingerprints(self.runs, inputs)
 
     def record(self, run: Run) -> dict[str, Any]:
-        """What is known of a run as it is now: `done`, `seconds`, `threads`; empty if never started, or with other arguments."""
+        """What is known of a run with its present arguments: `done`, `seconds`, `threads`. Empty if it was never
+        started with them.
+        """
         record = self._mark(run)
         return record if record.get("fingerprint") == self.prints[run.name] else {}
 
     def _mark(self, run: Run) -> dict[str, Any]:
-        """What the run that was last started in this folder left, whatever its arguments."""
+        """The record of the run that was last started in this folder, whatever its arguments."""
         try:
             return json.loads((self.folder / run.name / _MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
     def done(self, run: Run) -> bool:
-        """Whether it and all it needs are done."""
+        """Whether the run and all that it needs are done."""
         files = all(path.exists() for path in run.makes)
         return bool(self.record(run).get("done")) and files and all(self.done(needed) for needed in run.needs)
 
     def seconds(self, run: Run) -> float:
-        """Spent on it so far, over all calls."""
+        """Wall-clock seconds spent on the run, summed over interrupted attempts."""
         return self.record(run).get("seconds", 0.0)
 
     def execute(self, jobs: int = 1, threads: int | None = None) -> None:
-        """Do what is not done, `jobs` runs at a time with `threads` each (None: the cores shared evenly).
+        """Execute what is not done, `jobs` runs at a time with `threads` each (None: the cores divided evenly).
 
-        Raises UserError naming the run that failed, once those beside it have ended; what was done stays done.
+        Raises:
+            UserError: Naming the run that failed, once those in parallel with it have ended. What is done stays done.
         """
         threads = threads or max((os.cpu_count() or 1) // jobs, 1)
         waiting = [run for run in self.runs if not self.done(run)]
@@ -171,7 +189,7 @@ class Grid:
             try:
                 with open(folder / _LOG, "ab") as log:
                     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                    # the child keeps the lock if we die, so that nobody starts a second one beside it
+                    # if this process dies, the child keeps the lock, so that no second one is started beside it
                     code = subprocess.run(launched, stdout=log, stderr=log, env=environment, pass_fds=[lock]).returncode
             finally:
                 state["seconds"] = before + time.monotonic() - started
@@ -202,7 +220,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _set_aside(folder: Path) -> None:
-    """Keep the results of a run that is made anew with other settings, as <folder>.old; an older one gives way."""
+    """Move the results of a run with other settings to <folder>.old, replacing an older <folder>.old."""
     old = folder.with_name(folder.name + ".old")
     if old.exists():
         shutil.rmtree(old)
@@ -213,7 +231,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _empty(folder: Path, makes: Sequence[Path]) -> None:
-    """Take away what an earlier run left."""
+    """Remove what an earlier attempt left."""
     for path in [*makes, *folder.iterdir()]:
         if path.name == _LOCK:
             continue

@@ -1,4 +1,4 @@
-"""At which size a grid is run: scenes on a CPU in an hour or two, or the paper's data sets on GPUs."""
+"""The scale of a grid: scenes on a CPU in an hour or two, or the paper's data sets on GPUs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,14 @@ _TWO_RECORDS = {"val": "evaluation_val.json", "test": "evaluation.json"}
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task. changes: of its configuration. records: evaluation files by split. needs: what makes its data.
+    """A downstream task.
 
-    evaluate: only evaluate, without fine-tuning; that before any pre-training, or after it.
+    Attributes:
+        changes: of its configuration.
+        records: evaluation files by split.
+        needs: runs that create its data.
+        evaluate: evaluate without fine-tuning.
+        before_pretraining: with `evaluate`, evaluate the compressed model before any pre-training.
     """
 
     script: str
@@ -33,10 +38,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Scale:
-    """root: folder of everything. launcher: what training scripts are started with; empty for plain Python.
+    """Where and how the runs of a grid are executed.
 
-    pretrain: configuration of the intermediate pre-training and its changes. calibration: list and image folder of what
-    factors are made for that need samples. numbers: what variants name in braces. threads: how a training script is given them.
+    Attributes:
+        root: folder of all runs.
+        teacher: the dense pre-trained checkpoint.
+        tasks: by name.
+        pretrain: configuration of the intermediate pre-training and its changes.
+        calibration: list and image folder of calibration samples, for inits that need them.
+        numbers: values that variants refer to by names in braces.
+        launcher: what training scripts are started with; empty for plain Python.
+        threads: arguments that set a training script's number of threads, with {threads} to be filled in.
     """
 
     name: str
@@ -50,32 +62,32 @@ class Scale:
     threads: tuple[str, ...] = ()
 
     def compressed(self, variant: Variant) -> Run:
-        """The run that cuts the dense model, the same for all variants with these factors."""
+        """The run that compresses the dense model. Variants with the same factors have the same run."""
         output = self.root / "compressed" / _factors(variant) / "model.safetensors"
         arguments = ["--checkpoint", str(self.teacher), "--output", str(output), "--kappa", f"{variant.kappa:g}"]
         arguments += ["--ranks", variant.ranks]
         needs: tuple[Run, ...] = ()
         if variant.init != "svd":
-            file, pictures = self.calibration
-            arguments += ["--init", variant.init, "--calibration", file, "--image-root", pictures]
+            file, image_root = self.calibration
+            arguments += ["--init", variant.init, "--calibration", file, "--image-root", image_root]
             arguments += [f"--{word}" for word in ("sequential", "measured") if getattr(variant, word)]
             needs = self.pretrain.needs
         return Run(f"compressed/{_factors(variant)}", ("tasks/compress.py", *arguments), (output,), needs)
 
     def start(self, variant: Variant) -> tuple[Path, tuple[Run, ...]]:
-        """The checkpoint before any training, and what makes it."""
+        """The checkpoint before any training, and the runs that create it."""
         if variant.kappa is None:
             return self.teacher, ()
         run = self.compressed(variant)
         return run.makes[0], (run,)
 
     def pretrained(self, variant: Variant, seed: int) -> tuple[Path, tuple[Run, ...]]:
-        """The checkpoint that fine-tuning starts from, and what makes it."""
+        """The checkpoint that fine-tuning starts from, and the runs that create it."""
         checkpoint, needs = self.start(variant)
         if variant.pretrain is None:
             return checkpoint, needs
         name = f"pretrain/{variant.name}/seed{seed}"
-        # a student of fewer layers is cut from its teacher, which init.checkpoint is; with another one it would stay whole
+        # a student of fewer layers is cut from its teacher, init.checkpoint; with another teacher it would keep all layers
         teacher = "null" if variant.kappa is None else self.teacher
         changes = [f"init.checkpoint={checkpoint}", f"init.teacher={teacher}", "compress.kappa=null"]
         run = self._train(
@@ -84,7 +96,13 @@ class Scale:
         return run.makes[0], (run,)
 
     def run(self, task: str, variant: Variant, seed: int) -> Run:
-        """The run whose records are a variant's results in a task."""
+        """The run whose records are a variant's results in a task.
+
+        Args:
+            task: a key of `tasks`.
+            variant: the model.
+            seed: of the training; ignored where nothing is trained.
+        """
         chosen = self.tasks[task]
         if chosen.before_pretraining:
             variant, seed = replace(variant, name=f"from_{_factors(variant)}", pretrain=None), 0
@@ -123,9 +141,12 @@ _STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, 
 
 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
-    """Scenes on a CPU: the demo's configurations with fewer samples, on a corpus of its own.
+    """Scenes on a CPU: the demo's configurations with fewer samples, on a separate corpus.
 
-    quick: next to no steps and images, to see that everything runs; its figures mean nothing.
+    Args:
+        root: folder of all runs.
+        teacher: the dense pre-trained checkpoint.
+        quick: a few steps and images, to see that everything runs; its figures mean nothing.
     """
     scenes = root / "data" / "scenes"
     lists = scenes / "lists"
@@ -152,11 +173,11 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         count = 4 if quick else _STEPS[task]
         return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
 
-    pictures = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
+    data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
     retrieval = Task(
         "tasks/retrieval.py",
         "configs/demo/retrieval.yaml",
-        (*small, *pictures, *steps("retrieval")),
+        (*small, *data, *steps("retrieval")),
         needs=(make_lists,),
     )
     tasks = {
@@ -197,9 +218,15 @@ _PAPER_GPUS = 4
 
 
 def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
-    """The paper's data sets and numbers, on 4 GPUs or, gradients accumulated, on 2 or 1.
+    """The paper's data sets and hyper-parameters, on 4 GPUs or, with gradient accumulation, on 2 or 1.
 
-    Raises UserError for another number: the batch of an update would not be the published one.
+    Args:
+        root: folder of all runs.
+        teacher: the dense pre-trained checkpoint.
+        gpus: 1, 2 or 4.
+
+    Raises:
+        UserError: For another number of GPUs, as an update's batch would not be the published one.
     """
     if _PAPER_GPUS % gpus:
         raise UserError(f"--gpus {gpus}: give 1, 2 or 4, so that an update's batch is the published one")

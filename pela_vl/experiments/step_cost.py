@@ -1,7 +1,7 @@
-"""Table 8: memory and time of a training step, the dense model against the low-rank one, each in a process of its own.
+"""Table 8: memory and time of a training step, dense against low rank, each measured in a separate process.
 
 DeiT-Base with random weights, random images of 224 px, cross-entropy, AdamW: neither weights nor images change what a
-step takes. As in the paper the low-rank model is the plain one, with neither teacher nor RWP.
+step takes. As in the paper, the low-rank model is trained without teacher and RWP.
 """
 
 import argparse
@@ -31,9 +31,17 @@ ROWS = {"dense": None, "low rank": KAPPA}
 
 @dataclass(frozen=True)
 class StepCost:
-    """gib: peak memory, of the device's tensors on a GPU, of the whole process on a CPU. ms_per_image: median of the steps.
+    """Measurement of one model.
 
-    start_gib: what a process on a CPU holds before it builds the model (the imported libraries).
+    Attributes:
+        row: a key of ROWS.
+        parameters: of the model.
+        batch: images of a step.
+        gib: peak memory in GiB: of the device's tensors on a GPU, of the whole process on a CPU.
+        start_gib: what a process on a CPU holds before it creates the model (the imported libraries); 0 on a GPU.
+        ms_per_image: median over the steps.
+        device: "cpu" or "cuda".
+        threads: of the CPU.
     """
 
     row: str
@@ -47,7 +55,13 @@ class StepCost:
 
 
 def commands(batch: int, steps: int, threads: int | None) -> list[str]:
-    """One a row."""
+    """The command that measures each row.
+
+    Args:
+        batch: images of a step.
+        steps: timed steps.
+        threads: of the CPU; None: torch's default.
+    """
     return [shlex.join(["python", *arguments]) for arguments in _arguments(batch, steps, threads)]
 
 
@@ -57,9 +71,17 @@ def _arguments(batch: int, steps: int, threads: int | None) -> list[list[str]]:
 
 
 def measure_all(folder: Path, batch: int, steps: int, threads: int | None, only_show: bool = False) -> list[StepCost]:
-    """Each row of ROWS, one after the other; one that was measured with the same arguments is read from `folder`.
+    """Measure every row, one after the other. Rows measured before with the same arguments are read from `folder`.
 
-    only_show: read alone; rows that are not there are left out. Raises UserError if that leaves none.
+    Args:
+        folder: where measurements are kept.
+        batch: images of a step.
+        steps: timed steps.
+        threads: of the CPU; None: torch's default.
+        only_show: measure nothing; rows that were not measured are left out.
+
+    Raises:
+        UserError: If no row is left.
     """
     found = []
     for row, arguments in zip(ROWS, _arguments(batch, steps, threads), strict=True):
@@ -79,7 +101,13 @@ def measure_all(folder: Path, batch: int, steps: int, threads: int | None, only_
 
 
 def measure(row: str, batch: int, steps: int) -> StepCost:
-    """In this process; `steps` are timed after two to warm up."""
+    """Measure one row in this process.
+
+    Args:
+        row: a key of ROWS.
+        batch: images of a step.
+        steps: timed steps, after two that are not timed.
+    """
     import timm
 
     start = usage_since(time.perf_counter()).peak_mib / 1024
@@ -120,7 +148,9 @@ def _now(device: torch.device) -> float:
 
 
 def table(costs: list[StepCost], folder: Path) -> str:
-    """As Markdown beside the paper's Table 8, with ratios to the dense row; also written as table8.md and table8.csv."""
+    """Markdown with ratios to the dense row, beside the paper's Table 8. Also written as table8.md, table8.csv and
+    table8.png.
+    """
     first, printed = costs[0], TABLE8["dense"]
     lines = ["| | parameters | peak GiB | ratio | paper | ms/image | ratio | paper |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
@@ -134,8 +164,8 @@ def table(costs: list[StepCost], folder: Path) -> str:
     what = (
         f"**Table 8: a training step of DeiT-Base, batch {first.batch}, on {first.device}, {first.threads} thread(s)**"
     )
-    note = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
-    text = "\n".join([what, "", *lines, "", note])
+    legend = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
+    text = "\n".join([what, "", *lines, "", legend])
     rows = [",".join(asdict(first)), *(",".join(map(str, asdict(cost).values())) for cost in costs)]
     for name, content in (("table8.md", text), ("table8.csv", "\n".join(rows))):
         with atomic_write(folder / name, "w") as stream:
@@ -145,7 +175,7 @@ def table(costs: list[StepCost], folder: Path) -> str:
 
 
 def _draw(costs: list[StepCost], path: Path) -> Path:
-    """Both costs as shares of the dense row's, beside the paper's."""
+    """Plot both costs relative to the dense row's, beside the paper's."""
     figure = new_figure(6.4, 2.6)
     for panel, what, unit in zip(figure.subplots(1, 2), ("gib", "ms_per_image"), ("GiB", "ms/image"), strict=True):
         for place, cost in enumerate(costs):

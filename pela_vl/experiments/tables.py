@@ -1,4 +1,4 @@
-"""The tables and the figure: rows, columns, and the paper's figures beside them."""
+"""The paper's tables and Figure 4 as rows and columns of runs, with the printed figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,15 @@ from pela_vl.experiments.variants import (
 
 @dataclass(frozen=True)
 class Column:
-    """head: as shown. task: a key of the scale's. metric: of that split's record; None where no file can say it (a server
-    does). paper: the paper's name of the column, None if it has none."""
+    """One column.
+
+    Attributes:
+        head: as shown.
+        task: a key of the scale's tasks.
+        split: whose record is read.
+        metric: key in that record; None where no file has it, because a server evaluates.
+        paper: the paper's name of the column; None if it has none.
+    """
 
     head: str
     task: str
@@ -47,7 +54,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. plot: how it is drawn (a key of plots.PLOTS)."""
+    """One table; `name` is that of its files, `plot` one of "differences", "compressions" and "recovery"."""
 
     name: str
     title: str
@@ -169,17 +176,30 @@ TABLES: dict[str, Callable[[Scale], list[Table]]] = {
     "figure4": figure4,
     "beyond_svd": beyond_svd,
 }
-"""What can be asked for by name, beside table8, which is no grid of trainings."""
+"""Tables by name. table8 is not among them, because it is no grid of trainings."""
 
 
 def table_runs(table: Table, scale: Scale, seed: int) -> list[Run]:
-    """Every run that a table reads, of one seed."""
+    """Every run that a table reads, of one seed.
+
+    Args:
+        table: the table.
+        scale: names the runs.
+        seed: of the trainings.
+    """
     tasks = dict.fromkeys(column.task for column in table.columns)
     return [scale.run(task, row.variant, seed) for row in table.rows for task in tasks]
 
 
 def trained_variants(tables: Sequence[Table], scale: Scale, seeds: Sequence[int]) -> dict[str, Variant]:
-    """By the name of every run of these tables, those they need included, the variant that it trains or evaluates."""
+    """The variant that each run of some tables trains or evaluates, by the run's name. Runs that these need are
+    included.
+
+    Args:
+        tables: the tables.
+        scale: names the runs.
+        seeds: of the trainings.
+    """
     found = {}
     for table in tables:
         for row in table.rows:

@@ -1,4 +1,4 @@
-"""The models that are compared: how each comes from the dense one, whatever the scale."""
+"""The compared models: how each is derived from the dense one, independent of the scale."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +6,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """name: for folders. kappa: of the cut, None for none; init, ranks, sequential, measured: of its factors.
+    """One model.
 
-    pretrain: changes of the intermediate pre-training's configuration, None if there is none. tune: those of fine-tuning.
-    A name in braces is a number of the scale's.
+    Attributes:
+        name: of its folders.
+        kappa: of the compression; None: not compressed.
+        init, ranks, sequential, measured: of its factors, as in `compress`.
+        pretrain: changes of the intermediate pre-training's configuration; None: no pre-training. A name in braces is a
+            key of the scale's `numbers`.
+        tune: changes of the fine-tuning's configuration, likewise.
     """
 
     name: str
@@ -39,7 +44,7 @@ KAPPAS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 
 
 def pela_at(kappa: float) -> Variant:
-    """PELA at another compression; at 3 the same one, so that its runs are shared."""
+    """PELA at another compression; at 3 it is PELA itself, so that its runs are not repeated."""
     return PELA if kappa == PELA.kappa else Variant(f"pela_kappa_{kappa:g}", kappa, pretrain=PELA.pretrain)
 
 

@@ -1,7 +1,7 @@
-"""One budget of parameters for all layers, spent where a rank buys most.
+"""Rank allocation: one parameter budget for all layers, spent where it lowers the error most.
 
-The uniform rule gives every layer the same share of its weights. Yet a layer whose error reaches the features that count
-deserves more than one whose error does not, and some are better left dense.
+The uniform rule keeps the same fraction of every layer's weights. Layers differ in how much their error changes the
+model's features, so an equal budget is better spent unevenly. Some layers are best left dense.
 """
 
 import heapq
@@ -14,7 +14,9 @@ from pela_vl.lowrank.plan import PlanError, rank_for
 
 
 class _Options(NamedTuple):
-    """What a layer may get, dearest last: ranks (None: dense), what each costs, and the error that it leaves."""
+    """The choices of one layer, cheapest first: ranks (None: dense), their costs in weights, the errors that they
+    leave.
+    """
 
     ranks: list[int | None]
     costs: list[int]
@@ -30,22 +32,28 @@ def allocate_ranks(
     stay_dense: bool = False,
     pivoted: bool = False,
 ) -> dict[str, int]:
-    """Ranks by name that spend at most `budget` weights and leave the least sum of squared errors, up to the last few ranks.
+    """Choose ranks that spend at most `budget` weights and minimise the sum of squared errors, to within the last few ranks.
 
-    First all layers get what minimises error + lambda x cost, lambda the smallest that the budget allows: the steps of the
-    layers' convex hulls in the order of error taken away for each weight. Then what is left of the budget goes, greedily, to
-    the best steps that still fit.
+    First the Lagrangian solution: every layer minimises error + lambda x cost, with the smallest lambda that the budget
+    allows. It is found by taking steps along the layers' convex hulls in order of error removed per weight. Then the
+    rest of the budget is spent greedily on the best steps that still fit. Ties go to the layer that comes first.
 
     Args:
-        spectra: singular values of each layer, descending, in a measure that can be compared between layers.
-        shapes: (in, out) features; rank r costs r (in + out).
-        rank_multiple: ranks come in multiples of it; every layer gets one step at least, and less only where one step is more
-            than the rank at which its factors are as large as the dense weights.
-        scales: factors of the squared errors, 1 where there is none.
-        stay_dense: a layer may also keep its weights, at a cost of in x out and no error; it is then missing in the result.
+        spectra: singular values of each layer by name, descending, in a unit that can be compared between layers.
+        shapes: (in, out) features by name; rank r costs r (in + out).
+        budget: weights that the factors of all layers may hold together.
+        rank_multiple: ranks are multiples of this. Every layer gets at least one multiple, or the rank at which its
+            factors are as large as its dense weights where that is less.
+        scales: multipliers of the squared errors by name; 1 for a layer without one.
+        stay_dense: a layer may also keep its weights, at a cost of in x out and no error. It is then absent from the
+            result.
         pivoted: rank r costs r (in + out - r), as pivoted factors are stored (pivot.py).
 
-    Ties go to the layer that comes first. Raises PlanError when the budget does not reach for one step everywhere.
+    Returns:
+        Ranks by name, of the layers that are not left dense.
+
+    Raises:
+        PlanError: If the budget does not cover the smallest choice of every layer.
     """
     options = {
         name: _options(spectrum, shapes[name], rank_multiple, (scales or {}).get(name, 1.0), stay_dense, pivoted)
@@ -118,7 +126,7 @@ def _along_hulls(options: Mapping[str, _Options], chosen: dict[str, int], left: 
         _, _, name, place = heapq.heappop(heap)
         index = hulls[name][place]
         price = options[name].costs[index] - options[name].costs[chosen[name]]
-        if price > left:  # what is left goes to steps off the hulls
+        if price > left:  # `_fill` spends the rest on steps off the hulls
             break
         left -= price
         chosen[name] = index
@@ -140,7 +148,7 @@ def _fill(options: Mapping[str, _Options], chosen: dict[str, int], left: int) ->
 
     found = {name: best(name) for name in options}
     while True:
-        for name, step in found.items():  # what was best stays so while it fits
+        for name, step in found.items():  # the best step stays the best while it fits
             if step is not None and options[name].costs[-step[1]] - options[name].costs[chosen[name]] > left:
                 found[name] = best(name)
         possible = {name: step for name, step in found.items() if step is not None}

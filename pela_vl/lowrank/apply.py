@@ -1,4 +1,4 @@
-"""Putting a plan into a model, and taking it out again."""
+"""Replacing the Linears of a model by low-rank layers as a plan says, and turning them back into Linears."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +33,11 @@ Progress = Callable[[int, int, str], None]
 class LayerReport:
     """One replaced layer.
 
-    `rel_error` is that of the weights, and `spectrum` all singular values that were cut, on the CPU; both None for empty
-    factors. `output_error` is the outputs' relative error on the calibration inputs, None without these. `predicted_error` is
-    the squared error of the features that count, for init "gauss_newton".
+    Attributes:
+        rel_error: relative Frobenius error of the weights; None for empty factors.
+        spectrum: singular values of the matrix that was truncated, on the CPU; None for empty factors.
+        output_error: relative error of the outputs on the calibration inputs; None for any init but "whitened".
+        predicted_error: predicted squared error of the model's features; None for any init but "gauss_newton".
     """
 
     name: str
@@ -57,22 +59,29 @@ def apply_plan(
     metrics: Mapping[str, OutputMetric] | None = None,
     pivoted: Collection[str] = (),
 ) -> list[LayerReport]:
-    """Replace in place every Linear named in `plan` by a LowRankLinear of that rank; report each, in plan order.
+    """Replace every Linear named in `plan` by a LowRankLinear of that rank, in place.
 
-    Device, dtype, training flag and requires_grad are kept, and the bias stays the very same Parameter (a corrected one
-    takes its place if the factors are made for inputs); optimisers made before hold the old weights and must be made anew.
-    Data that sits on a layer or its weight is carried over. transformers' Conv1D counts as a Linear.
+    Device, dtype, training flag and requires_grad are kept. The bias stays the same Parameter, except where the init
+    corrects it ("whitened", "gauss_newton"). An optimiser created before still holds the old weights and must be
+    created again. Attributes set on a layer or its weight are carried over. transformers' Conv1D counts as a Linear.
 
     Args:
-        init: "svd" (factors of the present weights), "whitened" (those with the least error on inputs of the given
-            `statistics`, see `calibrate`), "gauss_newton" (with the least error of the features that count, by `statistics`
-            and `metrics`, see `measure_metrics`) or "empty" (allocated, to be loaded; works on the meta device).
+        model: the model; layers are swapped only when all factors are ready, so an error leaves it unchanged.
+        plan: rank by module name, in 1..min(in, out).
+        init: "svd" (truncated SVD of the present weights), "whitened" (least output error on the inputs of
+            `statistics`, see `calibrate`), "gauss_newton" (least error of the features by `statistics` and `metrics`,
+            see `measure_metrics`) or "empty" (allocated, to be loaded; works on the meta device).
         progress: called after each layer.
-        pivoted: names of the plan's layers that are PivotedLinears, for init "empty".
+        statistics: of each layer's inputs by name, for "whitened" and "gauss_newton"; ignored otherwise.
+        metrics: of each layer's outputs by name, for "gauss_newton"; ignored otherwise.
+        pivoted: names in the plan that become PivotedLinears, only with init "empty".
 
-    Raises PlanError naming the layer when one is missing, is no plain Linear, is shared, has hooks, holds NaN, when
-    its rank is not in 1..min(in, out), or statistics of it are wanted and missing or of another width. The model is then
-    as it was: layers are swapped only when all are ready.
+    Returns:
+        One report per layer, in plan order.
+
+    Raises:
+        PlanError: Naming the layer, when it is missing, is no plain Linear, is shared, has hooks or holds NaN, when its
+            rank is out of range, or when statistics that the init needs are missing or of another width.
     """
     if init not in INITS:
         raise PlanError(f"init must be one of {', '.join(INITS)}, not {init!r}")
@@ -106,9 +115,13 @@ def apply_plan(
 
 
 def merge_dense(model: nn.Module) -> nn.Module:
-    """Multiply every low-rank layer out into a Linear, W = up @ down: the inverse of `apply_plan`. Returns `model`.
+    """Turn every low-rank layer into a Linear with W = up @ down, in place: the inverse of `apply_plan`. Returns
+    `model`.
 
-    Works in place. The product is formed in fp32 at least and rounded once to the factors' dtype.
+    The product is formed in fp32 or wider and rounded once to the factors' dtype.
+
+    Raises:
+        PlanError: If `model` is itself a low-rank layer.
     """
     for name, layer in (low_rank_layers(model) | pivoted_layers(model)).items():
         if not name:
@@ -146,10 +159,15 @@ def rank_plan(model: nn.Module) -> dict[str, int]:
 
 
 def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Job]:
-    """The jobs' results in order: one after the other, or one job a thread with single-threaded linear algebra in each.
+    """Run independent jobs and yield their results in order.
 
-    LAPACK gains little from a second thread on matrices of this size, and loses tenfold when another process wants the
-    cores; layers side by side use all cores either way, and give the same bits for any number of threads.
+    Every worker thread uses single-threaded linear algebra. LAPACK gains little from a second thread on matrices of
+    this size, and becomes ten times slower when another process wants the cores. Results do not depend on the thread
+    count.
+
+    Args:
+        jobs: functions without arguments.
+        in_parallel: run one job per thread; else one after the other in this thread.
     """
     if not in_parallel:
         yield from (job() for job in jobs)
@@ -160,7 +178,7 @@ def run_all(jobs: Sequence[Callable[[], Job]], in_parallel: bool) -> Iterator[Jo
         yield from pool.map(lambda job: job(), jobs)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # a worker's setting is also what threads started later would inherit
+        torch.set_num_threads(before)  # threads started later would inherit a worker's setting
 
 
 def _check_statistics(
@@ -228,7 +246,7 @@ def _low_rank(
     up, down = factors.up.to(weight), factors.down.to(weight)
     if (
         init == "gauss_newton" and bias is not None and statistics is not None
-    ):  # of the rounded factors, so that the bias makes up for the rounding
+    ):  # from the rounded factors, so that the bias corrects the rounding too
         mean = statistics.mean
         shift = weight.detach().to(mean) @ mean - up.to(mean) @ (down.to(mean) @ mean)
     if shift is not None:
@@ -238,9 +256,16 @@ def _low_rank(
 
 
 def low_rank_layer(linear: Dense, up: Tensor, down: Tensor, bias: nn.Parameter | None) -> LowRankLinear:
-    """The layer with these factors, up [O, R] and down [R, I], that stands in for `linear` and keeps what sits on it."""
+    """Create the LowRankLinear that takes `linear`'s place, and carry over its flags and attributes.
+
+    Args:
+        linear: the Linear or Conv1D to be replaced; it is only read.
+        up: [O, R], copied.
+        down: [R, I], copied.
+        bias: [O], used as it is (the same Parameter); None for a layer without bias.
+    """
     (inputs, outputs), rank = in_out(linear), len(down)
-    # Built on meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
+    # On meta: the factors are assigned next, so initialising them would waste work and draw from the RNG.
     layer = LowRankLinear(inputs, outputs, rank, bias is not None, "meta", up.dtype)
     wanted = linear.weight.requires_grad
     layer.up.weight = nn.Parameter(_row_by_row(up), requires_grad=wanted)
@@ -280,6 +305,15 @@ def _dense(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
 
 
 def install(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Set `model`'s submodule `name`, also inside Sequential and ModuleList, whose children are numbered."""
+    """Replace a submodule, also inside Sequential and ModuleList, whose children have numbers as names.
+
+    Args:
+        model: the model, changed in place.
+        name: full dotted name of the submodule to replace.
+        module: the new submodule.
+
+    Raises:
+        AttributeError: If the parent of `name` does not exist.
+    """
     owner, _, child = name.rpartition(".")
     setattr(model.get_submodule(owner), child, module)

@@ -1,6 +1,6 @@
-"""What Linears are fed: count, mean and covariance of their inputs, gathered while the model runs on a few samples.
+"""Input statistics of Linears: count, mean and covariance, gathered while the model runs on calibration samples.
 
-Shapes: N = rows, i.e. all leading dimensions of an input together, I = input width of a Linear.
+Shapes: N = rows, all leading dimensions of an input flattened; I = input width of a Linear.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from pela_vl.lowrank.plan import PlanError
 _CHUNK = 4096  # rows whose fp64 copy is in memory at a time
 
 Calibration = Iterable[Any] | Callable[[nn.Module], Any]
-"""Inputs, or a function that runs the model on inputs of its own.
+"""Inputs, or a function of the model that runs it on inputs that it brings along.
 
 An input that is a tensor goes in as model(x), a tuple or list as model(*x), a mapping as model(**x). An input that is itself
 a function is called as f(model): it runs one batch, and may return the features that count.
@@ -25,9 +25,9 @@ a function is called as f(model): it runs one batch, and may return the features
 
 
 class InputStatistics:
-    """Count, sum [I] and second moment [I, I] of all rows that a Linear was given, in fp64.
+    """Count, sum [I] and second moment [I, I] of all input rows of a Linear, in fp64.
 
-    8 I (I + 1) bytes, however many rows there were. Rows may have weights; the count is then their sum.
+    They take 8 I (I + 1) bytes, for any number of rows. Rows may be weighted; the count is then the sum of weights.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -36,7 +36,13 @@ class InputStatistics:
         self.moment = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, count: float, total: Tensor, moment: Tensor) -> None:
-        """Count more rows: how many, their sum [I], their second moment [I, I]."""
+        """Add a batch of rows.
+
+        Args:
+            count: number of rows, or the sum of their weights.
+            total: [I], their (weighted) sum.
+            moment: [I, I], their (weighted) sum of x x^T.
+        """
         self.count += count
         self.total += total
         self.moment += moment
@@ -59,13 +65,14 @@ class InputStatistics:
 
 @contextmanager
 def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, InputStatistics]]:
-    """While the context is open, whatever runs through the Linears `names` of `model` is added up by layer.
+    """Gather input statistics of the Linears `names` from whatever `model` runs on while the context is open.
 
-    Nothing of the inputs themselves is kept, so memory is that of the statistics, 8 I (I + 1) bytes a layer, and of one
-    chunk of rows. Linears that are given the very same tensor one after the other (query, key and value of an attention)
-    share the work of its product. Padded positions count as any other: give texts of equal length, or one at a time.
+    No input is stored: memory is 8 I (I + 1) bytes a layer plus one chunk of rows in fp64. Linears that are called in a
+    row with the very same tensor (query, key and value of an attention) reuse its moments. Padded positions count as
+    any other: give texts of equal length, or one at a time. A layer that is never run has count 0.
 
-    Raises PlanError naming the layer when an input holds NaN or infinity. A layer that was never run has count 0.
+    Raises:
+        PlanError: Naming the layer, when an input holds NaN or infinity.
     """
     gathered: dict[str, InputStatistics] = {}
     recorder, hooks = _Recorder(), []
@@ -84,7 +91,7 @@ def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` in eval mode, and in its own mode again afterwards."""
+    """Put every module of `model` in eval mode; restore each module's mode on leaving."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -96,10 +103,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, names: Iterable[str], calibration: Calibration) -> dict[str, InputStatistics]:
-    """Run the model in eval mode, without gradients, on all of `calibration`; the statistics of the Linears `names`.
+    """Run the model over calibration samples and return the input statistics of some of its Linears.
 
-    Every module's mode is put back. Raises PlanError, beyond the reasons of `collect_statistics`, when a layer is never
-    run, since nothing is known of its inputs.
+    The model runs in eval mode without gradients; every module's mode is restored.
+
+    Args:
+        model: the model, dense or low rank.
+        names: Linears of `model`, by full dotted name.
+        calibration: inputs, or a function that runs the model (see `Calibration`). All of it is consumed.
+
+    Returns:
+        Statistics by name, in the order of `names`.
+
+    Raises:
+        PlanError: Naming the layer, when one is never run or its inputs hold NaN or infinity.
     """
     with eval_mode(model), collect_statistics(model, names) as gathered:
         if callable(calibration):
@@ -112,7 +129,7 @@ def calibrate(model: nn.Module, names: Iterable[str], calibration: Calibration) 
 
 
 def check_seen(gathered: Mapping[str, InputStatistics]) -> None:
-    """Raises PlanError naming a layer that no sample went through."""
+    """Raise PlanError naming the first layer that no sample went through."""
     for name, statistics in gathered.items():
         if statistics.count == 0:
             raise PlanError(f"{name}: no calibration sample went through this layer: give samples, or exclude it")
@@ -151,10 +168,10 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 class _Recorder:
-    """Adds inputs up; the product of the last tensor is kept in case the next layer is given the same."""
+    """Adds up inputs. The moments of the last tensor are kept and reused when the next layer gets the same tensor."""
 
     def __init__(self) -> None:
-        self.last: Tensor | None = None  # held, so that no other tensor can take its place in memory
+        self.last: Tensor | None = None  # kept alive, so that no other tensor can reuse its memory
         self.version = -1
         self.products: tuple[int, Tensor, Tensor] | None = None
 
@@ -166,8 +183,20 @@ class _Recorder:
         args: tuple[Tensor, ...],
         kwargs: Mapping[str, Tensor],
     ) -> None:
+        """Forward pre-hook of one Linear: add its input to `statistics`.
+
+        Args:
+            name: the layer's name, for errors.
+            statistics: what is added to.
+            module: the Linear, unused.
+            args: positional arguments of the call; the input [..., I] comes first.
+            kwargs: keyword arguments of the call, read when `args` is empty.
+
+        Raises:
+            PlanError: If the input holds NaN or infinity.
+        """
         x = first_input(args, kwargs)
-        versioned = not x.is_inference()  # only such tensors tell whether they were changed in place
+        versioned = not x.is_inference()  # inference tensors do not count in-place changes
         if self.products is None or not (x is self.last and versioned and x._version == self.version):
             self.products = row_products(x.detach(), statistics.total.device)
             self.last, self.version = (x, x._version) if versioned else (None, -1)

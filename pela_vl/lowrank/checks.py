@@ -1,4 +1,4 @@
-"""What would be lost, silently or later, when two factors take a Linear's place: found before a model is changed."""
+"""Checks, before a model is changed, for anything that would be lost when a low-rank layer replaces a Linear."""
 
 import ast
 import inspect
@@ -21,7 +21,7 @@ WRAPPERS = {
     "OptimizedModule",
     "ScriptModule",
 }
-"""Classes, by name, that hold on to a model's parameters or code as they find them."""
+"""Names of classes that keep references to a model's parameters or compile its code."""
 
 # These two hand their Linears' weights to fused kernels instead of calling the Linears.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -39,14 +39,14 @@ _HOOKS = {
 
 
 class PlanError(ValueError):
-    """A plan that cannot be made or applied; the message names the layer or the pattern."""
+    """A plan cannot be computed or applied. The message names the layer or the pattern."""
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raises PlanError for a model inside DistributedDataParallel and its like.
+    """Raise PlanError for a model inside DistributedDataParallel or another wrapper of WRAPPERS.
 
-    They prepare reductions, shards or code for the parameters that they find; those of new layers would be left out, and the
-    processes' gradients would differ without a word.
+    Wrappers set up gradient reductions, shards or compiled code for the parameters that exist at wrapping. Parameters
+    of new layers would be left out, and gradients would silently differ between processes.
     """
     for name, module in model.named_modules():
         names = {cls.__name__ for cls in type(module).__mro__}
@@ -116,7 +116,7 @@ def _usual(cls: type[nn.Module]) -> frozenset[str]:
 def reader_of_weight(model: nn.Module, name: str) -> str | None:
     """The class around the Linear `name` that reads its weight or bias instead of calling it, or None.
 
-    Found in the source of the modules above it: whatever `forward` reaches through methods of its own class.
+    Found by parsing the source of the enclosing modules' classes: `forward` and the methods that it calls on `self`.
     """
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):

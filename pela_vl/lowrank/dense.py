@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 Dense: TypeAlias = Any
-"""nn.Linear, or transformers' Conv1D, which this room does not import and so cannot name."""
+"""nn.Linear, or transformers' Conv1D, which cannot be named here because transformers is not imported."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D (y = x W + b with W [I, O]), told by its class, for nothing is imported."""
+    """Whether a module is transformers' Conv1D (y = x W + b with W [I, O]), by class name: transformers is not
+    imported.
+    """
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
 
 

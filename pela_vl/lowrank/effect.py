@@ -1,4 +1,4 @@
-"""The measured error of the features when one layer alone is cut, beside the predicted one."""
+"""Cutting one layer at a time: the measured error of the model's features beside the predicted one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,11 +27,13 @@ from pela_vl.lowrank.sensitivity import (
 from pela_vl.lowrank.two_metrics import factorize_two_metrics, metric_roots
 
 BATCHES = 8
-"""Items of the calibration that the errors are measured on, spread over it."""
+"""Number of calibration items that the errors are measured on, evenly spaced."""
 
 
 class LayerCut(NamedTuple):
-    """Predicted and measured E |f - f'|^2 of the features; spectrum [K]: of the layer in its two metrics."""
+    """Predicted and measured E |f - f'|^2 of the features f, and the layer's spectrum [K] in its input and output
+    metrics.
+    """
 
     predicted: float
     measured: float
@@ -53,9 +55,25 @@ def cut_errors(
     features: Features | None = None,
     progress: Ticks | None = None,
 ) -> dict[str, LayerCut]:
-    """What happens to the features, by layer, when that layer alone has its factors of `plan`'s rank.
+    """Measure the error of the features when one layer alone is replaced by its factors, for every layer of `plan`.
 
-    Measured on BATCHES items. What comes before the layer's block is computed once for all layers (`PrefixRuns`).
+    The error is measured on at most BATCHES items. Blocks before the layer's block are not computed again
+    (`PrefixRuns`).
+
+    Args:
+        model: the dense model; it runs in eval mode and is unchanged afterwards.
+        plan: rank of each layer's factors by name.
+        statistics: of the layers' inputs, by name.
+        metrics: of the layers' outputs, by name.
+        calibration: inputs one by one (`calibration_items`).
+        features: the features whose error counts (`Features`); None: `model_features`.
+        progress: called after each layer.
+
+    Returns:
+        Predicted and measured error by name, in plan order.
+
+    Raises:
+        PlanError: If `calibration` holds no separate items, or `features` returns no tensors.
     """
     items = calibration_items(calibration)
     items = items[:: -(-len(items) // BATCHES)]
@@ -78,7 +96,7 @@ def cut_errors(
 
 
 class _Change:
-    """A forward hook that gives the outputs of a layer's factors in place of its own."""
+    """Forward hook that turns a dense layer's output into that of its factors."""
 
     def __init__(self, linear: nn.Module, rank: int, statistics: InputStatistics, metric: OutputMetric) -> None:
         weight = weight_of(linear).detach()
@@ -94,4 +112,4 @@ class _Change:
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], scales: Sequence[float]) -> float:
     pairs = zip(found, expected, scales, strict=True)
-    return sum(float((scale * (own - other)).square().sum()) for own, other, scale in pairs)
+    return sum(float((scale * (value - reference)).square().sum()) for value, reference, scale in pairs)

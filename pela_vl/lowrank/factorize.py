@@ -32,16 +32,22 @@ class Factors(NamedTuple):
 
 @torch.no_grad()
 def factorize(weight: Tensor, rank: int, method: str = "auto") -> Factors:
-    """Best rank-R approximation of weight [O, I] (Eckart-Young), singular values split as square roots over both sides.
+    """Best rank-R approximation of a matrix (Eckart-Young), with sqrt(sigma) in each factor.
 
-    Works in fp64 on the weight's device (fp32 where the device has no fp64). `method` is "svd" (economy SVD on the tall
-    orientation), "gram" (eigenvectors of the smaller Gram matrix: several times faster, sound as long as the kept
-    singular values are not tiny) or "auto" (gram, and svd when the smallest kept value is below 1e-6 of the largest).
-    The largest entry of every column of `up` is positive, so equal weights give equal factors.
+    Works in fp64 on the weight's device (fp32 where the device has no fp64). The largest entry of every column of `up`
+    is positive, so equal weights give equal factors. A kept singular value of zero gives a zero column and a zero row,
+    which gradients cannot revive.
 
-    A kept singular value of zero gives a zero column and a zero row, which gradients cannot revive.
+    Args:
+        weight: [O, I], of any floating dtype.
+        rank: R in 1..min(O, I).
+        method: "svd" (economy SVD), "gram" (eigenvectors of the smaller Gram matrix: several times faster, accurate as
+            long as the kept singular values are not tiny) or "auto" (gram, and svd when the smallest kept value is
+            below 1e-6 of the largest).
 
-    Raises ValueError when `weight` is no finite floating matrix with data, `rank` is out of 1..K, or `method` unknown.
+    Raises:
+        ValueError: If `weight` is no finite floating-point matrix with values, `rank` is out of range, or `method`
+            unknown.
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         raise ValueError(f"expected a floating-point matrix, got {weight.dtype} of shape {tuple(weight.shape)}")
@@ -81,8 +87,10 @@ def factorize(weight: Tensor, rank: int, method: str = "auto") -> Factors:
 
 @torch.no_grad()
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values [K] of a matrix [O, I], descending, from the smaller Gram matrix: in fp64, what is below 1e-8 of the
-    first is rounding noise."""
+    """Singular values [K] of a matrix [O, I], descending, from the smaller Gram matrix.
+
+    In fp64, values below 1e-8 of the largest are rounding noise.
+    """
     wide = matrix.shape[0] <= matrix.shape[1]
     scale = matrix.abs().max()
     if scale == 0:

@@ -25,9 +25,18 @@ class LowRankLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Build with torch's own Linear initialisation in both factors.
+        """Initialise both factors as torch initialises a Linear.
 
-        Raises ValueError when `rank` is not in 1..min(in_features, out_features).
+        Args:
+            in_features: input width I.
+            out_features: output width O.
+            rank: R in 1..min(I, O).
+            bias: give `up` a bias [O].
+            device: of the parameters; None: torch's default.
+            dtype: of the parameters; None: torch's default.
+
+        Raises:
+            ValueError: If `rank` is out of range.
         """
         super().__init__()
         if not 1 <= rank <= min(in_features, out_features):
@@ -50,7 +59,7 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for a name that does not exist: an outsider reading .weight deserves to know why it is missing.
+        # Called only for names that do not exist. Code that reads .weight needs to know why it is missing.
         if name in ("weight", "bias"):
             raise AttributeError(
                 f"LowRankLinear has no '{name}': the module around it reads its Linear's {name} directly, "

@@ -1,8 +1,9 @@
-"""Pivoted factors: a product of rank R stored in R (I + O - R) numbers in place of R (I + O), and computed in as many steps.
+"""Pivoted factors: a product of rank R stored in R (I + O - R) numbers instead of R (I + O), with as many
+multiplications.
 
-R rows of a matrix of rank R span all others: up @ down = P [1; A] B, where B [R, I] is those rows, A [O - R, R] says how the
-other rows follow from them, and P puts the rows in order. So y = P [z; A z] with z = B x. The rows are chosen by a QR
-decomposition with pivoting, which keeps A small and the form well-conditioned.
+R rows of a matrix of rank R span all its rows: up @ down = P [1; A] B. B [R, I] holds R of the rows, A [O - R, R]
+expresses the other rows by them, and P is a permutation. So y = P [z; A z] with z = B x. The R rows are chosen by QR
+decomposition with column pivoting of the transpose, which keeps the entries of A small.
 
 Shapes: N = any leading dimensions, I = input width, O = output width, R = rank.
 """
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from pela_vl.lowrank.layer import LowRankLinear
 
 TOLERANCE = 1e-5
-"""Largest relative error of the form's product in fp32; a layer above it keeps plain factors."""
+"""Largest allowed relative error of the product in fp32; a layer above it keeps plain factors."""
 CONDITION = 1e4
-"""Largest entry of A."""
+"""Largest allowed entry of A."""
 
 
 class PivotedLinear(nn.Module):
@@ -37,7 +38,19 @@ class PivotedLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises ValueError when `rank` is not in 1..min(in_features, out_features - 1)."""
+        """Create the layer with torch's Linear initialisation and the outputs in order.
+
+        Args:
+            in_features: input width I.
+            out_features: output width O.
+            rank: R in 1..min(I, O - 1).
+            bias: add a bias [O], initially zero.
+            device: of the parameters; None: torch's default.
+            dtype: of the parameters; None: torch's default.
+
+        Raises:
+            ValueError: If `rank` is out of range.
+        """
         super().__init__()
         if not 1 <= rank <= min(in_features, out_features - 1):
             raise ValueError(f"rank {rank} is not in 1..{min(in_features, out_features - 1)}")
@@ -66,9 +79,10 @@ class PivotedLinear(nn.Module):
 
 @torch.no_grad()
 def pivot_layer(layer: LowRankLinear) -> PivotedLinear | None:
-    """The pivoted form of a LowRankLinear, or None where it is no gain or not exact enough.
+    """The pivoted form of a LowRankLinear, or None where it saves nothing or is not exact enough.
 
-    Exact: relative error of the product (Frobenius) at most TOLERANCE as computed in fp32, no entry of A above CONDITION.
+    Exact enough: the relative Frobenius error of the product computed in fp32 is at most TOLERANCE, and no entry of A
+    exceeds CONDITION.
     """
     up, down = layer.up.weight.double(), layer.down.weight.double()
     outputs, rank = up.shape
@@ -109,7 +123,7 @@ def pivot_rows(matrix: Tensor, rank: int) -> Tensor | None:
 
     None where the matrix has not that rank.
     """
-    left = matrix.clone()  # what the rows taken so far do not span
+    left = matrix.clone()  # residual of the rows after projection onto those taken
     first = left.norm(dim=1).max()
     taken: list[Tensor] = []
     open_rows = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)

@@ -29,8 +29,18 @@ from pela_vl.lowrank.pivot import PivotedLinear
 def rank_for(in_features: int, out_features: int, kappa: float) -> int:
     """r = floor(in * out / (kappa * (in + out))): the factors hold 1/kappa of the weights (paper, section 3.1).
 
-    Computed in exact arithmetic, kappa being read as the decimal it is written as. Raises PlanError unless kappa is
-    finite and at least 1 (below that the factors would be larger than the matrix).
+    Computed in exact rational arithmetic.
+
+    Args:
+        in_features: input width of the layer.
+        out_features: output width of the layer.
+        kappa: compression ratio, at least 1, read as the decimal number that it prints as.
+
+    Returns:
+        The rank, 0 for a layer too small for this kappa.
+
+    Raises:
+        PlanError: If kappa is not finite, or below 1 (the factors would be larger than the matrix).
     """
     if isinstance(kappa, bool) or not isinstance(kappa, (int, float)) or not math.isfinite(kappa):
         raise PlanError(f"kappa must be a finite number, not {kappa!r}")
@@ -54,20 +64,29 @@ def plan_ranks(
     exclude: Sequence[str] = (),
     rank_multiple: int = 1,
 ) -> dict[str, int]:
-    """Choose the rank of every Linear to be compressed, in the model's order; the model is only read.
+    """Choose the rank of every Linear to be compressed, in the model's order. The model is only read.
 
-    `rank_multiple` rounds every rank down to a multiple of it (16 or 64 suit vector and matrix units), so that the factors
-    stay within kappa's budget; a rank below one multiple stays as it is. 1 is the paper's plan.
+    Patterns are globs over full dotted names, and select a module with all below it: `vision_proj`,
+    `visual_encoder.blocks`, `*.attn.proj`, `*cls*`.
 
-    `include` (all Linears when None) and `exclude` are patterns over full dotted names: `vision_proj`,
-    `visual_encoder.blocks` (that module and all below it), `*.attn.proj`, `*cls*`. Exclusion wins.
+    Args:
+        model: any torch module.
+        kappa: compression ratio of each layer (`rank_for`), at least 1.
+        include: patterns of Linears to compress; None: all.
+        exclude: patterns of modules to leave dense; these win over `include`.
+        rank_multiple: ranks are rounded down to a multiple of this (16 or 64 suit vector and matrix units), so the
+            factors stay within kappa's budget. A rank below one multiple is kept. 1 is the paper's plan.
 
-    Raises PlanError, naming the culprit, when an include pattern selects no Linear, an exclude pattern no module, a
-    rank comes out as 0, a weight is tied or shared, a layer is low rank already or cannot be replaced, when kappa is
-    no number of at least 1, rank_multiple no whole number of at least 1, or when nothing is left to compress.
+    Returns:
+        Rank by module name.
+
+    Raises:
+        PlanError: Naming the culprit, when an include pattern selects no Linear, an exclude pattern no module, a rank
+            comes out as 0, a weight is tied or shared, a layer is low rank already or cannot be replaced, `kappa` or
+            `rank_multiple` is out of range, or nothing is left to compress.
     """
     check_not_wrapped(model)
-    rank_for(1, 1, kappa)  # a bad kappa is said before anything else
+    rank_for(1, 1, kappa)  # raises for a bad kappa first
     if isinstance(rank_multiple, bool) or not isinstance(rank_multiple, int) or rank_multiple < 1:
         raise PlanError(f"rank_multiple must be a whole number of at least 1, not {rank_multiple!r}")
     include = None if include is None else _patterns(include, "include")
@@ -104,9 +123,15 @@ def plan_ranks(
 
 
 def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]]) -> nn.Module:
-    """Return the Linear (or Conv1D) called `name`, or raise PlanError saying why a low-rank layer cannot take its place.
+    """Return the Linear (or Conv1D) called `name`, if a low-rank layer can take its place.
 
-    `shared` is what `shared_weights(model)` returned.
+    Args:
+        model: the model; it is only read.
+        name: full dotted name of the layer.
+        shared: what `shared_weights(model)` returned.
+
+    Raises:
+        PlanError: Saying why the layer cannot be replaced.
     """
     try:
         module = model.get_submodule(name)

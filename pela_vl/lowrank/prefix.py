@@ -1,7 +1,7 @@
-"""Running a model again with one layer changed, from that layer's block on.
+"""Running a model again with one layer changed, starting at that layer's block.
 
-The blocks (members of the model's lists of layers) are run once with their outputs kept; in a run for a layer, the blocks that
-had ended before the layer began give the kept outputs instead of computing them.
+A first run stores the outputs of all blocks (members of the model's ModuleLists and Sequentials). In a later run for
+one layer, the blocks that ended before the layer's first call return their stored outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,40 @@ Hook = Callable[..., Any]
 
 
 class PrefixRuns:
-    """outputs: of run(model, item) for every item, the model unchanged."""
+    """Runs of a model over fixed items, with one layer changed at a time.
+
+    Args:
+        model: in eval mode; it is not changed.
+        names: layers that later runs may change.
+        run: run(model, item) runs one item and returns its outputs.
+        items: what `run` is called with. All outputs of the blocks are kept in memory, for every item.
+
+    Attributes:
+        outputs: run(model, item) of the unchanged model for every item.
+    """
 
     def __init__(
         self, model: nn.Module, names: Sequence[str], run: Callable[[nn.Module, Any], Any], items: Sequence[Any]
     ) -> None:
         self._model, self._run, self._items = model, run, items
         self._blocks = blocks_of(model, names)
-        self._kept: list[dict[tuple[str, int], tuple[int, Any]]] = []  # (block, call) -> (clock at its end, output)
+        self._kept: list[
+            dict[tuple[str, int], tuple[int, Any]]
+        ] = []  # (block, number of its call) -> (clock at its end, output)
         self._begins: list[dict[str, int]] = []  # layer -> clock at its first call
         self.outputs = [self._record(names, item) for item in items]
 
     def run(self, index: int, name: str, hook: Hook) -> Any:
-        """The outputs for item `index` with a forward hook (with kwargs) on the layer `name`."""
+        """Run one item with a forward hook on one layer.
+
+        Args:
+            index: of the item among `items`.
+            name: of the layer that is changed.
+            hook: forward hook, called as hook(module, args, kwargs, output); what it returns replaces the output.
+
+        Returns:
+            What the `run` function given to the constructor returns.
+        """
         begin = self._begins[index].get(name, -1)
         kept = {call: output for call, (end, output) in self._kept[index].items() if end < begin}
         handle = self._model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)

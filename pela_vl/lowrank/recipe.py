@@ -1,4 +1,4 @@
-"""From a dense model to a low-rank one: which layers, what is known of their inputs and outputs, which ranks, then the factors."""
+"""From a dense model to a low-rank one in closed form: choose layers, calibrate, choose ranks, factorise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +22,15 @@ RANKS = ("uniform", "allocated")
 
 @dataclass(frozen=True)
 class Recipe:
-    """plan: name -> rank. init: of the factors. statistics, metrics: of the inputs and outputs, by name; empty without
-    calibration. dense: layers that were in the budget and keep their weights; a checkpoint stores them as what the plan
-    does not name."""
+    """The arguments of `apply_plan` for one model.
+
+    Attributes:
+        plan: rank by layer name.
+        init: of the factors.
+        statistics: of the layers' inputs by name; empty without calibration.
+        metrics: of the layers' outputs by name; empty where neither init nor ranks need them.
+        dense: layers inside the budget that keep their weights. A checkpoint does not store them: it stores the plan.
+    """
 
     plan: dict[str, int]
     init: str
@@ -46,11 +52,26 @@ def compress(
     features: Features | None = None,
     measured: bool = False,
 ) -> nn.Module:
-    """Plan and apply in one call, on any torch module, in closed form. Changes `model` IN PLACE and returns it.
+    """Compress any torch module in closed form. Changes `model` IN PLACE and returns it.
 
-    `pela_vl.compress` is this with the sequential step and refinement of `pela_vl.recovery` on top. `rank_plan(model)` tells
-    afterwards what was done; the arguments are those of `make_recipe`.
-    Raises PlanError as `plan_ranks`, `calibrate`, `measure_metrics`, `allocate_ranks` and `apply_plan` do.
+    `pela_vl.compress` adds the sequential step and the refinement of `pela_vl.recovery`. `rank_plan(model)` returns the
+    ranks afterwards.
+
+    Args:
+        model: the dense model.
+        kappa: compression ratio, see `make_recipe`.
+        include: patterns of Linears to compress; None: all.
+        exclude: patterns of modules to leave dense.
+        init: "svd", "whitened" or "gauss_newton", see `apply_plan`.
+        progress: called while calibration runs and after each layer.
+        rank_multiple: ranks are multiples of this, see `plan_ranks`.
+        ranks: "uniform" or "allocated", see `make_recipe`.
+        calibration: samples, for "whitened" and "gauss_newton"; None otherwise.
+        features: the features whose error counts; None: `model_features`.
+        measured: correct predicted errors by measured ones, see `make_recipe`.
+
+    Raises:
+        PlanError: As `make_recipe` and `apply_plan`.
     """
     recipe = make_recipe(
         model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress
@@ -73,21 +94,31 @@ def make_recipe(
     progress: Progress | None = None,
     pivoted: bool = False,
 ) -> Recipe:
-    """All that `apply_plan` wants; the model is run on the calibration samples, and not changed.
+    """Choose layers, ranks and init, and gather what `apply_plan` needs. The model is run on the samples, and not
+    changed.
 
     Args:
-        kappa: 3 leaves a third of the weights of every Linear that is not excluded; with ranks="allocated" a third of all of
-            them together.
-        include: patterns of what becomes low rank (`plan_ranks`), as `exclude`.
-        init: of the factors, see `apply_plan`. "whitened" and "gauss_newton" need a few hundred samples as `calibration`.
-        ranks: "uniform", or "allocated": the least predicted error of the features that count under the budget; a layer may
-            stay dense. Without samples (init "svd") nothing is known of these, and shares of the squared weights count.
-        calibration: inputs, or a function that runs the model (`calibrate`); one by one (`calibration_items`) where the
-            features count, i.e. for "gauss_newton" and "allocated".
-        features: what counts, see `measure_metrics`; None: the model's pooled output.
-        measured: scale each layer's predicted error by the measured one when it is cut alone; about as long again.
+        model: the dense model.
+        kappa: 3 leaves a third of the weights of every Linear that is not excluded; with ranks="allocated", a third of
+            all of them together.
+        include: patterns of Linears to compress (`plan_ranks`); None: all.
+        exclude: patterns of modules to leave dense.
+        init: of the factors, see `apply_plan`. "whitened" and "gauss_newton" need a few hundred calibration samples.
+        ranks: "uniform" (the same kappa for every layer) or "allocated" (the least predicted error of the features
+            under one budget; a layer may stay dense). With init "svd" the error is that of the weights, relative to
+            each layer's norm.
+        calibration: inputs, or a function that runs the model (`calibrate`). Where features count ("gauss_newton",
+            "allocated"), inputs one by one (`calibration_items`).
+        rank_multiple: ranks are multiples of this (`plan_ranks`).
+        features: the features whose error counts, see `measure_metrics`; None: the model's pooled output.
+        measured: scale each layer's predicted error by the error measured when that layer alone is cut. Doubles the
+            time.
         progress: called while the samples run.
-        pivoted: count rank r as r (in + out - r), the size of pivoted factors (pivot.py); ranks are then higher.
+        pivoted: count rank r as r (in + out - r), the size of pivoted factors (pivot.py); ranks come out higher.
+
+    Raises:
+        PlanError: If options contradict each other, or as `plan_ranks`, `calibrate`, `measure_metrics` and
+            `allocate_ranks`.
     """
     if init not in INITS:
         raise PlanError(f"init must be one of {', '.join(INITS)}, not {init!r}")

@@ -1,11 +1,11 @@
-"""What the outputs of Linears do to the features that count: a metric of each layer's output, from gradients.
+"""Output metrics of Linears: how an error in a layer's output changes the model's features, from gradients.
 
-G = E over samples of the sum over tokens of g g^T, where g is the gradient at the layer's output of <f, v>, f the features of a
-sample and v standard normal. An error dy in the outputs then changes f by E |f - f'|^2 = E dy^T G dy to first order (the
-Gauss-Newton approximation, errors of different tokens taken as uncorrelated).
+G = E over samples of the sum over tokens of g g^T. g is the gradient at the layer's output of <f, v>, f are the
+features of a sample and v is standard normal. To first order an output error dy changes f by E |f - f'|^2 = E dy^T G dy
+(Gauss-Newton approximation, errors of different tokens taken as uncorrelated).
 
-The inputs' statistics count a token by |g|^2, as far as WEIGHTED says: what a layer does to tokens that nothing reads (all but
-the class token in a ViT's last block) then hardly counts, and inputs that go with large gradients count for more.
+Input statistics weigh each token by |g|^2, to the fraction WEIGHTED. Tokens that do not reach the features (all but the
+class token in a ViT's last block) then hardly count.
 
 Shapes: B = samples of a batch, N = rows, I, O = input and output width of a Linear.
 """
@@ -34,7 +34,7 @@ from pela_vl.lowrank.plan import PlanError
 PROBES = 2
 """Draws of v a batch, each one backward pass."""
 WEIGHTED = 0.9
-"""Share of a token's weight that goes by its gradient; the rest is equal for all, so that no layer is left with few rows."""
+"""Fraction of a token's weight that follows its gradient. The rest is equal for all tokens, so no layer is left with few rows."""
 _CHUNK = 2048  # rows that are kept before their product is formed
 
 Features = Callable[[nn.Module, Any], Any]
@@ -45,9 +45,10 @@ Ticks = Callable[[int, int, str], None]
 
 
 class OutputMetric:
-    """Samples and the sum of g g^T [O, O], in fp64; weights: of the tokens [N] that the layer was first given, by item.
+    """Sample count and sum of g g^T [O, O] in fp64, and the weights of the input tokens [N] of the layer's first call,
+    per item.
 
-    Rows are kept until there are O of them: a product of few rows would cost less than adding it up.
+    Rows are buffered until there are O of them, because adding a product of few rows costs more than forming it.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -85,11 +86,14 @@ class OutputMetric:
 
 
 def model_features(model: nn.Module, item: Any) -> Any:
-    """The features by default: what the model gives, pooled to a vector a sample.
+    """Default features: the model's output, pooled to a vector per sample.
 
-    A tensor, or what an item that is a function returns, is taken as it is. Of an output with named parts (transformers) the
-    first of logits, image_embeds and text_embeds, pooler_output; else the mean of last_hidden_state over the tokens (of
-    attention_mask, if given), normalised. Raises PlanError for anything else.
+    A tensor or a sequence is taken as it is, also one that an item which is a function returns. Of an output with named
+    parts (transformers) the first of these is taken: logits; image_embeds and text_embeds; pooler_output; the mean of
+    last_hidden_state over the tokens (of attention_mask, if given), normalised.
+
+    Raises:
+        PlanError: For any other output.
     """
     out = run_item(model, item)
     if isinstance(out, Tensor) or (isinstance(out, Sequence) and not hasattr(out, "keys")):
@@ -109,7 +113,11 @@ def model_features(model: nn.Module, item: Any) -> Any:
 
 
 def feature_list(found: Any) -> list[Tensor]:
-    """What a features function returned, as fp32 matrices [B, F]. Raises PlanError if it is no tensor or several."""
+    """Convert what a features function returned into fp32 matrices [B, F].
+
+    Raises:
+        PlanError: If it is neither a tensor nor a sequence of tensors.
+    """
     parts = [found] if isinstance(found, Tensor) else list(found) if isinstance(found, Sequence) else [None]
     tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim >= 1]
     if not parts or len(tensors) < len(parts):
@@ -121,10 +129,7 @@ def feature_list(found: Any) -> list[Tensor]:
 
 
 def feature_scales(parts: Sequence[Tensor]) -> list[float]:
-    """What each of several features is multiplied by, so that their errors count by the share of their variance.
-
-    One alone keeps its units.
-    """
+    """Multipliers of several features, so that each one's error counts relative to its variance. A single one gets 1."""
     if len(parts) == 1:
         return [1.0]
     variances = [float((part.detach() - part.detach().mean(0)).square().sum(1).mean()) for part in parts]
@@ -139,19 +144,24 @@ def measure_metrics(
     progress: Ticks | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, InputStatistics], dict[str, OutputMetric]]:
-    """Statistics of the inputs and metrics of the outputs of the Linears `names`, in one pass over the samples.
+    """Gather input statistics and output metrics of some Linears in one pass over the samples.
 
-    The model runs in eval mode with its parameters frozen, so gradients of activations alone are computed; modes and
-    requires_grad are put back. Memory is that of one batch's activations and of 8 (I^2 + O^2) bytes a layer.
+    The model runs in eval mode with its parameters frozen, so only gradients of activations are computed. Modes and
+    requires_grad are restored. Memory is that of one batch's activations plus 8 (I^2 + O^2) bytes a layer.
 
     Args:
-        names: of Linears of `model`.
+        model: the dense model.
+        names: Linears of `model`, by full dotted name.
         calibration: inputs one by one (`calibration_items`).
-        features: what counts (`Features`); None: `model_features`.
+        features: the features whose error counts (`Features`); None: `model_features`.
         progress: called after each item.
-        seed: of the probes.
+        seed: of the random projections v.
 
-    Raises PlanError as `calibrate` does, and where features are no tensors, are not finite, or depend on no layer.
+    Returns:
+        Input statistics and output metrics, by name.
+
+    Raises:
+        PlanError: As `calibrate`, and when features are no tensors, are not finite, or depend on none of the layers.
     """
     items = calibration_items(calibration)
     features = features or model_features
@@ -165,7 +175,7 @@ def measure_metrics(
             if not all(torch.isfinite(part).all() for part in parts):
                 raise PlanError(f"features of calibration item {number} hold NaN or infinity")
             if not any(part.requires_grad for part in parts):
-                raise PlanError("features depend on none of the layers (were they made without gradients?)")
+                raise PlanError("features depend on none of the layers (were they computed without gradients?)")
             scales = scales or feature_scales(parts)
             for probe in range(PROBES):
                 value = reduce(
@@ -210,7 +220,7 @@ class _Call:
 
 
 class _Watch:
-    """Hooks that see every layer's inputs and the gradients at its outputs while the context is open."""
+    """Hooks that record every layer's inputs and the gradients at its outputs while the context is open."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.statistics: dict[str, InputStatistics] = {}
@@ -249,7 +259,7 @@ class _Watch:
         return output if leaf else None
 
     def end_item(self, samples: int) -> None:
-        """Count an item's inputs: layers of one input together, with one weight a token."""
+        """Add an item's inputs to the statistics: layers with the same input together, with one weight per token."""
         groups: dict[tuple, list[_Call]] = {}
         for call in self._calls:
             groups.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride()), []).append(call)

@@ -75,27 +75,27 @@ def load(model: nn.Module | Callable[[], nn.Module], path: str | os.PathLike[str
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if marker is not None and marker["format"] != FORMAT:
         raise PlanError(f"{weights}: written in format {marker['format']}, and this version reads {FORMAT}")
-    built = _build(model, folder)
-    if rank_plan(built):
+    loaded = _build(model, folder)
+    if rank_plan(loaded):
         raise PlanError("load wants a dense model, or what makes one, and this one is low rank already")
-    marker = marker or {"ranks": _ranks_of(tensors, built), "pivoted": [], "same": {}}
+    marker = marker or {"ranks": _ranks_of(tensors, loaded), "pivoted": [], "same": {}}
     if marker["ranks"]:
-        apply_plan(built, marker["ranks"], "empty", pivoted=marker["pivoted"])
+        apply_plan(loaded, marker["ranks"], "empty", pivoted=marker["pivoted"])
     state = tensors | {key: tensors[other] for key, other in marker["same"].items()}
-    own = built.state_dict()
-    missing = [key for key in own if key not in state and not _tied(key, own, state)]
-    strange = [key for key in state if key not in own]
-    unfit = [key for key in state if key in own and own[key].shape != state[key].shape]
+    expected = loaded.state_dict()
+    missing = [key for key in expected if key not in state and not _tied(key, expected, state)]
+    strange = [key for key in state if key not in expected]
+    unfit = [key for key in state if key in expected and expected[key].shape != state[key].shape]
     if missing or strange or unfit:
         what = f"lacks {missing[0]}" if missing else f"has {strange[0]} too" if strange else f"has another {unfit[0]}"
-        raise PlanError(f"{weights} {what}: it was made of another model than this {type(built).__name__}")
+        raise PlanError(f"{weights} {what}: it was made of another model than this {type(loaded).__name__}")
     # Weights take the file's dtype; a state that stays on meta has no values to copy into.
-    meta = any(value.device.type == "meta" for value in own.values())
-    for key, value in own.items():
+    meta = any(value.device.type == "meta" for value in expected.values())
+    for key, value in expected.items():
         if not meta and key in state and value.dtype != state[key].dtype:
-            _at(built, key).data = value.to(state[key].dtype)
-    built.load_state_dict(state, strict=False, assign=meta)
-    return built.eval()
+            _at(loaded, key).data = value.to(state[key].dtype)
+    loaded.load_state_dict(state, strict=False, assign=meta)
+    return loaded.eval()
 
 
 def _build(model: Any, folder: Path) -> nn.Module:
@@ -105,10 +105,10 @@ def _build(model: Any, folder: Path) -> nn.Module:
     if config_class is not None and isinstance(model, type):
         transformers_class: Any = model
         return transformers_class._from_config(config_class.from_pretrained(folder))
-    built = model()
-    if not isinstance(built, nn.Module):
-        raise PlanError(f"load: the function that makes the model returned a {type(built).__name__}")
-    return built
+    module = model()
+    if not isinstance(module, nn.Module):
+        raise PlanError(f"load: the function that makes the model returned a {type(module).__name__}")
+    return module
 
 
 def _at(model: nn.Module, key: str) -> Tensor:
@@ -133,12 +133,14 @@ def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return tensors, same
 
 
-def _tied(key: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+def _tied(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
     """Whether a key's tensor is, in the model, the one of a key that is loaded (transformers writes tied weights once)."""
     return any(
-        other in state and own[other].data_ptr() == own[key].data_ptr() and own[other].shape == own[key].shape
-        for other in own
-        if other != key and own[key].device.type != "meta"
+        other in state
+        and expected[other].data_ptr() == expected[key].data_ptr()
+        and expected[other].shape == expected[key].shape
+        for other in expected
+        if other != key and expected[key].device.type != "meta"
     )
 
 

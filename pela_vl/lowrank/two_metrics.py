@@ -1,9 +1,9 @@
-"""Factorisation in two metrics: of a layer's inputs, and of what its outputs do to the features that count.
+"""Factorisation in two metrics: one of a layer's inputs, one of its outputs' effect on the model's features.
 
-For W [O, I], inputs of covariance C = S S^T and an output metric G = L L^T (sensitivity.py), factors P = up @ down with the
-bias b' = b + (W - P) mu change the features by E |f - f'|^2 ~ tr(G (W - P) C (W - P)^T) = ||L^T (W - P) S||^2. The truncated
-SVD of L^T W S = A Sigma Q^T minimises it: up = L^-T A_R Sigma_R^(1/2), down = Sigma_R^(1/2) Q_R^T S^-1, and the error is the
-discarded sum of sigma^2.
+For W [O, I], inputs of covariance C = S S^T and an output metric G = L L^T (sensitivity.py), factors P = up @ down with
+the bias b' = b + (W - P) mu change the features by E |f - f'|^2 ~ tr(G (W - P) C (W - P)^T) = ||L^T (W - P) S||^2. The
+truncated SVD of L^T W S = A Sigma Q^T minimises it: up = L^-T A_R Sigma_R^(1/2), down = Sigma_R^(1/2) Q_R^T S^-1. The
+error is the sum of the discarded sigma^2.
 
 Shapes: O = output width, I = input width, R = rank, K = min(O, I).
 """
@@ -19,13 +19,15 @@ from pela_vl.lowrank.sensitivity import OutputMetric
 from pela_vl.lowrank.whiten import Root, covariance_root, statistics_root
 
 INPUT_SHRINKAGE, OUTPUT_SHRINKAGE = 0.01, 0.02
-"""Shares of the two metrics that are replaced by a multiple of the identity with the same trace."""
+"""Fractions of the two metrics that are replaced by a multiple of the identity with the same trace."""
 
 
 class TwoMetricFactors(NamedTuple):
-    """up [O, R] and down [R, I], fp64; spectrum [K], fp64: the predicted error is the sum of squares beyond R.
+    """Factors up [O, R] and down [R, I] in fp64.
 
-    rel_error: ||W - up @ down|| / ||W||.
+    Attributes:
+        spectrum: singular values [K] of L^T W S, fp64. The predicted error is the sum of squares beyond R.
+        rel_error: ||W - up @ down|| / ||W||.
     """
 
     up: Tensor
@@ -35,21 +37,36 @@ class TwoMetricFactors(NamedTuple):
 
     @property
     def predicted_error(self) -> float:
-        """E |f - f'|^2 of the features that the output metric was made of, to first order."""
+        """E |f - f'|^2 of the features behind the output metric, to first order."""
         return float(self.spectrum[self.up.shape[1] :].square().sum())
 
 
 def metric_roots(statistics: InputStatistics, metric: OutputMetric, has_bias: bool) -> tuple[Root, Root]:
-    """S and L of a layer, after shrinkage."""
+    """The roots S and L of a layer's two metrics, after shrinkage.
+
+    Args:
+        statistics: of the layer's inputs.
+        metric: of the layer's outputs.
+        has_bias: whether the layer has a bias. With one, S is the covariance's root; without, that of E x x^T.
+    """
     inputs = statistics_root(statistics, has_bias, INPUT_SHRINKAGE)
     return inputs, covariance_root(metric.matrix.to(inputs.matrix.device), OUTPUT_SHRINKAGE)
 
 
 @torch.no_grad()
 def factorize_two_metrics(weight: Tensor, rank: int, inputs: Root, outputs: Root) -> TwoMetricFactors:
-    """The rank-R factors of weight [O, I] with the least predicted error of the features.
+    """The rank-R factors of a weight with the least predicted error of the features.
 
-    Identity metrics give the plain SVD; of outputs alone, the whitened factors. Raises ValueError as `factorize` does.
+    Identity metrics give the plain SVD. An identity output metric gives the whitened factors.
+
+    Args:
+        weight: [O, I].
+        rank: R in 1..min(O, I).
+        inputs: S, root of the input covariance.
+        outputs: L, root of the output metric.
+
+    Raises:
+        ValueError: If the weight is not finite or `rank` is out of range.
     """
     exact = weight.detach().to(inputs.matrix.device, torch.float64)
     if not torch.isfinite(exact).all():
@@ -63,7 +80,13 @@ def factorize_two_metrics(weight: Tensor, rank: int, inputs: Root, outputs: Root
 
 @torch.no_grad()
 def two_metric_spectrum(weight: Tensor, inputs: Root, outputs: Root) -> Tensor:
-    """Singular values [K] of L^T W S, fp64, descending."""
+    """Singular values [K] of L^T W S, fp64, descending.
+
+    Args:
+        weight: W [O, I].
+        inputs: S, root of the input covariance.
+        outputs: L, root of the output metric.
+    """
     exact = weight.detach().to(inputs.matrix.device, torch.float64)
     return singular_values(outputs.matrix.T @ exact @ inputs.matrix) * _unit(inputs, outputs)
 

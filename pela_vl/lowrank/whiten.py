@@ -1,8 +1,8 @@
-"""Activation-aware factorisation: the low-rank layer whose outputs, not whose weights, are nearest to the dense one's.
+"""Activation-aware factorisation: factors with the least error of the layer's outputs instead of its weights.
 
-For W [O, I] and inputs x of mean mu and covariance C = S S^T, any product P = up @ down with the bias
-b' = b + (W - P) mu errs by E |(W - P)(x - mu)|^2 = ||(W - P) S||^2, which the truncated SVD of W S minimises: with
-W S = A Sigma Q^T, up = A_R Sigma_R^(1/2) and down = Sigma_R^(1/2) Q_R^T S^-1, the error is the discarded sum of sigma^2.
+For W [O, I] and inputs x of mean mu and covariance C = S S^T, a product P = up @ down with the bias b' = b + (W - P) mu
+has the output error E |(W - P)(x - mu)|^2 = ||(W - P) S||^2. The truncated SVD of W S = A Sigma Q^T minimises it: up =
+A_R Sigma_R^(1/2) and down = Sigma_R^(1/2) Q_R^T S^-1. The error is the sum of the discarded sigma^2.
 
 Shapes: O = output width, I = input width, R = rank, K = min(O, I).
 """
@@ -16,17 +16,21 @@ from pela_vl.lowrank.calibration import InputStatistics
 from pela_vl.lowrank.factorize import factorize, singular_values
 
 SHRINKAGE = 0.01
-"""Share of the covariance that is replaced by a multiple of the identity with the same trace: a few hundred samples say
-little about the directions of least variance, and a factor that ignores these would err on new inputs."""
+"""Fraction of the covariance replaced by a multiple of the identity with the same trace.
+
+A few hundred samples say little about the directions of least variance. Factors that ignore these would err on new inputs.
+"""
 _SINGULAR = 1e-6  # of the largest: below, a root's inverse is rounding noise
 
 
 class WhitenedFactors(NamedTuple):
-    """W ~ up @ down on the calibration inputs.
+    """W ~ up @ down on the calibration inputs; up [O, R] and down [R, I] in the weight's dtype and on its device.
 
-    `up` [O, R] and `down` [R, I] in the weight's dtype and device; `bias_shift` [O] fp64, to be added to the bias, None
-    without one; `spectrum` [K] fp32, singular values of W S: the squared output error is the sum of squares of those
-    beyond R. `output_error`: the root of that error's share of the outputs' variance. `rel_error`: ||W - up @ down|| / ||W||.
+    Attributes:
+        bias_shift: [O] fp64, to be added to the bias; None for a layer without bias.
+        spectrum: singular values [K] of W S, fp32. The squared output error is the sum of squares beyond R.
+        output_error: root of the squared output error relative to the outputs' variance.
+        rel_error: ||W - up @ down|| / ||W||.
     """
 
     up: Tensor
@@ -38,7 +42,9 @@ class WhitenedFactors(NamedTuple):
 
 
 class Root(NamedTuple):
-    """S [I, I] with C = scale S S^T, and the means to divide by it. The mean of C's diagonal over `scale` is 1."""
+    """S [I, I] with C = scale S S^T, and the inverse of S or the means to solve by it. The mean of C's diagonal over
+    `scale` is 1.
+    """
 
     scale: float
     matrix: Tensor
@@ -52,9 +58,10 @@ class Root(NamedTuple):
 
 
 def covariance_root(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Root:
-    """The root of a covariance [I, I], fp64, after shrinking: Cholesky's, or by eigenvectors where C is singular.
+    """The root of a covariance [I, I], fp64, after shrinkage: by Cholesky, or by eigenvectors where C is singular.
 
-    Raises ValueError unless `shrinkage` is in [0, 1).
+    Raises:
+        ValueError: If `shrinkage` is not in [0, 1).
     """
     if not 0 <= shrinkage < 1:
         raise ValueError(f"shrinkage {shrinkage} is not in [0, 1)")
@@ -81,10 +88,19 @@ def covariance_root(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Root:
 def factorize_whitened(
     weight: Tensor, rank: int, statistics: InputStatistics, has_bias: bool, shrinkage: float = SHRINKAGE
 ) -> WhitenedFactors:
-    """The rank-R factors of weight [O, I] with the least squared output error on the calibrated inputs, in fp64.
+    """The rank-R factors of a weight with the least squared output error on the calibration inputs, computed in fp64.
 
-    Without a bias there is nothing to correct a mean with: then E x x^T takes the place of C. White inputs, and constant
-    ones, give the factors of a plain SVD. Raises ValueError as `factorize` does.
+    White inputs, and constant ones, give the factors of a plain SVD.
+
+    Args:
+        weight: [O, I].
+        rank: R in 1..min(O, I).
+        statistics: of the layer's inputs.
+        has_bias: whether the layer has a bias, which can correct the mean. Without one, E x x^T takes the place of C.
+        shrinkage: fraction of the covariance replaced by a multiple of the identity, in [0, 1).
+
+    Raises:
+        ValueError: If the weight is not finite, or `rank` or `shrinkage` is out of range.
     """
     root = statistics_root(statistics, has_bias, shrinkage)
     exact = weight.detach().to(root.matrix.device, torch.float64)
@@ -92,7 +108,7 @@ def factorize_whitened(
         raise ValueError("the weight holds NaN or infinity")
     factors = factorize(exact @ root.matrix, rank)
     up, down = (part.to(weight.device, weight.dtype) for part in (factors.up, root.divide(factors.down)))
-    # Of the rounded factors, so that the bias makes up for the rounding too.
+    # From the rounded factors, so that the bias corrects the rounding too.
     left = exact - up.to(exact) @ down.to(exact)
     norm = float(exact.norm())
     return WhitenedFactors(
@@ -109,11 +125,30 @@ def factorize_whitened(
 def whitened_spectrum(
     weight: Tensor, statistics: InputStatistics, has_bias: bool, shrinkage: float = SHRINKAGE
 ) -> Tensor:
-    """Singular values [K] of W S, fp64, descending."""
+    """Singular values [K] of W S, fp64, descending.
+
+    Args:
+        weight: W [O, I].
+        statistics: of the layer's inputs.
+        has_bias: as in `factorize_whitened`.
+        shrinkage: as in `factorize_whitened`.
+
+    Raises:
+        ValueError: If `shrinkage` is not in [0, 1).
+    """
     root = statistics_root(statistics, has_bias, shrinkage)
     return singular_values(weight.to(root.matrix.device, torch.float64) @ root.matrix) * root.scale**0.5
 
 
 def statistics_root(statistics: InputStatistics, has_bias: bool, shrinkage: float) -> Root:
-    """The root that a layer with or without a bias is whitened by."""
+    """The root of the matrix that a layer is whitened by.
+
+    Args:
+        statistics: of the layer's inputs.
+        has_bias: the covariance counts with a bias, E x x^T without.
+        shrinkage: as in `covariance_root`.
+
+    Raises:
+        ValueError: If `shrinkage` is not in [0, 1).
+    """
     return covariance_root(statistics.covariance if has_bias else statistics.uncentred, shrinkage)

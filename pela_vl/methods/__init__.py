@@ -1,4 +1,4 @@
-"""Methods: what is trained and which terms are added to a task's own losses, chosen by name."""
+"""Methods, chosen by name. A method decides what is trained and which terms are added to a task's own losses."""
 
 from pela_vl.base.errors import UserError
 from pela_vl.methods.base import Method, Svd

@@ -12,15 +12,15 @@ from pela_vl.settings import Settings
 
 
 class Method:
-    """Trains whatever model was loaded on the task's losses alone; a subclass changes what it needs to.
+    """The simplest method, called "full": the loaded model is trained on the task's losses alone. Subclasses change what they need.
 
     Class attributes:
-        needs_teacher: A frozen copy of the dense model is made before anything is changed.
-        needs_features: The training step returns the hidden states that distillation pairs.
+        needs_teacher: Whether a frozen copy of the dense model is made before anything is changed.
+        needs_features: Whether the training step returns the hidden states that distillation pairs.
 
     Attributes:
-        trained: A module of the method's own that is optimised and resumed with the model, but is not saved in its
-            checkpoints; None for none.
+        trained: A module of the method's own, or None. It is optimised and resumed with the model, but no checkpoint of the
+            model holds it.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -29,18 +29,20 @@ class Method:
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
-        """Change the loaded model in place, after the teacher was copied and before anything else is made of it.
+        """Change the loaded model in place, after the teacher was copied and before the model is compressed.
 
-        It also works on the meta device, where only its cost is counted.
+        It also works on the meta device, where only the model's cost is counted.
 
         Args:
             model: The loaded model.
-            config: What it was built from, as its checkpoint's header has it; None where only the model matters.
-            settings: The run's.
+            config: The model's config, as its checkpoint's header has it; None where only the model matters.
+            settings: Of the run.
 
         Returns:
-            What a checkpoint has to say of the changed model in place of `config`; None if neither the parameters nor
-            their shapes were changed.
+            The changed model's config, for its checkpoint; None if neither the parameters nor their shapes were changed.
+
+        Raises:
+            UserError: If the method does not work on this model.
         """
         return None
 
@@ -50,11 +52,11 @@ class Method:
 
         Args:
             model: The model to train, an nn.Module; a method of one family names its class.
-            teacher: The frozen dense model, where the method needs one.
-            settings: The run's.
+            teacher: The frozen dense model; None where the method needs none.
+            settings: Of the run.
 
         Raises:
-            UserError: If the method cannot train this model.
+            UserError: If the method cannot train this model, or has no teacher and needs one.
         """
         return cls()
 
@@ -81,6 +83,16 @@ class Svd(Method):
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        """Check that the model is low rank.
+
+        Args:
+            model: The model to train.
+            teacher: Not used.
+            settings: Not used.
+
+        Raises:
+            UserError: For a dense model.
+        """
         if not low_rank_layers(model):
             raise UserError("method: svd trains a low-rank model, but this one is dense; set compress.kappa")
         return cls()

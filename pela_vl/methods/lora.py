@@ -1,6 +1,7 @@
-"""LoRA (Hu et al., ICLR 2022) by peft on a dense model: base frozen, adapters beside its Linears and the heads trained.
+"""LoRA (Hu et al., ICLR 2022) with peft, on a dense model.
 
-A checkpoint holds the merged weights and is an ordinary dense one; the resume state keeps base and adapters apart.
+The base is frozen. Adapters beside its Linears are trained, and so are the heads. A checkpoint holds the merged weights and is
+an ordinary dense one. The resume state keeps base and adapters apart.
 """
 
 from typing import Any
@@ -19,14 +20,19 @@ _ADAPTER = "default"
 
 
 class Lora(Method):
-    """Nothing beside the task's losses; what is saved is merged."""
+    """Trains adapters and heads on the task's losses alone. What is saved is merged."""
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
         """Put adapters beside every Linear outside the heads, and freeze all but these and the heads.
 
+        Args:
+            model: The loaded dense model.
+            config: Its config, which is returned unchanged: merged weights have the same shapes.
+            settings: `method.lora` gives rank, alpha and dropout of the adapters.
+
         Raises:
-            UserError: For a model that is, or is to be made, low rank, and if there is no Linear.
+            UserError: For a model that is low rank or is to be compressed, and for one without a Linear outside the heads.
         """
         if low_rank_layers(model) or settings.compress.kappa is not None:
             raise UserError(
@@ -41,7 +47,7 @@ class Lora(Method):
         if not targets:
             raise UserError("method: lora finds no Linear outside the heads")
         options = settings.method.lora
-        alpha: Any = options.alpha  # peft declares it as a whole number and computes with any
+        alpha: Any = options.alpha  # peft declares an int and takes any number
         adapters = LoraConfig(
             r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
         )
@@ -56,7 +62,7 @@ class Lora(Method):
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the dense model that computes the same: W + scale * B A under W's own name. The model stays as it is."""
+    """The state of a dense model that computes the same: W + scale * B A under W's own name. The model itself is not changed."""
     # peft's layers of every kind have get_delta_weight; their common class does not declare it
     adapted: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     deltas: dict[str, Tensor] = {f"{name}.weight": layer.get_delta_weight(_ADAPTER) for name, layer in adapted.items()}
@@ -82,6 +88,6 @@ def peft_copies(model: nn.Module) -> int:
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    """What is trained whole: the HEADS, or what a model names where it keeps more than its heads dense."""
+    """Names of the parts that are trained whole: `trained_heads` where a model has it, else its HEADS."""
     heads: tuple[str, ...] = getattr(model, "trained_heads", ()) or getattr(model, "HEADS", ("head",))
     return heads

@@ -1,7 +1,8 @@
-"""MaskAlign (Xue et al., CVPR 2023) on a student of fewer layers: its ViT sees a random part of the patches in training.
+"""MaskAlign (Xue et al., CVPR 2023) on a student of fewer layers, whose ViT sees a random part of the patches in training.
 
-The task's losses are those of the patches seen. A further term aligns the ViT's layers to the teacher's, which sees all.
-Text and fusion layers are taught by the task alone. In evaluation, and in the EMA model, all patches are seen.
+The task's losses are computed from the patches that were seen. A further term aligns the layers of the student's ViT to those
+of the teacher's, which sees all patches. Text and fusion layers learn from the task alone. In evaluation, and in the EMA model,
+all patches are seen.
 """
 
 from typing import Any, Self
@@ -21,12 +22,12 @@ _STREAM = "image"  # of an ALBEF's ViT
 
 
 class MaskAlign(Method):
-    """Alignment of the ViT's layers. The adaptors are trained with the model and thrown away with the run.
+    """Alignment of the ViT's layers. The adaptors are trained with the model and belong to no checkpoint.
 
     Args:
         model: The student.
         teacher: The dense model.
-        weight: Of the alignment term.
+        weight: Of the alignment term; 0 switches it off.
     """
 
     needs_teacher = True
@@ -40,7 +41,19 @@ class MaskAlign(Method):
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
-        """Cut the student (methods/student.py), and let its ViT see `method.student.keep` of the patches in training."""
+        """Take layers out of the student (methods/student.py), and let its ViT see a part of the patches in training.
+
+        Args:
+            model: The loaded dense model.
+            config: Its config, or None.
+            settings: `method.student` gives the depths, and with `keep` the part of the patches, above 0 and at most 1.
+
+        Returns:
+            The student's config; None where `config` is None.
+
+        Raises:
+            UserError: For depths that the model does not have, and a `keep` out of range.
+        """
         changed, keep = cut_student(model, config, settings), settings.method.student.keep
         if not 0 < keep <= 1:
             raise UserError(f"method.student.keep is a share of the patches, above 0 and at most 1, not {keep}")
@@ -50,7 +63,16 @@ class MaskAlign(Method):
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
-        """Raises UserError without a teacher, if its ViT has another width, or the model has no ViT."""
+        """Make the adaptors between the student's ViT and the teacher's.
+
+        Args:
+            model: The student.
+            teacher: The dense model; its ViT must be as wide as the student's.
+            settings: losses.align weighs the term.
+
+        Raises:
+            UserError: Without a teacher, for another width, and for a Swin Transformer, whose windows need all patches.
+        """
         teacher = require_teacher("maskalign", teacher)
         if getattr(model, "is_swin", False):
             raise UserError("method: maskalign leaves patches out, and the windows of a Swin need all; use a ViT")
@@ -70,5 +92,8 @@ class MaskAlign(Method):
 
 
 def _encoder(model: nn.Module) -> Any:
-    """What sees the patches: an image classifier, or the ViT of an ALBEF; None for a timm model that is only counted."""
+    """The module that sees the patches: an image classifier itself, or the ViT of an ALBEF.
+
+    It is None for a timm model whose cost is counted.
+    """
     return model if isinstance(model, VisionModel) else getattr(model, "visual_encoder", None)

@@ -14,12 +14,15 @@ from pela_vl.settings import LossSettings, Settings
 
 
 class Pela(Method):
-    """FD reads the hidden states of the student's own forward pass; RWP reads its factors.
+    """FD compares the hidden states of the student's own forward pass with the teacher's. RWP reads the student's factors.
 
     Args:
         model: A low-rank model.
         teacher: The dense model that it came from.
         losses: Weights and forms of the two terms.
+
+    Raises:
+        UserError: If the model is dense, or a low-rank layer has no Linear of its name in the teacher.
     """
 
     needs_teacher = True
@@ -39,6 +42,16 @@ class Pela(Method):
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        """Pair the student's low-rank layers with the teacher's weights.
+
+        Args:
+            model: The low-rank model to train.
+            teacher: The dense model that it came from.
+            settings: losses.fd, losses.rwp and what belongs to them.
+
+        Raises:
+            UserError: If the model is dense, there is no teacher, or the two do not pair.
+        """
         return cls(model, require_teacher("pela", teacher), settings.losses)
 
     def prepare(self, batch: Any) -> Features | None:

@@ -1,4 +1,4 @@
-"""A student of fewer layers: cutting it out of the dense model, and which of the teacher's layers it follows."""
+"""A student of fewer layers: how it is cut out of the dense model, and which of the teacher's layers each of its layers follows."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,8 +47,11 @@ def map_layers(student: AlbefModel, teacher: AlbefModel) -> LayerMaps:
 
 
 def followed_states(student: Any, teacher: Any) -> dict[str, list[int]]:
-    """For each stream and each of the student's hidden states, what the first layer reads first, its index among the
-    teacher's. Raises UserError if the student has more layers of a kind than the teacher."""
+    """Which of the teacher's hidden states each of the student's follows, by stream. Index 0 is what the first layer reads.
+
+    Raises:
+        UserError: If the student has more layers of a kind than the teacher.
+    """
     if not isinstance(student, VisionModel):
         return map_layers(student, teacher).streams
     try:
@@ -61,20 +64,20 @@ def followed_states(student: Any, teacher: Any) -> dict[str, list[int]]:
 def cut_student(model: nn.Module, config: Any, settings: Settings) -> Any:
     """Take layers out of a model in place, as `method.student` says.
 
-    Depths left open are two thirds of the ViT's blocks and a third of the text-only and fusion layers, rounded up. Where
-    init.teacher names another model nothing is taken, since init.checkpoint is then the student already. An image
-    classifier takes `blocks`, one number a stage.
+    Depths that are not set are two thirds of the ViT's blocks, and a third of the text-only and of the fusion layers, rounded up.
+    Where init.teacher is set, depths that are not set keep all layers, because init.checkpoint is the student already. An image
+    classifier reads `blocks`, one number for each stage.
 
     Args:
         model: The dense model.
-        config: What it was built from, or None.
-        settings: The run's.
+        config: Its config, or None.
+        settings: `method.student`, and whether init.teacher is set.
 
     Returns:
-        What the student is built from; None where `config` is None.
+        The student's config; None where `config` is None.
 
     Raises:
-        UserError: For depths that the model has not.
+        UserError: For depths that the model does not have.
     """
     options = settings.method.student
     if isinstance(model, VisionModel):

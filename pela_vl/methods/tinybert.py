@@ -1,9 +1,9 @@
 """TinyBERT (Jiao et al., 2020): fewer layers, each started from a layer of the teacher and taught to follow it.
 
-Beside the task's losses stand two terms: the mean squared differences to the teacher's hidden states and to its
-self-attention scores, each student layer against the layer that it stands for (methods/student.py). Widths are equal, so
-TinyBERT's projections of narrow hidden states have nothing to do. Its loss on predictions is the task's own, with the soft
-targets of the EMA model.
+Two terms are added to the task's losses: the mean squared differences to the teacher's hidden states, and to its
+self-attention scores. methods/student.py says which teacher layer each student layer follows. Widths are equal, so TinyBERT's
+projections of narrow hidden states are left out. The place of its loss on predictions is taken by the task's own losses with
+the EMA model's soft targets.
 """
 
 from typing import Any, Self
@@ -38,10 +38,33 @@ class TinyBert(Method):
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> Any:
+        """Take layers out of the student, see `cut_student`.
+
+        Args:
+            model: The loaded dense model.
+            config: Its config, or None.
+            settings: `method.student` gives the depths.
+
+        Returns:
+            The student's config; None where `config` is None.
+
+        Raises:
+            UserError: For depths that the model does not have.
+        """
         return cut_student(model, config, settings)
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
+        """Pair the student's layers with the teacher's.
+
+        Args:
+            model: The student.
+            teacher: The dense model.
+            settings: losses.hidden and losses.attention weigh the two terms.
+
+        Raises:
+            UserError: Without a teacher, and for a student with more layers than the teacher.
+        """
         return cls(model, require_teacher("tinybert", teacher), settings.losses)
 
     def prepare(self, batch: Any) -> Features:

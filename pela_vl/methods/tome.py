@@ -1,7 +1,7 @@
-"""Token merging alone: the whole model, dense or low rank, on the task's own losses, alike image tokens merged on the way.
+"""Token merging alone: the whole model, dense or low rank, is trained on the task's own losses while it merges similar tokens.
 
-Merging is an option of the model (`model.token_merging`, models/token_merging.py), so that every method can have it; this
-one only makes sure that it is on. Nothing is trained for it: it also works on a finished checkpoint.
+Merging is an option of the model (`model.token_merging`, models/token_merging.py), so every method can have it. This method
+only makes sure that it is on. Nothing is trained for it: it also works on a trained checkpoint.
 """
 
 from typing import Any
@@ -18,13 +18,16 @@ from pela_vl.settings import Settings
 
 
 class ToMe(Method):
-    """Nothing beside the task's losses."""
+    """Trains the model with token merging on the task's losses alone."""
 
     @classmethod
     def restructure(cls, model: nn.Module, config: Any, settings: Settings) -> None:
-        """Switch merging on by `model.token_merging`, in an ALBEF's image encoder or in any timm ViT.
+        """Switch merging on in an ALBEF's image encoder, an image classifier or any timm ViT. The weights stay as they are.
 
-        The weights stay as they are, and what an ALBEF is built from has the schedule already.
+        Args:
+            model: The loaded model.
+            config: Not used: an ALBEF's config has the schedule already.
+            settings: model.token_merging gives the schedule; None takes the checkpoint's.
 
         Raises:
             UserError: If there is no schedule, neither in the settings nor in the checkpoint, or the model has no ViT.

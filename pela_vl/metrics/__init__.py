@@ -1,1 +1,1 @@
-"""Evaluation metrics: arrays in, numbers out; no model is known here."""
+"""Evaluation metrics of arrays. No model is imported here."""

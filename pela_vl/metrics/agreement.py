@@ -1,15 +1,21 @@
-"""How far two encoders of the same items agree. N: items. D: width, which may differ between them where only pairs count."""
+"""Agreement of two encoders on the same items. N: items. D: width, which may differ between them where only pairs
+count.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def agreement(first: npt.ArrayLike, second: npt.ArrayLike) -> dict[str, float]:
-    """Agreement of embeddings first [N, D] with second [N, D] of the same N >= 3 items; 1 is best for all three.
+    """Agreement of embeddings [N, D] with embeddings [N, D] of the same N >= 3 items. 1 is best for all three measures.
 
-    cosine: mean over items of the cosine between an item's two embeddings. pearson, spearman: correlation, over all pairs
-    of different items, of the cosine similarities that the two encoders give them.
-    Raises ValueError when shapes disagree, there are too few items, or an embedding is zero or not finite.
+    Returns:
+        cosine: mean over items of the cosine between an item's two embeddings. pearson, spearman: correlation, over all
+            pairs of
+        different items, of the cosine similarities that the two encoders give them.
+
+    Raises:
+        ValueError: If shapes disagree, there are too few items, or an embedding is zero or not finite.
     """
     a, b = _unit(first), _unit(second)
     if a.shape != b.shape:
@@ -26,7 +32,7 @@ def agreement(first: npt.ArrayLike, second: npt.ArrayLike) -> dict[str, float]:
 
 
 def mean_ranks(values: npt.NDArray) -> npt.NDArray[np.float64]:
-    """Rank of each of values [N], from 0; equal values share the mean of their ranks."""
+    """Rank of each of values [N], from 0; equal values get the mean of their ranks."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts + 1) / 2)[group]

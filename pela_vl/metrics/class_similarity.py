@@ -1,14 +1,14 @@
-"""How alike the features of one class are: the mean cosine over its pairs of images (the paper's Figure 2).
+"""Similarity of the features within a class: the mean cosine over pairs of its images (the paper's Figure 2).
 
-C classes, n images of a class, D width. With unit features u the sum over pairs is |sum u|^2, so nothing grows with n^2:
-mean = (|sum u|^2 - n) / (n^2 - n).
+C classes, n images of a class, D width. With unit features u the sum over pairs is |sum u|^2, so neither memory nor
+time grows with n^2: mean = (|sum u|^2 - n) / (n^2 - n).
 """
 
 import numpy as np
 
 
 class ClassSimilarity:
-    """Sums over batches, and over processes: add up `sums` [C, D] and `counts` [C] of all."""
+    """Running sums over batches. For several processes, add up `sums` [C, D] and `counts` [C] of all."""
 
     def __init__(self, classes: int, width: int) -> None:
         self.sums = np.zeros((classes, width), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier, over all samples and per class. C classes, T samples: arrays in, numbers out."""
+"""Accuracy of a classifier, over all samples and per class. C classes, T samples."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,15 @@ import numpy as np
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts int64 [C, C]: row = true class, column = predicted class. targets, predicted [T], from 0 to C - 1.
+    """Counts int64 [C, C]: row = true class, column = predicted class.
 
-    Raises ValueError when the two differ in length or a class is out of range.
+    Args:
+        targets: [T], true classes from 0 to C - 1.
+        predicted: [T], predicted classes.
+        classes: C.
+
+    Raises:
+        ValueError: If the two differ in length or a class is out of range.
     """
     targets, predicted = np.asarray(targets, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if targets.shape != predicted.shape or targets.ndim != 1:
@@ -20,8 +26,14 @@ def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -
 
 
 def class_metrics(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """Percentages: "accuracy" over all samples, the share of each class that was recognised (its recall), by its name,
-    and "mean", which is the accuracy again. A class without samples has no entry."""
+    """Percentages: "accuracy" over all samples, the recall of each class by its name, and "mean", which is the accuracy
+    again.
+
+    A class without samples has no entry.
+
+    Raises:
+        ValueError: Without any sample.
+    """
     total, hits = int(matrix.sum()), np.diag(matrix)
     if total == 0:
         raise ValueError("no sample to count")

@@ -1,7 +1,7 @@
-"""Grad-CAM on attention maps, as ALBEF's weakly supervised grounding does it: tensors in, tensors out.
+"""Grad-CAM on attention maps, as in ALBEF's weakly supervised grounding.
 
-Shapes: B pairs, H heads, L text tokens, N = 1 + h * w image tokens (class token first), h x w the grid of patches, M <= N the
-tokens that are left where the image encoder merges alike ones.
+Shapes: B pairs, H heads, L text tokens, N = 1 + h * w image tokens (class token first), h x w the grid of patches, M <=
+N the tokens that are left where the image encoder merges similar ones.
 """
 
 import torch
@@ -53,5 +53,14 @@ def mean_over_tokens(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def resize_heat(heat: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic resize of heat maps [B, h, w] to an image's size [B, height, width]; values may fall below zero."""
+    """Bicubic resize of heat maps to an image's size; values may fall below zero.
+
+    Args:
+        heat: [B, h, w].
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        float32 [B, height, width].
+    """
     return F.interpolate(heat[:, None].float(), size=(height, width), mode="bicubic")[:, 0]

@@ -4,20 +4,26 @@ import numpy as np
 import numpy.typing as npt
 
 CUTS = (1, 5, 10)
-_ROWS = 256  # rows compared at a time, so that COCO's 5,000 x 25,000 scores need no second matrix
+_ROWS = 256  # rows compared at a time, so that COCO's 5,000 x 25,000 scores need no second matrix of that size
 
 
 def recall_from_scores(
     scores_i2t: npt.ArrayLike, scores_t2i: npt.ArrayLike, text2image: npt.ArrayLike
 ) -> dict[str, float]:
-    """Compute recall in percent from scores, higher being better.
+    """Recall@k of image-text retrieval in percent, from scores, higher being better.
 
-    scores_i2t [I, T]: texts for each image; an image counts as found when any of its texts is among the first k.
-    scores_t2i [T, I]: images for each text. text2image [T]: the image that each text belongs to.
+    Ties count against the model, see `text_ranks`. With k candidates or fewer recall@k is 100 by definition.
 
-    Returns tr1, tr5, tr10 (text for an image), ir1, ir5, ir10 (image for a text) and mean, that of the six. Ties go
-    against the model, see `text_ranks`. With k candidates or fewer recall@k is 100 by definition. Raises ValueError
-    when shapes disagree, an image has no text or a score is NaN.
+    Args:
+        scores_i2t: [I, T], texts for each image. An image counts as found when any of its texts is among the first k.
+        scores_t2i: [T, I], images for each text.
+        text2image: [T], the image that each text belongs to.
+
+    Returns:
+        tr1, tr5, tr10 (text for an image), ir1, ir5, ir10 (image for a text) and mean, that of the six.
+
+    Raises:
+        ValueError: If shapes disagree, an image has no text or a score is NaN.
     """
     text2image = np.asarray(text2image)
     ranks = {"tr": text_ranks(scores_i2t, text2image), "ir": image_ranks(scores_t2i, text2image)}
@@ -27,9 +33,10 @@ def recall_from_scores(
 
 
 def text_ranks(scores_i2t: npt.ArrayLike, text2image: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Rank [I], from 0, of the best of each image's own texts: how many texts of other images have a score not lower.
+    """Rank [I], from 0, of the best of each image's texts: how many texts of other images have a score that is not
+    lower.
 
-    A tie thus counts against the model: equal scores for everything give a recall of 0, and a pair that was not scored
+    A tie thus counts against the model. Equal scores for everything give a recall of 0, and a pair that was not scored
     because it fell outside the top k (a constant such as -100) is not found by the luck of its position.
     """
     scores, text2image = _checked(scores_i2t, text2image, texts_axis=1)

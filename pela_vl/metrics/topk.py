@@ -6,9 +6,11 @@ import numpy as np
 
 
 class TopK:
-    """Counts over batches, and over processes: add up `counts` of all.
+    """Running counts over batches. For several processes, add up `counts` of all.
 
-    counts: int64 [1 + len(ks), C]: samples of each class, then for each k those whose class is among the k highest logits.
+    Attributes:
+        counts: int64 [1 + len(ks), C]: samples of each class, then for each k those whose class is among the k highest
+            logits.
     """
 
     def __init__(self, classes: int, ks: Sequence[int] = (1, 5)) -> None:
@@ -19,10 +21,13 @@ class TopK:
         self.counts = np.zeros((1 + len(self.ks), classes), dtype=np.int64)
 
     def update(self, logits: np.ndarray, targets: np.ndarray) -> None:
-        """logits [T, C], targets int [T].
+        """Add logits [T, C] with targets int [T].
 
         A class that ties with the right one counts as higher where its number is lower, so that constant logits are not
-        right by chance. Raises ValueError for shapes that do not pair, NaN, and a target that is no class.
+        right by chance.
+
+        Raises:
+            ValueError: For shapes that do not pair, NaN, and a target that is no class.
         """
         logits, targets = np.asarray(logits), np.asarray(targets, dtype=np.int64)
         classes = self.counts.shape[1]
@@ -40,8 +45,12 @@ class TopK:
             self.counts[row] += np.bincount(targets[place < k], minlength=classes)
 
     def result(self) -> dict[str, float]:
-        """Percentages: "top1", "top5" (one a k) over all samples, and "mean", the mean over the classes that have samples of
-        the share of each that is recognised by the first k. Raises ValueError without samples."""
+        """Percentages: "top1", "top5" (one per k) over all samples, and "mean", the mean recall (by the first k) over
+        classes.
+
+        Raises:
+            ValueError: Without samples.
+        """
         total = int(self.counts[0].sum())
         if not total:
             raise ValueError("no sample to evaluate")

@@ -1,7 +1,7 @@
-"""VQA accuracy as the official evaluation computes it, with its quirks, which decide published numbers.
+"""VQA accuracy as the official evaluation computes it, including its quirks, which affect published numbers.
 
-An answer scores min(#people who gave it / 3, 1), averaged over the ten ways of leaving one person out. Before that both sides
-are normalised, but only if the people's answers are not all the same: where all ten agree, "2" and "two" differ.
+An answer scores min(#people who gave it / 3, 1), averaged over the ten ways of leaving one person out. Prediction and
+answers are normalised first, but only if the people's answers differ: where all ten agree, "2" and "two" differ.
 """
 
 import re
@@ -18,12 +18,12 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _NUMBER_COMMA = re.compile(r"\d,\d")
 # It hands a flag to `re.sub` where that takes a count; the flag's value is 32, so later periods stay.
 _MOST_PERIODS = 32
-_ENOUGH = 3  # people who must give an answer for it to be fully right
+_ENOUGH = 3  # number of people who must give an answer for full accuracy
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What people answered to a question (ten times, as a rule), and the classes it is counted in."""
+    """The people's answers to a question (usually ten), and the types that it is counted under."""
 
     answers: tuple[str, ...]
     answer_type: str | None = None
@@ -47,8 +47,8 @@ def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
         prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
     matches = [answer == prediction for answer in answers]
     total = sum(matches)
-    # In the evaluator's order of additions, so that the last bit agrees too.
-    return float(sum(min(1, float(total - own) / _ENOUGH) for own in matches)) / len(matches)
+    # Summed in the evaluator's order, so that the last bit agrees too.
+    return float(sum(min(1, float(total - match) / _ENOUGH) for match in matches)) / len(matches)
 
 
 def vqa_accuracy(predictions: Sequence[str], truths: Sequence[Truth]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The word tables of the official VQA evaluation: contractions, numbers, articles, punctuation.
+"""Word tables of the official VQA evaluation: contractions, numbers, articles, punctuation.
 
-They decide published numbers, so they hold the evaluator's slips too: "somebody'd" loses its apostrophe, and spellings
-with a capital letter, which can never be met because a text is lower-cased before, are left out.
+They affect published numbers, so the evaluator's slips are kept: "somebody'd" loses its apostrophe. Spellings with a
+capital letter are left out, because they can never match a text that was lower-cased before.
 """
 
 # The right spelling, then the wrong ones that become it.

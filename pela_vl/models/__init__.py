@@ -1,1 +1,1 @@
-"""Model definitions: plain torch modules built from parts and numbers."""
+"""Model definitions: plain torch modules and the dataclasses of sizes that they are built from."""

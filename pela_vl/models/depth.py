@@ -1,4 +1,4 @@
-"""Fewer layers of the same kind: which ones stay, and taking the others out of a model."""
+"""A model with fewer layers: which layers stay, and how the others are taken out."""
 
 from typing import overload
 
@@ -6,8 +6,13 @@ from torch import nn
 
 
 def layer_map(deep: int, shallow: int) -> list[int]:
-    """Which of `deep` layers each of `shallow` ones stands for, the last for the last: every k-th where k = deep / shallow
-    is whole (k - 1, 2k - 1, ...), evenly spread otherwise. Raises ValueError unless 1 <= shallow <= deep."""
+    """Which of `deep` layers each of `shallow` layers stands for; the last stands for the last.
+
+    Where k = deep / shallow is whole these are every k-th (k - 1, 2k - 1, ...), otherwise they are evenly spread.
+
+    Raises:
+        ValueError: Unless 1 <= shallow <= deep.
+    """
     if not 1 <= shallow <= deep:
         raise ValueError(f"{shallow} layers cannot be taken of {deep}")
     return [-(-(i + 1) * deep // shallow) - 1 for i in range(shallow)]

@@ -7,13 +7,15 @@ from torch import Tensor
 
 @dataclass
 class TokenStates:
-    """The output of an encoder and what it passed through.
+    """The output of an encoder and the hidden states on the way to it.
 
     Args:
-        tokens: Final tokens [B, N, D].
-        hidden: The embedding output and the output of every layer [B, N, D]; empty where nobody asked for them.
-        kept: Places [B, K] of the tokens that the encoder saw, where it saw a part of them; `hidden` stands for these.
-        source: Where tokens were merged, the index among `tokens` [B, N] of what each original token is part of.
+        tokens: Final tokens [B, N, D]; [B, M, D] with M < N where tokens were merged.
+        hidden: The embedding output and then the output of every layer, each [B, N, D]; empty where nobody asked for them.
+        kept: Places [B, K] of the tokens that the encoder saw, in ascending order. `hidden` has these K tokens alone. None where
+            the encoder saw all of them.
+        source: For each of the N original tokens the index among `tokens` of the one that it was merged into, [B, N]. None where
+            nothing was merged.
     """
 
     tokens: Tensor

@@ -1,7 +1,7 @@
-"""Token merging (ToMe, Bolya et al., ICLR 2023): alike tokens of an image become one between attention and MLP.
+"""Token merging (ToMe, Bolya et al., ICLR 2023): similar tokens of an image become one, between attention and MLP.
 
 Shapes: B images, N tokens before and M after a merge, D width, H heads, P tokens at the front that are kept as they are.
-A merge is written as one index tensor [B, N]: where each token goes, 0 .. M - 1, the order of the survivors unchanged.
+A merge is one index tensor [B, N]: where each token goes, 0 .. M - 1. The tokens that remain keep their order.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 class Merged:
     """Tokens on their way through the blocks.
 
-    x [B, M, D]. size [B, M]: of how many original tokens each is the mean. source [B, N]: the token, 0 .. M - 1, that each
-    original one is part of. Both are None where nothing was merged so far.
+    Args:
+        x: The tokens [B, M, D].
+        size: Number of original tokens that each is the mean of, [B, M]; None where nothing was merged so far.
+        source: The token, 0 .. M - 1, that each original one is part of, [B, N]; None where nothing was merged so far.
     """
 
     x: Tensor
@@ -26,27 +28,40 @@ class Merged:
     source: Tensor | None = None
 
     def select(self, index: Tensor) -> "Merged":
-        """The images `index`."""
+        """The same of some images, by their indices."""
         size, source = (None if part is None else part[index] for part in (self.size, self.source))
         return Merged(self.x[index], size, source)
 
     def then(self, x: Tensor, size: Tensor | None, target: Tensor | None) -> "Merged":
-        """After one more block, given what `merging_block` returns."""
+        """The state after one more block; the arguments are what `merging_block` returns.
+
+        Args:
+            x: Tokens behind the block [B, M', D].
+            size: Original tokens in each of them [B, M'], or None where nothing was merged so far.
+            target: Where the block's merge put each of its input tokens, [B, M]; None where it merged nothing.
+        """
         if target is None:
             return Merged(x, size, self.source)
         return Merged(x, size, target if self.source is None else target.gather(1, self.source))
 
     def spread(self) -> Tensor:
-        """x at all original places [B, N, D]: a merged token at each of its own."""
+        """The tokens at all original places, [B, N, D]: a merged token stands at every place that it is made of."""
         return self.x if self.source is None else unmerge_tokens(self.x, self.source)
 
 
 def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
-    """Bipartite soft matching: which tokens go together. metric [B, N, D] -> target [B, N] in 0 .. N - reduction - 1.
+    """Bipartite soft matching: which tokens go together.
 
-    Tokens at even places are matched with their most alike (cosine) token at an odd place; the `reduction` best of these
-    pairs become one token each (several tokens may join the same one). At most half of the unprotected tokens go, and the
-    first `protected` tokens neither go nor are joined.
+    Tokens at even places are matched with their most similar (cosine) token at an odd place. The `reduction` best of these pairs
+    become one token each; several tokens may join the same one.
+
+    Args:
+        metric: What similarity is measured on, [B, N, D].
+        reduction: Tokens to take away; at most half of the unprotected ones go.
+        protected: Tokens at the front that neither go nor are joined.
+
+    Returns:
+        For each token its place after the merge, [B, N] in 0 .. N - reduction - 1.
     """
     batch, count, _ = metric.shape
     reduction = _possible(reduction, count, protected)
@@ -65,7 +80,17 @@ def merge_plan(metric: Tensor, reduction: int, protected: int = 1) -> Tensor:
 
 
 def merge_tokens(x: Tensor, size: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """x [B, N, D], size [B, N] -> the `count` merged tokens [B, M, D], their mean weighted by size, and sizes [B, M]."""
+    """Merge tokens by a plan. A merged token is the mean of its parts, weighted by their sizes.
+
+    Args:
+        x: Tokens [B, N, D].
+        size: Original tokens in each of them [B, N].
+        target: The plan of `merge_plan` [B, N].
+        count: M, the number of tokens after the merge.
+
+    Returns:
+        Tokens [B, M, D] and their sizes [B, M].
+    """
     merged_size = size.new_zeros(x.shape[0], count).scatter_add(1, target, size)
     weighted = x * size[..., None].to(x.dtype)
     total = x.new_zeros(x.shape[0], count, x.shape[2]).scatter_add(1, target[..., None].expand_as(x), weighted)
@@ -78,9 +103,15 @@ def unmerge_tokens(x: Tensor, source: Tensor) -> Tensor:
 
 
 def proportional_attention(attention: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """timm's `Attention` where a token counts as often as tokens were merged into it: log(size) is added to its scores.
+    """timm's `Attention`, where a token counts as often as tokens were merged into it: log(size) is added to its scores.
 
-    x [B, N, D], size [B, N] or None (all ones) -> output [B, N, D], and the keys' mean over the heads [B, N, D / H].
+    Args:
+        attention: timm's module.
+        x: Normalised tokens [B, N, D].
+        size: Original tokens in each of them [B, N]; None: one in each.
+
+    Returns:
+        The output [B, N, D], and the keys' mean over the heads [B, N, D / H], on which tokens are matched.
     """
     gate = getattr(attention, "gate", None)
     mixed = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -105,8 +136,17 @@ def merging_block(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """timm's ViT `Block` with a merge of up to `reduction` tokens between its halves.
 
-    x [B, N, D], size [B, N] or None (nothing was merged yet) -> tokens [B, M, D], sizes, and the plan [B, N], None where
-    nothing was merged. Without merges, before and now, it is the block itself.
+    Where nothing is merged, before or now, this is the block itself.
+
+    Args:
+        block: timm's module.
+        x: Tokens [B, N, D].
+        size: Original tokens in each of them [B, N]; None where nothing was merged yet.
+        reduction: Tokens to merge; fewer where the unprotected tokens are too few.
+        protected: Tokens at the front that are kept as they are.
+
+    Returns:
+        Tokens [B, M, D], their sizes [B, M] or None, and the plan [B, N], None where this block merged nothing.
     """
     if size is None and not _possible(reduction, x.shape[1], protected):
         return block(x), None, None
@@ -117,10 +157,19 @@ def merging_block(
 def after_attention(
     block: Any, x: Tensor, metric: Tensor, size: Tensor | None, reduction: int, protected: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The second half of `merging_block`: x [B, N, D] are tokens after attention, metric [B, N, D / H] is matched."""
+    """The second half of `merging_block`: the merge and the MLP. It returns what that function returns.
+
+    Args:
+        block: timm's module.
+        x: Tokens after attention and its residual [B, N, D].
+        metric: What similarity is measured on, [B, N, D / H].
+        size: Original tokens in each token [B, N], or None.
+        reduction: Tokens to merge.
+        protected: Tokens at the front that are kept as they are.
+    """
     reduction, target = _possible(reduction, x.shape[1], protected), None
     if reduction:
-        # which tokens are alike is a choice, not a function to be differentiated
+        # matching is a choice and has no gradient
         target = merge_plan(metric.detach(), reduction, protected)
         size = torch.ones(x.shape[:2], device=x.device) if size is None else size
         x, size = merge_tokens(x, size, target, x.shape[1] - reduction)
@@ -132,7 +181,11 @@ def _possible(reduction: int, count: int, protected: int) -> int:
 
 
 def check_reductions(schedule: int | Sequence[int], depth: int) -> None:
-    """Whether `reductions` takes a schedule, for any depth without making a list of it. Raises ValueError if not."""
+    """Check that `reductions` accepts a schedule, without making a list of `depth` numbers.
+
+    Raises:
+        ValueError: If it does not.
+    """
     numbers = [schedule] if isinstance(schedule, int) else schedule
     if (not isinstance(schedule, int) and len(numbers) != depth) or min(numbers) < 0:
         raise ValueError(f"token_merging wants one number >= 0, or {depth} of them (one a block), not {schedule}")
@@ -148,7 +201,13 @@ def reductions(schedule: int | Sequence[int], depth: int) -> list[int]:
 
 
 class MergingBlocks(nn.Sequential):
-    """Stands in for the `blocks` of any timm VisionTransformer, whose names it keeps."""
+    """Takes the place of `blocks` in any timm VisionTransformer, under the same parameter names.
+
+    Args:
+        blocks: timm's blocks.
+        schedule: Tokens to merge in every block, or one number for each block.
+        protected: Tokens at the front that are kept as they are.
+    """
 
     def __init__(self, blocks: nn.Sequential, schedule: int | Sequence[int], protected: int):
         super().__init__(*blocks)

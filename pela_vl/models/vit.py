@@ -1,4 +1,4 @@
-"""The image encoder: timm's ViT with its hidden states kept; it can merge alike tokens and see a part of the patches.
+"""The image encoder: timm's ViT that returns its hidden states. It can merge similar tokens and see a part of the patches.
 
 Shapes: B images, S pixels a side, N = 1 + (S / patch)^2 tokens, M <= N tokens at the end, D width.
 """
@@ -16,10 +16,13 @@ from pela_vl.models.token_merging import Merged, merging_block, reductions, unme
 
 
 class ImageEncoder(VisionTransformer):
-    """timm's VisionTransformer without head or pooling; parameter names are timm's, which are ALBEF's too.
+    """timm's VisionTransformer without head or pooling. Parameter names are timm's, which are ALBEF's too.
 
-    merging: tokens to merge in each block (models/token_merging.py), empty for none. keep_share: of the patches that are
-    seen in training, drawn anew for every image (the class token always stays); in evaluation all are.
+    Attributes:
+        activation_checkpointing: Recompute every block's activations in backward.
+        merging: Tokens to merge in each block (models/token_merging.py); empty for none.
+        keep_share: Part of the patches that are seen in training, drawn anew for every image; the class token always stays. In
+            evaluation all patches are seen.
     """
 
     pos_embed: nn.Parameter  # timm's is None in a ViT without learnt positions; this one always has them
@@ -71,9 +74,20 @@ class ImageEncoder(VisionTransformer):
         self.merging = tuple(numbers) if any(numbers) else ()
 
 
-def draw_kept(batch: int, count: int, share: float, prefix: int, device: torch.device) -> Tensor:
-    """Places [B, K] of the tokens that stay, in order: the prefix and `share` of the others (one at least), at random."""
-    patches = max(round((count - prefix) * share), 1)
+def draw_kept(batch: int, count: int, fraction: float, prefix: int, device: torch.device) -> Tensor:
+    """Draw which tokens of every image are seen: the prefix, and a random part of the others.
+
+    Args:
+        batch: B, the number of images.
+        count: N, tokens of an image, prefix included.
+        fraction: Part of the other tokens that stays, 0 to 1; one token stays at least.
+        prefix: Tokens at the front that always stay, such as the class token.
+        device: Where to draw.
+
+    Returns:
+        Places [B, K] of the tokens that stay, in ascending order.
+    """
+    patches = max(round((count - prefix) * fraction), 1)
     chosen = torch.rand(batch, count - prefix, device=device).argsort(dim=1)[:, :patches].sort(dim=1).values
     return torch.cat([torch.arange(prefix, device=device).expand(batch, -1), chosen + prefix], dim=1)
 
@@ -88,7 +102,18 @@ def build_image_encoder(
     drop_path: float = 0.0,
     token_merging: int | Sequence[int] = 0,
 ) -> ImageEncoder:
-    """ViT of ALBEF's kind: learnt positions with one for the class token, pre-norm blocks, LayerNorm eps 1e-6."""
+    """A ViT of ALBEF's kind: learnt positions with one for the class token, pre-norm blocks, LayerNorm eps 1e-6.
+
+    Args:
+        image_size: Pixels a side, a multiple of `patch_size`.
+        patch_size: Pixels a side.
+        dim: Width, a multiple of `heads`.
+        depth: Blocks.
+        heads: Attention heads.
+        mlp_ratio: Width inside the MLPs, in units of `dim`.
+        drop_path: Rate of stochastic depth in the last block, rising linearly from 0 in the first.
+        token_merging: Tokens to merge in every block, or one number for each block; 0 for none.
+    """
     encoder = ImageEncoder(
         img_size=image_size,
         patch_size=patch_size,

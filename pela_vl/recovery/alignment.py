@@ -1,5 +1,7 @@
-"""MaskAlign's dynamic alignment (Xue et al., CVPR 2023): the student's features of a part of the patches, adapted and mixed,
-against the teacher's of the same places, made from the whole image.
+"""MaskAlign's dynamic alignment (Xue et al., CVPR 2023).
+
+The student sees a part of the patches, the teacher the whole image. Adaptors and a mixing matrix turn the student's features
+into estimates of the teacher's features at the patches that were kept.
 
 Shapes: B images, K tokens kept, N tokens, D width, S student layers, T teacher layers.
 """
@@ -12,9 +14,14 @@ from torch import Tensor, nn
 
 
 class DynamicAlignment(nn.Module):
-    """An adaptor (Linear) a student layer, and how much of each goes into the imitation of every teacher layer.
+    """One adaptor (a Linear) for each student layer, and a matrix [S, T] that mixes their outputs into every teacher layer.
 
-    At first the adaptors change nothing and each teacher layer is imitated by the student layer at its relative depth.
+    At the start the adaptors are the identity, and each teacher layer is imitated by the student layer at its relative depth.
+
+    Args:
+        student_layers: S.
+        teacher_layers: T.
+        dim: Width D of both.
     """
 
     def __init__(self, student_layers: int, teacher_layers: int, dim: int):
@@ -34,8 +41,13 @@ class DynamicAlignment(nn.Module):
 
 
 def alignment_loss(aligned: Tensor, teacher: Sequence[Tensor], kept: Tensor | None) -> Tensor:
-    """Smooth L1 of aligned features [T, B, K, D] to the teacher's T features [B, N, D] at the places kept [B, K], each
-    token normalised over its width. kept None: all."""
+    """Smooth L1 distance of aligned features to the teacher's, whose tokens are normalised over their width first.
+
+    Args:
+        aligned: Output of `DynamicAlignment` [T, B, K, D].
+        teacher: The T layers' features [B, N, D].
+        kept: Places [B, K] of the student's tokens among the teacher's N; None where the student saw all of them (K = N).
+    """
     targets = []
     for feature in teacher:
         if kept is not None:

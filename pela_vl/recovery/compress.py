@@ -28,31 +28,34 @@ def compress(
     """Plan and apply in one call, on any torch module. Changes `model` IN PLACE and returns it.
 
     The best factors without training: init="gauss_newton", ranks="allocated", sequential=True, with a few hundred samples as
-    `calibration`. `rank_plan(model)` tells afterwards what was done.
+    `calibration`. `rank_plan(model)` gives the ranks afterwards.
 
     Args:
-        kappa: 3 leaves a third of the weights of every Linear that is not excluded; with ranks="allocated" a third of all of
-            them together.
-        include: patterns of what becomes low rank (`plan_ranks`), as `exclude`.
+        model: Any module with Linear layers.
+        kappa: 3 leaves a third of the weights of every Linear that is not excluded. With ranks="allocated" it leaves a third of
+            all of them together.
+        include: Patterns of the layers that become low rank (`plan_ranks`); None for all Linears.
+        exclude: Patterns of the layers that stay dense.
         init: "svd" (PELA), "whitened" (least error of every layer's outputs) or "gauss_newton" (least error of `features`).
-        progress: called as progress(done, total, what), counting anew for every stage.
-        rank_multiple: ranks are multiples of it.
+        progress: Called as progress(done, total, what), counting anew for every stage.
+        rank_multiple: Ranks are multiples of it.
         ranks: "uniform", or "allocated": by what each layer's error does to the features; a layer may stay dense.
-        calibration: inputs one by one: a tensor goes in as model(x), a tuple as model(*x), a mapping as model(**x), and a
+        calibration: Inputs one by one. A tensor is run as model(x), a tuple as model(*x), a mapping as model(**x), and a
             function is called with the model. "whitened" with uniform ranks also takes one function that runs everything.
-        features: features(model, item) -> tensor [samples, ...] or several; None: the model's pooled output.
-        measured: scale each layer's predicted error by the measured one; about as long again.
-        sequential: fit every layer to what the compressed ones before it give (`compress_sequentially`).
-        strength: of that, 0 to 1.
-        pivoted: count ranks as pivoted factors are stored, and store them so; what is not exact in that form keeps plain
+        features: features(model, item) gives a tensor [samples, ...] or several; None: the model's pooled output.
+        measured: Scale each layer's predicted error by the measured one; takes about as long again.
+        sequential: Fit every layer to its inputs behind the compressed ones before it (`compress_sequentially`).
+        strength: Of the sequential correction, 0 to 1.
+        pivoted: Count ranks as pivoted factors are stored, and store them so. A layer that is not exact in that form keeps plain
             factors and exceeds its part of the budget.
 
-    Raises PlanError as `make_recipe`, `apply_plan` and `compress_sequentially` do; the model is then as it was.
+    Raises:
+        PlanError: As `make_recipe`, `apply_plan` and `compress_sequentially` do; the model is then as it was.
     """
     if sequential and init != "gauss_newton":
         raise PlanError("sequential works on factors of init 'gauss_newton'")
     if calibration is not None and not callable(calibration):
-        calibration = list(calibration)  # it is gone through several times
+        calibration = list(calibration)  # several passes are made over it
     recipe = make_recipe(
         model, kappa, include, exclude, init, ranks, calibration, rank_multiple, features, measured, progress, pivoted
     )

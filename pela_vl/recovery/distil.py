@@ -35,29 +35,33 @@ def recover(
     save_every: int = 100,
     seed: int = 0,
 ) -> nn.Module:
-    """Train a compressed `student` IN PLACE so that its features are its dense teacher's, on unlabelled batches; return it.
+    """Train a compressed `student` IN PLACE towards its dense teacher's features, on unlabelled batches; return it.
 
-    The loss is the mean squared distance of the features, each scaled by the mean square of the teacher's, plus rwp times
-    the mean over the low-rank layers of (max |up down - W| - epsilon)^2 where rwp is not 0. The teacher runs in eval mode
-    without gradients. AdamW without weight decay, linear warm-up, cosine to 0, gradients clipped at norm 1. Batches must be
-    in the order of an earlier run for a resumed one to be the same. Distil on samples beyond those that calibrated: on these
-    alone next to nothing is gained over the sequential step.
+    The loss is the mean squared distance of the features, each divided by the mean square of the teacher's. Where rwp is not 0, it
+    adds rwp times the mean over the low-rank layers of (max |up down - W| - epsilon)^2. The teacher runs in eval mode without
+    gradients. The optimiser is AdamW without weight decay, with a linear warm-up, a cosine to 0, and gradients clipped at norm 1.
+
+    A resumed run repeats the first one only if the batches come in the same order. Use samples beyond those of the calibration:
+    on these alone, next to nothing is gained over the sequential step.
 
     Args:
-        batches: items as a calibration has them (`calibrate`), gone through again and again; or a function that gives a pass.
-        features: features(model, item) -> tensor or several of them; None: whatever the model returns, which must be that.
-        steps: optimiser steps in all.
-        rate: peak learning rate.
-        rwp: weight of RWP (`pela_vl.recovery.perturbation`); 0 computes none.
-        epsilon: of RWP.
-        warmup: steps of linear warm-up.
-        progress: called after each step.
-        state: file that holds weights, optimiser and step every `save_every` steps; a run that finds it goes on from there.
-        save_every: steps between two writes of `state`.
-        seed: of dropout.
+        student: The compressed model.
+        teacher: The dense model that it was made from.
+        batches: Items as a calibration has them (`calibrate`), gone through again and again; or a function that gives a pass.
+        features: features(model, item) gives a tensor or several; None: the model's output, which must be tensors then.
+        steps: Optimiser steps in all.
+        rate: Peak learning rate.
+        rwp: Weight of RWP (`pela_vl.recovery.perturbation`); 0 computes none.
+        epsilon: Of RWP, in units of the weights.
+        warmup: Steps of linear warm-up.
+        progress: Called as progress(done, steps, loss) after each step.
+        state: File for weights, optimiser and step; a run that finds it goes on from there. None writes none.
+        save_every: Steps between two writes of `state`.
+        seed: Of dropout.
 
-    Raises PlanError when student and teacher are one module, features differ in number or shape, there are no batches, the
-    loss is not finite, or `state` is of another run.
+    Raises:
+        PlanError: When student and teacher are one module, features differ in number or shape, there are no batches, the loss
+            is not finite, or `state` is of another run.
     """
     if student is teacher:
         raise PlanError(
@@ -81,7 +85,7 @@ def recover(
         for number, item in enumerate(_endless(batches)):
             if done >= steps:
                 break
-            if number < done:  # seen by the run that stopped
+            if number < done:  # the interrupted run has trained on it
                 continue
             with torch.no_grad():
                 targets = _tensors(features(teacher, item))
@@ -115,8 +119,8 @@ def feature_loss(found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     return reduce(
         torch.add,
         (
-            (own.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
-            for own, other in pairs
+            (feature.float() - target.float()).square().mean() / target.float().square().mean().clamp_min(1e-12)
+            for feature, target in pairs
         ),
     )
 

@@ -1,8 +1,8 @@
-"""One model run twice on every batch, dense and with the layers replaced so far, all runs stopping before each new layer.
+"""Runs a model twice on every batch at the same time: dense, and with the layers replaced so far.
 
-Every run has a thread of its own that a hook parks at the first call of a layer; when all are parked there, the layer is
-replaced and they go on. So the whole takes one dense and one compressed pass, keeps only what a running forward keeps, and
-needs no knowledge of what a model does between its layers.
+Every run has a thread of its own. A hook parks the thread at the first call of each layer. When all runs are parked there, the
+layer is replaced and they go on. So the whole takes one dense and one compressed pass, and keeps only what a running forward
+pass keeps. It needs no knowledge of what a model computes between its layers.
 """
 
 import threading
@@ -21,9 +21,14 @@ DENSE, SMALL = 0, 1
 
 @dataclass
 class Stop:
-    """A run of item number `item` that is parked at the layer `name`, which was given x and whose dense weights gave y.
+    """A run that is parked at a layer.
 
-    stream: the residual stream where the layer writes to one (`Watcher`).
+    Args:
+        name: The layer's.
+        item: Number of the batch that runs.
+        x: The layer's input.
+        y: What the dense weights make of it.
+        stream: The residual stream, where the layer writes to one (`Watcher`).
     """
 
     name: str
@@ -36,7 +41,7 @@ class Stop:
 @dataclass
 class _Run:
     item: int
-    side: int
+    version: int
     go: threading.Event = field(default_factory=threading.Event)
     stop: Stop | None = None
     ended: bool = False
@@ -49,14 +54,21 @@ class _Abort(Exception):
 
 
 Watcher = Callable[[Callable[[str, Tensor], None]], Sequence[Any]]
-"""watcher(note) registers hooks that call note(layer, stream) with the residual stream which a layer adds to."""
+"""watcher(on_stream) registers hooks. They call on_stream(layer, stream) with the residual stream that a layer adds to."""
 
 
 class Lockstep:
-    """Iterate over `stops()`: (name, pairs) with one (dense stop, small stop) an item; set `replaced[name]` before going on.
+    """Runs that stop at every layer, see `stops`.
 
-    `replaced`: what takes a layer's place in the compressed runs. A layer that is called again in the same forward is not
-    stopped at again; the compressed runs take its replacement there.
+    Set `replaced[name]` to what takes a layer's place in the compressed runs before the next stop is asked for. A layer that is
+    called again in the same forward pass is not stopped at again; the compressed runs use its replacement there.
+
+    Args:
+        model: The dense model.
+        names: Layers to stop at.
+        items: Batches; each is run twice.
+        run: run(model, item) runs the model on a batch.
+        watcher: Registers the hooks that see the residual streams.
     """
 
     def __init__(
@@ -77,9 +89,9 @@ class Lockstep:
         self._slots = threading.Semaphore(self._threads if self._on_cpu else 1)
 
     def stops(self) -> Iterator[tuple[str, list[tuple[Stop, Stop]]]]:
-        """Raises what a run raises."""
-        runs = [_Run(item, side) for item in range(len(self._items)) for side in (DENSE, SMALL)]
-        handles = list(self._watcher(self._note))
+        """Yields a layer's name and, for every batch, its (dense stop, compressed stop). Raises what a run raises."""
+        runs = [_Run(item, version) for item in range(len(self._items)) for version in (DENSE, SMALL)]
+        handles = list(self._watcher(self._keep_stream))
         for name in self._names:
             module = self._model.get_submodule(name)
             handles.append(module.register_forward_hook(partial(self._at_layer, name), with_kwargs=True))
@@ -98,8 +110,10 @@ class Lockstep:
                     return
                 name = parked[0][1].name
                 here = [(run, stop) for run, stop in parked if stop.name == name]
-                sides = [{run.item: stop for run, stop in here if run.side == side} for side in (DENSE, SMALL)]
-                yield name, [(sides[DENSE][i], sides[SMALL][i]) for i in sides[DENSE] if i in sides[SMALL]]
+                dense, small = (
+                    {run.item: stop for run, stop in here if run.version == version} for version in (DENSE, SMALL)
+                )
+                yield name, [(dense[i], small[i]) for i in dense if i in small]
                 for run, _ in here:
                     run.stop = None
                     run.go.set()
@@ -112,14 +126,14 @@ class Lockstep:
                     thread.join()
             for handle in handles:
                 handle.remove()
-            torch.set_num_threads(self._threads)  # a thread's setting is also what threads started later would inherit
+            torch.set_num_threads(self._threads)  # threads that start later inherit the setting
 
     def _work(self, run: _Run) -> None:
         self._here.run = run
         try:
             with self._slots, torch.no_grad():
                 if self._on_cpu:
-                    torch.set_num_threads(1)  # runs side by side use all cores
+                    torch.set_num_threads(1)  # the runs together use all cores
                 self._check()
                 self._run(self._model, self._items[run.item])
         except _Abort:
@@ -136,7 +150,7 @@ class Lockstep:
         if self._aborted:
             raise _Abort
 
-    def _note(self, name: str, stream: Tensor) -> None:
+    def _keep_stream(self, name: str, stream: Tensor) -> None:
         run = getattr(self._here, "run", None)
         if run is not None and name not in self.replaced:
             run.streams[name] = stream
@@ -157,4 +171,4 @@ class Lockstep:
             run.go.wait()
             self._slots.acquire()
             self._check()
-        return self.replaced[name](x) if run.side == SMALL else None
+        return self.replaced[name](x) if run.version == SMALL else None

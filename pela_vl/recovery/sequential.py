@@ -1,12 +1,12 @@
-"""Layer after layer on the compressed prefix: every layer makes up for what the ones before it lost.
+"""Compress layer by layer: every layer makes up for what the compressed layers before it lost.
 
-With inputs x~ as the compressed layers before give them and y the dense model's output of the same layer,
+Let x~ be a layer's inputs behind the compressed layers, and y the dense model's output of the same layer. Then
 
     D = E[(y - W x~ - b)(x~ - mu~)^T] (C~ + ridge)^-1      W* = W + a D
 
-is factorised in the metrics C~ (of x~) and G (of the dense model's outputs, see lowrank/sensitivity.py), and the bias is set so
-that the means agree. For layers that write to the residual stream y also gets what is missing there so far, the stream of the
-dense model less that of the compressed one, divided by LayerScale where there is one.
+W* is factorised in the metrics C~ (of x~) and G (of the dense model's outputs, see lowrank/sensitivity.py). The bias is set
+so that the means agree. For a layer that writes to the residual stream, y also gets what that stream lacks so far: the dense
+model's stream less the compressed one's, divided by LayerScale where there is one.
 
 Shapes: N = rows of all samples, I = input width, O = output width.
 """
@@ -41,9 +41,10 @@ _CHUNK = 4096
 
 
 class _Regression:
-    """Moments of x~ and of the target's remainder t = y - W x~ - b over all rows, around the first chunk's mean of x~.
+    """Moments of x~ and of the remaining error t = y - W x~ - b over all rows.
 
-    Products are formed in fp32 and added up in fp64; the shift keeps large means from eating the digits.
+    Products are formed in fp32 and added up in fp64. x~ is taken relative to the first chunk's mean, because a large mean would
+    cost the products their digits.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str) -> None:
@@ -54,7 +55,14 @@ class _Regression:
         self.total_t, self.cross = torch.zeros(outputs, **kinds), torch.zeros(outputs, inputs, **kinds)
 
     def add(self, x: Tensor, t: Tensor, weights: Tensor, with_inputs: bool) -> None:
-        """x [N, I], t [N, O], weights [N]; with_inputs False: x is one that a regression before has counted."""
+        """Count further rows.
+
+        Args:
+            x: Inputs [N, I].
+            t: Remaining errors [N, O].
+            weights: Weight of each row [N].
+            with_inputs: Add to the moments of x~ too; False where `inputs_of` took them from a layer with the same inputs.
+        """
         for rows, rest, by in zip(x.split(_CHUNK), t.split(_CHUNK), weights.split(_CHUNK), strict=True):
             rows, rest = rows.float(), by[:, None] * rest.float()
             if self.shift is None:
@@ -69,7 +77,7 @@ class _Regression:
                 self.moment += weighted.T @ rows
 
     def inputs_of(self, other: "_Regression") -> None:
-        """Take the moments of x~ from a layer that was given the same."""
+        """Take the moments of x~ from a layer that had the same inputs."""
         self.count, self.shift = other.count, other.shift
         self.total, self.moment = other.total, other.moment
 
@@ -102,22 +110,27 @@ def compress_sequentially(
     strength: float = STRENGTH,
     progress: Progress | None = None,
 ) -> list[LayerReport]:
-    """Replace the Linears of `plan` in place, each fitted to what the ones before it made of its inputs.
+    """Replace the Linears of `plan` in place, each fitted to its inputs behind the compressed layers before it.
 
-    Takes about one dense and one compressed pass over the samples and a factorisation a layer. Memory: what two forwards of
-    all batches hold while they run. The model is changed only when all layers are ready. A layer that a batch calls several
-    times is fitted to its first call. Returns a report of each layer of the plan, in plan order.
+    This takes about one dense and one compressed pass over the samples, and one factorisation for each layer. Memory holds what
+    two forward passes of all batches hold while they run. The model is changed only when all layers are ready. A layer that a
+    batch calls several times is fitted to its first call.
 
     Args:
-        plan: name -> rank.
-        calibration: batches one by one (`calibration_items`).
-        metrics: of the outputs, by layer (`measure_metrics`); None: all outputs count alike.
-        dense: layers that keep all their weights and are fitted as well.
-        features: only runs the model here, as features(model, item); None: the item's own way.
-        strength: a, 0 for no correction and 1 for all of it; what is best depends on how many samples there are.
-        progress: called as progress(done, total, layer).
+        model: The dense model.
+        plan: Rank by layer name.
+        calibration: Batches one by one (`calibration_items`).
+        metrics: Of the outputs, by layer (`measure_metrics`); None: all outputs count alike.
+        dense: Layers that keep all their weights and are fitted as well.
+        features: Only runs the model here, as features(model, item); None: the item's own way.
+        strength: a in W* = W + a D, from 0 (no correction) to 1. What is best depends on the number of samples.
+        progress: Called as progress(done, total, layer).
 
-    Raises PlanError when no blocks are known (`find_writers`), a layer is never run, or a strength is not in 0..1.
+    Returns:
+        A report for each layer of the plan, in plan order.
+
+    Raises:
+        PlanError: When no blocks are known (`find_writers`), a layer is never run, or the strength is not in 0..1.
     """
     if not 0 <= strength <= 1:
         raise PlanError(f"strength {strength!r} is not in 0..1")
@@ -129,7 +142,7 @@ def compress_sequentially(
     ready: dict[str, nn.Module] = {}
     last: tuple[list[Tensor], _Regression] | None = None
     with eval_mode(model):
-        steps = Lockstep(model, names, items, features or run_item, lambda note: watch(writers, note))
+        steps = Lockstep(model, names, items, features or run_item, lambda on_stream: watch(writers, on_stream))
         for name, pairs in steps.stops():
             linear = linears[name]
             found = _moments(linear, pairs, writers.get(name), last, metrics[name].weights if metrics else [])

@@ -1,8 +1,8 @@
-"""Which layers of a Transformer write to its residual stream, and where that stream can be seen, told by names.
+"""Which layers of a Transformer write to its residual stream, and where that stream can be seen, by the layers' names.
 
-Known: blocks that normalise first (timm's ViT and Swin, and transformers' of the same make), whose stream is the input of the
-norm before the branch, and blocks that normalise the sum (BERT and ALBEF), whose stream is the second argument of the output
-module.
+Two kinds of blocks are known. In blocks that normalise first (ViT and Swin of timm and of transformers), the stream is the
+input of the norm before the branch. In blocks that normalise the sum (BERT and ALBEF), it is the second argument of the
+output module.
 """
 
 import threading
@@ -41,8 +41,11 @@ SCALES = ("gamma", "lambda1", "scale")
 class Writer:
     """A layer that writes to the residual stream.
 
-    watched: the module that is given the stream. argument: which of its arguments that is. scale: what multiplies the branch
-    (LayerScale), None for none. window: the Swin block that cuts the stream into windows, None elsewhere.
+    Args:
+        watched: The module that gets the stream as an argument.
+        argument: Position of that argument.
+        scale: What multiplies the branch (LayerScale); None for nothing.
+        window: The Swin block that cuts the stream into windows; None elsewhere.
     """
 
     watched: nn.Module
@@ -54,7 +57,8 @@ class Writer:
 def find_writers(model: nn.Module, names: Iterable[str]) -> dict[str, Writer]:
     """The layers of `names` that write to a residual stream.
 
-    Raises PlanError when there is none: without these the step from layer to layer gains nothing.
+    Raises:
+        PlanError: When there is none, for then the step from layer to layer gains nothing.
     """
     wanted, found = set(names), {}
     modules = dict(model.named_modules())
@@ -82,25 +86,36 @@ def _scale(module: nn.Module | None) -> Tensor | None:
     return None
 
 
-def watch(writers: dict[str, Writer], note: Callable[[str, Tensor], None]) -> list[Any]:
-    """Register hooks that call note(layer, stream); their handles."""
+def watch(writers: dict[str, Writer], on_stream: Callable[[str, Tensor], None]) -> list[Any]:
+    """Register hooks that call on_stream(layer, stream). Returns their handles."""
     handles = []
     for name, writer in writers.items():
-        hook = partial(_see, name, writer.argument, note)
+        hook = partial(_see, name, writer.argument, on_stream)
         handles.append(writer.watched.register_forward_pre_hook(hook, with_kwargs=True))
     return handles
 
 
 def _see(
-    name: str, argument: int, note: Callable[[str, Tensor], None], module: nn.Module, args: tuple, kwargs: dict
+    name: str, argument: int, on_stream: Callable[[str, Tensor], None], module: nn.Module, args: tuple, kwargs: dict
 ) -> None:
     given = [*args, *kwargs.values()]
     if len(given) > argument and isinstance(given[argument], Tensor):
-        note(name, given[argument])
+        on_stream(name, given[argument])
 
 
 def missing_stream(writer: Writer, dense: Tensor | None, small: Tensor | None, output: Tensor) -> Tensor | None:
-    """What the compressed model's stream lacks, in the units and the arrangement of the layer's `output`; None if unknown."""
+    """What the compressed model's residual stream lacks, in the units of a layer's output.
+
+    Args:
+        writer: The layer, which writes to the stream.
+        dense: The dense model's stream before the layer's branch was added; None if it was not seen.
+        small: The compressed model's stream at the same place; None if it was not seen.
+        output: An output of the layer, for its shape. A Swin block's stream is cut into windows to fit it.
+
+    Returns:
+        The difference in the output's shape, divided by LayerScale. It is 0 where the scale is next to 0. None where a stream
+        was not seen or does not fit the output.
+    """
     if dense is None or small is None or dense.shape != small.shape:
         return None
     missing = dense - small

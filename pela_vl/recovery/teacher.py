@@ -15,16 +15,16 @@ class Pass(Protocol):
     """One forward pass of a model on a batch, as a task makes it with student and teacher alike."""
 
     def features(self, streams: Collection[str] | None = None) -> Features:
-        """The hidden states that distillation pairs; of some streams alone where they are named."""
+        """The hidden states that distillation pairs; only of the named streams where `streams` is not None."""
 
 
 class FrozenTeacher(Generic[Model]):
-    """The dense model made before compression: no gradients, always in eval mode, outside what the engine owns.
+    """The dense model made before compression: without gradients, always in eval mode.
 
-    It is deliberately not a Module: nothing can train it, move it into a checkpoint or put it in train mode.
+    It is deliberately not a Module. So nothing can train it, write it into a checkpoint or put it in train mode.
 
     Args:
-        model: The model; it is frozen in place.
+        model: The dense model; it is frozen in place.
         run: run(model, batch) makes the task's forward pass, the same for student and teacher.
     """
 
@@ -35,7 +35,7 @@ class FrozenTeacher(Generic[Model]):
 
     @torch.no_grad()
     def run(self, batch: Any) -> Any:
-        """The pass on a batch. That of the latest batch (this very object) is remembered: soft targets and FD use one."""
+        """The forward pass on a batch. The latest batch's pass is remembered, so that soft targets and distillation share one."""
         if self._last is None or self._last[0] is not batch:
             self._last = batch, self._run(self.model, batch)
         return self._last[1]

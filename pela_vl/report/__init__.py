@@ -1,4 +1,4 @@
-"""What a demonstration run found, as one HTML page and as plain text; numbers in, text out, no model is known here."""
+"""The results of a demo run as an HTML page and as plain text. No model is imported here."""
 
 from pela_vl.report.page import write_report
 from pela_vl.report.schema import parse_demo

@@ -1,4 +1,4 @@
-"""The report's charts: each takes results and gives SVG or HTML."""
+"""The report's charts, from results to SVG or HTML."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -10,14 +10,21 @@ from pela_vl.report.schema import Demo, Model, Point
 
 _BINS = 160
 _WIDE = (460, 300)
-_LONGEST = 24  # letters of a name before it is cut
-_LETTER = 7.0  # about the width of a letter of a name, pixels
+_LONGEST = 24  # longest name in letters; longer ones are cut
+_LETTER = 7.0  # approximate width of a letter in pixels
 
 
 def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tuple[float, float], title: str) -> str:
-    """Mean recall (percent) against parameters (millions), with arrows through the models in their order.
+    """Mean recall against parameters, with arrows through the models in their order.
 
-    Models without a recall are left out. `y` is the range shown, the same for charts that stand side by side.
+    Args:
+        models: give name and number of parameters.
+        recalls: mean recall of each in percent; models with None are left out.
+        y: range of recall shown, so that charts beside one another can have the same.
+        title: for screen readers.
+
+    Returns:
+        SVG.
     """
     shown = [
         (place, model.name, model.params / 1e6, recall)
@@ -30,10 +37,10 @@ def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tu
         chart.arrow((start[0], start[1]), (end[0], end[1]))
     middle = (chart.x.start + chart.x.stop) / 2
     for on_right in (True, False):
-        side = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
+        labels = [one for one in shown if (chart.x(one[2]) > middle) == on_right]
         shift = -27 if on_right else -2  # above a point at the right border, beside one at the left
-        heights = spread_labels([chart.y(one[3]) + shift for one in side], chart.y.stop, chart.y.start - 18, 31)
-        for (place, name, params, recall), height in zip(side, heights, strict=True):
+        heights = spread_labels([chart.y(one[3]) + shift for one in labels], chart.y.stop, chart.y.start - 18, 31)
+        for (place, name, params, recall), height in zip(labels, heights, strict=True):
             chart.dot(params, recall, f"m{place}", 6, f"{name}: {params:.3g} M, {recall:.1f} %")
             at = chart.x(params)
             fits = _LETTER * len(name) < at - 13 - chart.x.start  # on the left, off the arrows, where it fits
@@ -44,7 +51,8 @@ def recall_chart(models: Sequence[Model], recalls: Sequence[float | None], y: tu
 
 
 def spectrum_chart(kind: Kind, floor: float) -> str:
-    """Singular values over the largest, log scale from `floor` to 1, a line a layer, the kept ranks tinted.
+    """Singular values relative to the largest, on a log scale from `floor` to 1, one line per layer, the kept ranks
+    tinted.
 
     Values below `floor` are not drawn.
     """
@@ -69,7 +77,17 @@ def spectrum_chart(kind: Kind, floor: float) -> str:
 
 
 def term_chart(name: str, steps: Sequence[int], values: Sequence[float], css: str = "m2") -> str:
-    """One loss term over the steps: the range of single steps as a band, their running mean as a line."""
+    """One loss term over the steps: the range of single steps as a band, their running mean as a line.
+
+    Args:
+        name: of the term.
+        steps: numbers of the steps.
+        values: of the term at these steps.
+        css: class of the colour.
+
+    Returns:
+        SVG.
+    """
     binned = _binned(steps, values)
     chart = Chart(f"{name} over steps", span(steps, 0), span([v for b in binned for v in b[1:3]]))
     chart.axes("step", "")
@@ -79,7 +97,7 @@ def term_chart(name: str, steps: Sequence[int], values: Sequence[float], css: st
 
 
 def losses_chart(curves: Mapping[str, tuple[str, Sequence[Point]]], title: str) -> str:
-    """Smoothed losses of several runs in one chart: label -> (CSS class, points); labels stand at the lines' ends."""
+    """Smoothed losses of several runs in one chart: label -> (CSS class, points). Labels are at the lines' ends."""
     lines = {
         label: (css, _smoothed(_binned([p.step for p in points], [p.loss for p in points])))
         for label, (css, points) in curves.items()
@@ -96,7 +114,9 @@ def losses_chart(curves: Mapping[str, tuple[str, Sequence[Point]]], title: str) 
 
 
 def evaluations_chart(run: Demo) -> str:
-    """Mean recall in training, a line a name; a name with one point is a level across. Models keep their colours."""
+    """Mean recall during training, one line per name; a name with one point is a horizontal line. Models keep their
+    colours.
+    """
     models = [model.name for model in run.models]
     series: dict[str, list[tuple[float, float]]] = {}
     for evaluation in sorted(run.evaluations, key=lambda one: one.step):
@@ -134,7 +154,9 @@ def _end_labels(chart: Chart, labels: Sequence[tuple[str, str, float]]) -> None:
 
 
 def error_strip(kinds: Sequence[Kind]) -> str:
-    """Relative error of every layer: a row a kind, a dot a layer; HTML, so that it keeps its type size when narrow."""
+    """Relative error of every layer: one row per kind, one dot per layer. HTML, so that its text does not shrink with
+    the page.
+    """
     errors = [layer.rel_error for kind in kinds for layer in kind.layers]
     high = max(1.0, max(errors, default=1.0))
     rows, tower = [], None
@@ -159,9 +181,9 @@ def error_strip(kinds: Sequence[Kind]) -> str:
 
 
 def energy_text(kind: Kind) -> str:
-    """Share of energy that the kept ranks hold, lowest to highest of the layers: 'keeps 71.0-80.2 % of the energy'."""
-    shares = [layer.energy_kept for layer in kind.layers]
-    low, high = percent(min(shares), 0), percent(max(shares), 0)
+    """Fraction of energy that the kept ranks hold, lowest to highest of the layers: 'keeps 71.0-80.2 % of the energy'."""
+    fractions = [layer.energy_kept for layer in kind.layers]
+    low, high = percent(min(fractions), 0), percent(max(fractions), 0)
     both = high if low == high else f"{low.removesuffix(' %')}\N{EN DASH}{high}"
     return f"keeps {both} of the energy"
 
@@ -178,7 +200,7 @@ def _binned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, 
 
 
 def _smoothed(binned: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float]]:
-    """Running mean, centred, over about a twelfth of the curve, and over what there is of it near both ends."""
+    """Centred running mean over about a twelfth of the curve, shorter near both ends."""
     reach = len(binned) // 24
     line = []
     for place, (step, *_) in enumerate(binned):

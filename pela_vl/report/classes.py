@@ -1,4 +1,4 @@
-"""The classes that a classifier recognises worst, as an image: how many of each, and what they are taken for."""
+"""The classes that a classifier recognises worst, as an image: the recall of each and its most frequent confusion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def worst_classes(matrix: np.ndarray, most: int) -> list[int]:
 
 
 def draw_worst_classes(matrix: np.ndarray, classes: Sequence[str], title: str, path: Path, most: int = 20) -> None:
-    """Write a PNG with one bar a class: the share recognised, and the commonest wrong class.
+    """Write a PNG with one bar a class: its recall and the most frequent wrong class.
 
     Args:
         matrix: Counts [C, C]: a row a true class, a column a predicted one.

@@ -1,10 +1,10 @@
-"""Numbers as a reader wants them: short, aligned, with their unit."""
+"""Numbers as short text with a unit."""
 
 import math
 
 
 def count(value: float, like: float | None = None) -> str:
-    """1234567 -> '1.23 M'. `like`: a number whose unit to share, as a column should: (986112, 2e6) -> '0.986 M'."""
+    """1234567 -> '1.23 M'. `like` is a number whose unit to use, so that a column has one: (986112, 2e6) -> '0.986 M'."""
     reference = value if like is None else like
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if reference >= 0.9995 * size:
@@ -16,7 +16,7 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with so many significant digits, without an exponent: 0.1234 -> '0.123', 812.4 -> '812'."""
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits}g}")  # 0.9996 counts its digits as 1.00
+    rounded = float(f"{value:.{digits}g}")  # 0.9996 is rounded to 1.00 before its digits are counted
     decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 
@@ -29,9 +29,9 @@ def difference(value: float, minus: str = "\N{MINUS SIGN}") -> str:
     return ("+" if value > 0 else minus) + text
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(fraction: float, digits: int = 1) -> str:
     """0.414 -> '41.4 %'."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * fraction:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:

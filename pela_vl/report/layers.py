@@ -1,4 +1,4 @@
-"""Layers of one kind: same place in their block, any depth."""
+"""Grouping of layers by kind: the same place in their block, at any depth."""
 
 import re
 from collections.abc import Sequence

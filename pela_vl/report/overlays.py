@@ -1,4 +1,4 @@
-"""Images with heat maps and boxes drawn on them, for people to look at. Pillow only."""
+"""Heat maps and boxes drawn on images. Needs Pillow alone."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,16 @@ def heat_colours(heat: np.ndarray) -> np.ndarray:
 
 
 def blend(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Image.Image:
-    """The image with a heat map [H, W] of its own size over it."""
+    """Lay a heat map over an image.
+
+    Args:
+        image: of any mode.
+        heat: [H, W], of the image's size; any range, see `heat_colours`.
+        strength: weight of the heat map, from 0 to 1.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
     if heat.shape != (image.height, image.width):
         raise ValueError(f"a heat map of {heat.shape} does not fit an image of {(image.height, image.width)}")
     return Image.blend(image.convert("RGB"), Image.fromarray(heat_colours(heat)), strength)
@@ -39,7 +48,13 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[Box, tuple[int, int, in
 
 
 def labelled(image: Image.Image, text: str, least_side: int = 192) -> Image.Image:
-    """The image, enlarged to at least `least_side` pixels on its shorter side, under a line of text cut to fit."""
+    """Put a line of text above an image.
+
+    Args:
+        image: enlarged where its shorter side has fewer than `least_side` pixels.
+        text: cut to fit.
+        least_side: pixels.
+    """
     factor = max(1.0, least_side / min(image.size))
     image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.NEAREST)
     font = ImageFont.load_default(13)
@@ -63,6 +78,17 @@ def grid(panels: Sequence[Image.Image], columns: int = 5) -> Image.Image:
 
 
 def grounding_overlay(image: Image.Image, heat: np.ndarray, text: str, true: Box, chosen: Box | None) -> Image.Image:
-    """One expression: heat map, true box green, chosen box red."""
+    """One expression: heat map, true box in green, chosen box in red, the expression above.
+
+    Args:
+        image: the image.
+        heat: [H, W], of the image's size.
+        text: the expression.
+        true: [x, y, width, height] in pixels.
+        chosen: likewise; None where no box was chosen.
+
+    Raises:
+        ValueError: If heat map and image differ in size.
+    """
     boxes = [(true, TRUE)] + ([(chosen, CHOSEN)] if chosen is not None else [])
     return labelled(draw_boxes(blend(image, heat), boxes), text)

@@ -28,17 +28,18 @@ _FLOORS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing under its title, with a note or "". drawing: an SVG element, in which the charts have escaped all text."""
+    """A drawing under its title, with a subtitle or "". drawing: an SVG element, in which the charts have escaped all text."""
 
     title: str
     drawing: str
-    note: str = ""
+    subtitle: str = ""
 
 
 def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a run (see `schema`) as one self-contained HTML page, whole or not at all.
+    """Write a run (see `schema`) as one self-contained HTML page, completely or not at all.
 
-    Raises `UserError` naming the place where the run does not fit the schema, or when `path` cannot be written.
+    Raises:
+        UserError: Naming the place where the run does not fit the schema, or when `path` cannot be written.
     """
     page = render(parse_demo(demo))
     with atomic_write(path, "w") as stream:
@@ -110,7 +111,7 @@ def _wide(run: Demo) -> list[Figure]:
 
 
 def _model_class(run: Demo, curve: str, place: int) -> str:
-    """The colour of the model that a curve's name speaks of; by position where it names none."""
+    """CSS class of the model that a curve's name mentions; by position where it mentions none."""
     words = set(curve.casefold().split())
     for index, model in enumerate(run.models):
         if model.name.casefold().split()[0] in words:

@@ -1,6 +1,6 @@
-"""A chart as hand-written SVG: scales, axes, lines, points, labels. Colours and type are left to the page's CSS.
+"""A chart as hand-written SVG: scales, axes, lines, points, labels. The page's CSS sets colours and fonts.
 
-Coordinates are pixels of the drawing, y downwards; `Scale` turns a value into one and never leaves its range, so a
+Coordinates are pixels of the drawing, y downwards. `Scale` maps a value to a coordinate and clips it to the range, so a
 chart of one point, or of a constant, has finite coordinates too.
 """
 
@@ -51,9 +51,12 @@ def _round_step(step: float) -> float:
 
 
 def span(values: Sequence[float], room: float = 0.06, at_zero: bool = False) -> tuple[float, float]:
-    """A range that holds `values` with `room` (share of it) on both sides, also for a constant and for no value.
+    """A range that holds some values with a margin. It is not empty for a constant or for no value.
 
-    `at_zero`: the range starts at 0.
+    Args:
+        values: any number of them.
+        room: margin on both ends, as a fraction of their range.
+        at_zero: start the range at 0.
     """
     low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
     if at_zero:
@@ -83,9 +86,16 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
 
 
 def spread_labels(wanted: Sequence[float], low: float, high: float, gap: float = LABEL_HEIGHT) -> list[float]:
-    """Move positions as little as needed to be `gap` apart and within [low, high]; where they cannot fit, the gap goes.
+    """Move positions as little as needed to be `gap` apart and within [low, high].
 
-    Returns them in the order given.
+    Args:
+        wanted: positions in pixels, in any order.
+        low: smallest allowed position.
+        high: largest allowed position.
+        gap: least distance in pixels; reduced where the labels cannot fit otherwise.
+
+    Returns:
+        Positions in the order given.
     """
     order = sorted(range(len(wanted)), key=lambda place: wanted[place])
     if len(wanted) > 1:
@@ -103,7 +113,19 @@ def spread_labels(wanted: Sequence[float], low: float, high: float, gap: float =
 
 
 class Chart:
-    """One drawing: axes first, then marks in the order they are added. Margins: top, right, bottom, left, in pixels."""
+    """One drawing: axes first, then marks in the order they are added.
+
+    Args:
+        title: for screen readers.
+        x: range of values.
+        y: range of values.
+        size: (width, height) in pixels.
+        margins: (top, right, bottom, left) in pixels.
+        log_y: log scale.
+
+    Raises:
+        ValueError: If a range is empty, or not positive on a log scale.
+    """
 
     def __init__(
         self,
@@ -121,7 +143,14 @@ class Chart:
         self._parts: list[str] = []
 
     def axes(self, x_label: str, y_label: str, x_ticks: int = 4, y_ticks: int = 4) -> None:
-        """Horizontal grid lines, ticks and both labels; the y label stands above the axis, not on its side."""
+        """Draw horizontal grid lines, ticks and both labels. The y label is above the axis, not rotated.
+
+        Args:
+            x_label: below the chart.
+            y_label: above the y axis; "" for none.
+            x_ticks: about how many.
+            y_ticks: about how many.
+        """
         xs, ys = self.x.ticks(x_ticks), self.y.ticks(y_ticks)
         left, right, base, top = self.x.start, self.x.stop, self.y.start, self.y.stop
         for tick in ys:
@@ -152,13 +181,22 @@ class Chart:
             self._add(f'<polygon class="band {css}" points="{drawn}"/>')
 
     def dot(self, x: float, y: float, css: str, radius: float = 5, hint: str = "") -> None:
+        """Draw a point.
+
+        Args:
+            x: a value on the x axis.
+            y: a value on the y axis.
+            css: class of the colour.
+            radius: pixels.
+            hint: tooltip; "" for none.
+        """
         title = f"<title>{escape(hint)}</title>" if hint else ""
         self._add(
             f'<circle class="dot {css}" cx="{_n(self.x(x))}" cy="{_n(self.y(y))}" r="{radius:g}">{title}</circle>'
         )
 
     def kept(self, x: float) -> None:
-        """Tint what lies left of `x` and close it with a line."""
+        """Tint what is left of `x`, with a line at `x`."""
         at, left, top, base = self.x(x), self.x.start, self.y.stop, self.y.start
         box = f'x="{_n(left)}" y="{_n(top)}" width="{_n(at - left)}" height="{_n(base - top)}"'
         self._add(f'<rect class="kept" {box}/>')
@@ -170,7 +208,13 @@ class Chart:
         self._add(f'<line class="level {css}" x1="{_n(self.x.start)}" x2="{_n(self.x.stop)}" y1="{at}" y2="{at}"/>')
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], gap: float = 9) -> None:
-        """From one point to another, ending `gap` pixels before both; nothing where they are closer than that."""
+        """Draw an arrow between two points. Points closer to each other than two gaps and a head get none.
+
+        Args:
+            start: (x, y) values.
+            end: (x, y) values.
+            gap: pixels between the arrow and either point.
+        """
         x1, y1, x2, y2 = self.x(start[0]), self.y(start[1]), self.x(end[0]), self.y(end[1])
         length = math.hypot(x2 - x1, y2 - y1)
         if length <= 2 * gap + 6:
@@ -184,7 +228,15 @@ class Chart:
         self._add(f'<polygon class="head" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in head)}"/>')
 
     def text(self, x: float, y: float, text: str, css: str, anchor: str = "start") -> None:
-        """Text at pixels, not at values."""
+        """Draw text at a position in pixels, not at values.
+
+        Args:
+            x: pixels.
+            y: pixels, of the baseline.
+            text: is escaped.
+            css: class.
+            anchor: "start", "middle" or "end": which part of the text is at `x`.
+        """
         self._add(f'<text class="{css}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def svg(self) -> str:

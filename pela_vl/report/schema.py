@@ -169,7 +169,7 @@ def parse_demo(demo: Mapping[str, Any]) -> Demo:
 
 
 class _Node:
-    """A value and the path that leads to it, so that every complaint says where."""
+    """A value and its path, for errors."""
 
     def __init__(self, value: Any, path: str) -> None:
         self.value, self.path = value, path
@@ -222,7 +222,7 @@ class _Node:
             self.fail(f"a whole number not below {low}")
         return self.value
 
-    def picture(self) -> str:
+    def data_uri(self) -> str:
         if not isinstance(self.value, str) or not _DATA_URI.fullmatch(self.value):
             self.fail("an image as data:image/png;base64,... or data:image/jpeg;base64,...")
         return self.value
@@ -285,8 +285,8 @@ def _retrieved(node: _Node, read: Callable[[_Node], str]) -> dict[str, list[Answ
 
 def _image_query(node: _Node) -> Query:
     truth = node["truth"].each(lambda caption: caption.text())
-    return Query(node["image"].picture(), truth, _retrieved(node, lambda one: one["caption"].text()))
+    return Query(node["image"].data_uri(), truth, _retrieved(node, lambda one: one["caption"].text()))
 
 
 def _text_query(node: _Node) -> Query:
-    return Query(node["caption"].text(), [], _retrieved(node, lambda one: one["image"].picture()))
+    return Query(node["caption"].text(), [], _retrieved(node, lambda one: one["image"].data_uri()))

@@ -1,4 +1,6 @@
-"""The report page's CSS. Colours are Okabe and Ito's, told apart by the colour-blind, lighter in the dark scheme."""
+"""The report page's CSS. Colours are Okabe and Ito's, which colour-blind readers can distinguish; lighter in the dark
+scheme.
+"""
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --rule: #dde2e8; --paper: #ffffff; --tint: #f4f6f9;
@@ -95,10 +97,10 @@ details table { font-size: 13px; }
 .shelf { padding: 20px 0; }
 .shelf blockquote { margin: 0 0 10px; font-size: 17px; }
 .shelf .answers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
-.pictures { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 6px; }
-.pictures figure { max-width: 110px; }
-.pictures img { width: 100%; height: auto; display: block; border-radius: 3px; border: 3px solid transparent; }
-.pictures .hit img { border-color: var(--hit); }
+.images { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 6px; }
+.images figure { max-width: 110px; }
+.images img { width: 100%; height: auto; display: block; border-radius: 3px; border: 3px solid transparent; }
+.images .hit img { border-color: var(--hit); }
 footer { margin-top: 56px; padding-top: 16px; padding-bottom: 40px; color: var(--soft); font-size: 14px; }
 footer p { margin: 2px 0; } code { font-size: .95em; }
 @media (max-width: 640px) {

@@ -10,18 +10,21 @@ _HEADS = {"tr1": "TR@1", "tr5": "TR@5", "tr10": "TR@10", "ir1": "IR@1", "ir5": "
 
 
 def format_table(demo: Mapping[str, Any]) -> str:
-    """Lay out a run (see `schema`): what each model costs, then its recall, with the mean's difference to the teacher.
+    """Lay out a run (see `schema`): the cost of each model, then its recall, with the mean's difference to the teacher.
 
-    Recall in percent; TR finds texts for an image, IR images for a text. No line ends in blanks and the last ends
-    without a line break. Raises `UserError` naming the place where the run does not fit the schema.
+    Recall in percent; TR finds texts for an image, IR images for a text. No line ends in blanks, and the last has no
+    line break.
+
+    Raises:
+        UserError: Naming the place where the run does not fit the schema.
     """
     run = parse_demo(demo)
     blocks = [_costs(run), _recalls(run, "zero-shot", [model.zero_shot for model in run.models])]
     if any(model.fine_tuned for model in run.models):
         blocks.append(_recalls(run, "fine-tuned", [model.fine_tuned for model in run.models]))
     blocks += [_task(run, task) for task in run.tasks]
-    note = f"Recall in % on {run.images} images and {run.texts} texts; TR: text for an image, IR: image for a text."
-    return "\n\n".join(["\n".join(block) for block in blocks] + [note])
+    legend = f"Recall in % on {run.images} images and {run.texts} texts; TR: text for an image, IR: image for a text."
+    return "\n\n".join(["\n".join(block) for block in blocks] + [legend])
 
 
 def _costs(run: Demo) -> list[str]:
@@ -69,7 +72,7 @@ def _task(run: Demo, task: Task) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns two blanks apart, the first to the left, the others to the right, a rule under the heads."""
+    """Columns two blanks apart, the first left-aligned, the others right-aligned, with a rule under the heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)])

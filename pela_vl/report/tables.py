@@ -76,11 +76,11 @@ def cost_table(run: Demo) -> Table:
     teacher = run.models[0]
     rows = []
     for place, model in enumerate(run.models):
-        share = model.params / teacher.params
+        fraction = model.params / teacher.params
         linear = model.linear_params / teacher.linear_params if teacher.linear_params else 1.0
         cells = [
-            Cell(count(model.params, teacher.params), bar=100 * min(share, 1)),
-            Cell(percent(share)),
+            Cell(count(model.params, teacher.params), bar=100 * min(fraction, 1)),
+            Cell(percent(fraction)),
             _versus(count(model.linear_params, teacher.linear_params), percent(linear), place),
             _versus(significant(model.gflops), _ratio(model.gflops, teacher.gflops), place),
             _versus(significant(model.images_per_s), _ratio(model.images_per_s, teacher.images_per_s), place),

@@ -1,4 +1,4 @@
-"""A sheet of questions, each with its image, the answers that the model finds likeliest and what people answered."""
+"""A sheet of questions, each with its image, the model's most probable answers and the people's answers."""
 
 import textwrap
 from collections import Counter
@@ -11,23 +11,28 @@ from PIL import Image, ImageDraw, ImageFont
 from pela_vl.base.files import atomic_write
 from pela_vl.metrics.vqa_accuracy import question_accuracy
 
-_COLUMNS, _SIDE, _WIDTH, _MARGIN, _LINE = 4, 168, 430, 12, 19
+_COLUMNS, _IMAGE_PIXELS, _WIDTH, _MARGIN, _LINE = 4, 168, 430, 12, 19
 _RIGHT, _PARTLY, _WRONG, _GREY, _BAR = "#1a7f37", "#9a6700", "#cf222e", "#57606a", "#d0d7de"
 
 
 @dataclass(frozen=True)
 class Answered:
-    """picture; question; ranked: (answer, probability), best first; truth: what people answered, empty if not known."""
+    """One question on the sheet.
 
-    picture: Image.Image
+    Attributes:
+        ranked: (answer, probability), best first.
+        truth: what people answered; empty if not known.
+    """
+
+    image: Image.Image
     question: str
     ranked: Sequence[tuple[str, float]]
     truth: Sequence[str] = ()
 
 
 def write_sheet(path: Path, questions: Sequence[Answered]) -> None:
-    """Write a PNG; the best answer is green where it scores fully, amber partly, red not at all, grey without a truth."""
-    height = _SIDE + 2 * _MARGIN
+    """Write a PNG. The first answer is green if fully right, amber if partly, red if wrong, grey without known answers."""
+    height = _IMAGE_PIXELS + 2 * _MARGIN
     rows = -(-len(questions) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _WIDTH, max(rows, 1) * height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -38,19 +43,19 @@ def write_sheet(path: Path, questions: Sequence[Answered]) -> None:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` indices evenly over range(total), so that nobody chose them; all of them where there are fewer."""
+    """`count` evenly spaced indices of range(total), so that no one can have picked them; all where there are fewer."""
     count = min(total, count)
     return [i * total // count for i in range(count)]
 
 
 def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, question: Answered, x: int, y: int) -> None:
-    picture = question.picture
-    scale = _SIDE / max(picture.size)
-    width, height = picture.size
+    image = question.image
+    scale = _IMAGE_PIXELS / max(image.size)
+    width, height = image.size
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     # small images, as those of scenes, are enlarged without smearing
-    sheet.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
-    x, room = x + _SIDE + 10, _WIDTH - _SIDE - 2 * _MARGIN - 10
+    sheet.paste(image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC), (x, y))
+    x, room = x + _IMAGE_PIXELS + 10, _WIDTH - _IMAGE_PIXELS - 2 * _MARGIN - 10
     font, small = ImageFont.load_default(14), ImageFont.load_default(13)
     lines = textwrap.wrap(question.question, 32)[:2]
     for line in lines:

@@ -1,4 +1,8 @@
-"""The only place that fixes the order: load, teacher, restructure, compress, step with its EMA model, optimiser, back end."""
+"""Puts a run together, in the one order that is right.
+
+The order: load the model, copy the dense teacher, let the method restructure the model, compress it, wrap it in the training
+step with its EMA model, and give all of that to an optimiser and a back end.
+"""
 
 import copy
 from collections.abc import Callable
@@ -80,7 +84,7 @@ def make_autocast(precision: str, device: torch.device) -> Callable[[], Any]:
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 numbers by units of its own, and not by turning them into fp32."""
+    """Whether a device multiplies bf16 numbers in hardware, without converting them to fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -128,7 +132,7 @@ def compress_loaded(
             progress=on_progress,
         )
         if calibration is not None:
-            # floating-point sums differ between machines, so allocated layer ranks could too
+            # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.
             plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
             recipe = replace(recipe, plan=plan, dense=dense)
         if settings.sequential and calibration is not None:
@@ -159,20 +163,20 @@ def compress_loaded(
 
 
 def _leave_ema(loaded: LoadedModel, why: str) -> None:
-    """The EMA weights of a model as it was do not pair with what it is now."""
+    """Drop the EMA weights of a model whose layers have changed, and add a line that says so to the model's notes."""
     if loaded.ema:
         loaded.notes.append(f"EMA weights: left behind ({why} changes the layers); the EMA model starts as a copy")
     loaded.ema = {}
 
 
 def assemble(task: Task, settings: Settings, world: World, data: Dataset | None = None) -> Trainee:
-    """Build a run's model side in the order of this module's title.
+    """Build all that a run trains with; the module's docstring gives the order.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: Loads the model, makes the training step and, where needed, the calibration.
+        settings: Of the run.
         world: This process and the others.
-        data: The training set, which calibration takes samples of; None reads it if it is wanted.
+        data: The training set, which calibration takes samples from; None reads it where calibration needs it.
 
     Raises:
         UserError: Where settings and checkpoint disagree.
@@ -204,7 +208,7 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
     if run_method.trained is not None:
         step.add_module("method", run_method.trained.to(world.device))
         trained += run_method.trained.named_parameters(prefix="method")
-    broadcast_state(step)  # equal arithmetic is not enough: processes may run on different machines
+    broadcast_state(step)  # processes may run on different machines, whose arithmetic differs
     run = RunModel(model, loaded.header, make_autocast(settings.train.precision, world.device), world)
     if step.ema is not None and task.ema_is_result:
         run.ema = step.ema.model
@@ -222,11 +226,14 @@ def make_backend(
     """The optimiser and what runs the step: this process alone, or DeepSpeed under a launcher.
 
     Args:
-        settings: The run's.
-        step: The module that is run.
-        trained: Name and parameter of all that is optimised.
+        settings: Its sections optim, train and deepspeed are read.
+        step: The module that the back end runs.
+        trained: Name and parameter of all that is optimised, the method's own parameters too.
         autocast: Gives the context that forward passes run in.
-        world: This process and the others.
+        world: This process and the others; DeepSpeed is used where a launcher started them.
+
+    Raises:
+        UserError: For a DeepSpeed stage above 2, or options that the model does not have.
     """
     optim, cfg = settings.optim, settings.train
     groups = model_groups(step.model, trained, optim)
@@ -238,7 +245,12 @@ def make_backend(
 
 
 def check_compression(settings: CompressSettings) -> None:
-    """Raises UserError for factors of nothing, or by nothing, and for steps that the chosen factors do not have."""
+    """Refuse settings of a compression that contradict each other.
+
+    Raises:
+        UserError: For an `init` that needs calibration without a `kappa`, for `sequential` or `measured` with an `init` or
+            `ranks` that they are not for, and for a `strength` or `samples` out of range.
+    """
     sampled = settings.init in NEED_STATISTICS
     if sampled and settings.kappa is None:
         raise UserError(
@@ -267,7 +279,17 @@ def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
 
 
 def make_teacher(task: Task, settings: Settings, loaded: LoadedModel) -> FrozenTeacher:
-    """The frozen dense model, made before compression."""
+    """The frozen dense model, copied before the student is restructured or compressed.
+
+    Args:
+        task: Loads init.teacher, and wraps the model as a teacher of its kind.
+        settings: init.teacher names the teacher's checkpoint; where it is None, the student's starting weights are copied. Size
+            and token merging are set aside, so that the teacher is as its checkpoint has it.
+        loaded: The student's model as loaded. Its model is copied, never shared.
+
+    Raises:
+        UserError: If there is no init.teacher and the student's checkpoint is low rank already.
+    """
     if settings.init.teacher is not None:
         whole = replace(settings, model=replace(settings.model, size=None, token_merging=0))
         model = task.load(whole, settings.init.teacher).model

@@ -1,7 +1,7 @@
 """What runs a step's forward, backward and update: this process alone, or DeepSpeed under a launcher.
 
-Both offer the same calls, and optimiser state leaves and enters them by parameter name, whole, so that a run may be
-resumed with another number of processes or another ZeRO stage.
+Both offer the same calls. Optimiser state leaves and enters them whole and by parameter name. So a run may be resumed with
+another number of processes or another ZeRO stage.
 """
 
 import math
@@ -22,11 +22,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Backend(Protocol):
-    """forward(batch, prepared) -> StepOutput; backward(loss); step(lr) -> gradient norm, or None between updates.
+    """What the loop needs of a back end.
 
-    An update whose gradient norm is not finite is not applied: weights and moments stay as they are. A trained parameter
-    without a gradient (of a term that is off) is left alone by the local back end and by ZeRO 0, as by torch's optimisers;
-    ZeRO 1 and 2 take its gradient as zero, so weight decay shrinks it.
+    forward(batch, prepared) gives a StepOutput. backward(loss) adds to the gradients. step(lr) comes after every backward; it
+    updates at the last of an accumulation and returns the gradients' norm then, and None before.
+
+    An update whose gradient norm is not finite is not applied: weights and moments stay as they are. A trained parameter may have
+    no gradient, because its term is off. The local back end and ZeRO 0 leave it alone, as torch's optimisers do. ZeRO 1 and 2
+    take its gradient as zero, so weight decay shrinks it.
     """
 
     def forward(self, *args: Any) -> Any: ...
@@ -61,7 +64,15 @@ class LocalBackend:
         clip: float,
         autocast: Callable[[], Any],
     ):
-        """clip: largest gradient norm, 0 for none; accumulation: backwards an update averages over."""
+        """Wrap a module and its optimiser.
+
+        Args:
+            module: What is run.
+            optimizer: Over the module's trained parameters, its groups with `names` (see `parameter_groups`).
+            accumulation: Backward passes that an update averages over.
+            clip: Largest gradient norm; 0 for no limit.
+            autocast: Gives the context that forward passes run in.
+        """
         self.module = AutocastModule(module, autocast)
         self.optimizer, self.accumulation, self.clip = optimizer, accumulation, clip
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -125,13 +136,13 @@ class DeepSpeedBackend:
         if stage not in (0, 1, 2):
             raise UserError(f"deepspeed.stage is {stage}: feature distillation and weight perturbation read whole "
                             "weights, so choose 0, 1 or 2")  # fmt: skip
-        # DeepSpeed asks for a CUDA compiler at import unless told that the accelerator is the CPU
+        # without this variable DeepSpeed asks for a CUDA compiler at import
         if world.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
         if world.device.type == "cpu":
-            # compiling this shared-memory collective takes minutes and buys nothing over gloo here
+            # compiling this shared-memory collective takes minutes, and it is no faster than gloo here
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.accumulation, self.clip, self.stage = accumulation, clip, stage
         self._names = {id(p): n for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
@@ -141,7 +152,7 @@ class DeepSpeedBackend:
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulation,
-            # without ZeRO DeepSpeed tells no norm, and fails at a gradient without dimensions: there `step` clips
+            # without ZeRO, DeepSpeed reports no norm and fails at a 0-d gradient; then `step` clips
             "gradient_clipping": clip if stage else 0.0,
             "zero_optimization": {
                 "stage": stage,
@@ -159,16 +170,16 @@ class DeepSpeedBackend:
             "wall_clock_breakdown": False,
         }
         config = _laid_over(config, settings.extra)
-        # DeepSpeed 0.19 sends process 0's weights as bytes, which it cannot do with a number without dimensions (ALBEF's
-        # temperature): such numbers are sent here, and marked in its own way as not to be sent
-        numbers: list[Any] = [p for p in module.parameters() if p.ndim == 0]
-        for parameter in numbers:
+        # DeepSpeed 0.19 broadcasts weights as bytes, which fails for a 0-d parameter (ALBEF's temperature). So 0-d parameters
+        # are broadcast here. `ds_optim_param` is DeepSpeed's mark for what it must not broadcast itself.
+        scalars: list[Any] = [p for p in module.parameters() if p.ndim == 0]
+        for parameter in scalars:
             broadcast_from_main(parameter.data)
             parameter.ds_optim_param = True
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=AutocastModule(module, autocast), optimizer=optimizer, config=config
         )
-        for parameter in numbers:
+        for parameter in scalars:
             del parameter.ds_optim_param
         if stage:
             _check_private_names(self.optimizer, deepspeed.__version__)
@@ -191,13 +202,16 @@ class DeepSpeedBackend:
                 self.engine.step()
             return norm
         self._take_weights()
-        self.engine.step()  # ZeRO itself leaves out an update whose gradient is not finite, and says nothing
+        self.engine.step()  # ZeRO skips an update whose gradient is not finite, without a message
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     def _take_weights(self) -> None:
-        """ZeRO updates copies of the weights: what was changed in place (a loaded checkpoint, the clamped temperature)
-        would be undone by the next update."""
+        """Copy the model's weights into ZeRO's own copies.
+
+        ZeRO updates its copies. Without this, the next update would undo what was changed in place:
+        a loaded checkpoint, the clamped temperature.
+        """
         self.optimizer.refresh_fp32_params()
 
     def optimiser_state(self) -> OptimiserState:
@@ -240,7 +254,7 @@ class DeepSpeedBackend:
                 saved = state.get(self._names[id(parameter)])
                 if saved is None:
                     continue
-                # one count serves the whole group; a parameter that was idle for a while is behind
+                # one step count serves the whole group: the highest, since a parameter that was idle has a lower one
                 held["step"] = torch.maximum(saved["step"], held.get("step", saved["step"]))
                 here = self._fragment(parameter)
                 if here is not None:

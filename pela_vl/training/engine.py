@@ -1,7 +1,8 @@
 """The one training loop. It knows no task and no method by name.
 
-Everything random in a step (dropout, hard negatives) is drawn from a seed made of (run seed, step, micro-batch, rank), and
-everything random in the data from (seed, epoch, index): a resumed run needs no generator state to repeat the losses.
+Everything random in a step (dropout, hard negatives) is drawn from a seed made of (run seed, step, micro-batch, process).
+Everything random in the data is drawn from (seed, epoch, index). So a resumed run repeats the losses without any stored
+generator state.
 """
 
 import math
@@ -33,10 +34,18 @@ RESUME_FOLDER = "resume"
 
 
 class Log(Protocol):
-    """What the loop reports to (see logging.RunLog)."""
+    """What the loop reports to (see run_log.RunLog)."""
 
     def scalars(self, step: int, values: dict[str, Any]) -> None: ...
-    def event(self, name: str, values: dict[str, Any], step: int | None = None) -> None: ...
+    def event(self, name: str, values: dict[str, Any], step: int | None = None) -> None:
+        """Record something that is no training step.
+
+        Args:
+            name: What happened, such as "evaluation".
+            values: Numbers, texts, lists or named groups of these.
+            step: Optimiser step that it belongs to; None for the latest one.
+        """
+
     def say(self, line: str) -> None: ...
 
 
@@ -107,7 +116,7 @@ def try_resume(loop: Loop) -> bool:
     blind = [number for number, sees in enumerate(gather_objects(found is not None)) if not sees]
     if blind:
         raise UserError(f"process {blind[0]} does not see {folder}, which process 0 sees; put it on a shared disk")
-    assert found is not None  # no process is blind
+    assert found is not None  # every process sees the state
     optimiser, position = found
     loop.position = position.cut_anew(loop.global_batch, loop.accumulation, loop.batches_per_epoch)
     loop.trainee.backend.load_optimiser_state(optimiser)
@@ -144,7 +153,7 @@ def _fit(loop: Loop, log: Log) -> Position:
             logged = {k: logged[k] + v for k, v in values.items()} if logged else values
             samples += len(batch)
             indices += batch.indices.tolist()
-            # after every backward: the back end itself knows which of them ends an update
+            # called after every backward pass; the back end knows which of them ends an update
             norm = loop.trainee.backend.step(lr)
         if norm is not None and not math.isfinite(norm):
             raise _bad_gradient(gather_objects(indices), position.step, norm)
@@ -169,9 +178,16 @@ def checkpoint(loop: Loop) -> None:
     barrier()
 
 
-def seed_step(seed: int, step: int, micro: int, rank: int) -> None:
-    """Make torch's draws of one micro-batch a function of these four numbers."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1))
+def seed_step(seed: int, step: int, micro: int, process: int) -> None:
+    """Seed torch's generators, so that all draws of one micro-batch are a function of these four numbers.
+
+    Args:
+        seed: Of the run.
+        step: Optimiser step, from 0.
+        micro: Which backward pass of the optimiser step, from 0.
+        process: Number of this process, so that processes draw differently.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _stream(loop: Loop) -> Iterator[Any]:
@@ -227,7 +243,13 @@ def _not_finite(batch: Any, step: int, what: str) -> UserError:
 
 
 def _bad_gradient(indices: list[list[int]], step: int, norm: float) -> UserError:
-    """indices: samples of the optimiser step, by process."""
+    """The error of a gradient that is not finite.
+
+    Args:
+        indices: Samples of the optimiser step, by process.
+        step: Optimiser step.
+        norm: Of the gradient.
+    """
     samples = sorted({index for part in indices for index in part})
     return UserError(
         f"the gradient of step {step} is not finite (norm {norm:g}), though its losses are; nothing was updated. Samples "

@@ -20,17 +20,21 @@ _EMBEDDING_PARTS = frozenset(
 def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule, undecayed: Collection[str] = ()) -> bool:
     """Whether weight decay applies to a parameter.
 
+    The rules:
+        published: all but biases and 1-d weights, as ALBEF and timm do it. So `temp` (0-d), `pos_embed`, `cls_token` and the
+            embedding tables are decayed.
+        matrices: only weights with two dimensions or more that are no embeddings.
+        all: every parameter.
+        timm: weights with two dimensions or more that the model does not except.
+
     Args:
-        name: Its full name.
-        parameter: Its shape counts.
-        rule: See below.
+        name: Full name in the model; a last part `bias` marks a bias.
+        parameter: Its number of dimensions counts.
+        rule: One of the four above.
         undecayed: Names that the model itself excepts, for the rule timm.
 
-    published: everything but biases and 1-d weights, as ALBEF and timm do it; so `temp` (0-d), `pos_embed`, `cls_token`
-    and the embedding tables are decayed. matrices: only weights with two dimensions or more that are no embeddings.
-    all: everything. timm: weights with two dimensions or more that the model does not except.
-
-    Raises ValueError for another rule.
+    Raises:
+        ValueError: For another rule.
     """
     if rule == "timm":
         return parameter.ndim > 1 and name.rpartition(".")[2] != "bias" and name not in undecayed
@@ -54,17 +58,22 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups of equal decay and learning rate, each parameter exactly once.
 
+    The order follows the model's, so it is the same in every run.
+
     Args:
-        named_parameters: Name and parameter.
+        named_parameters: Name and parameter; those that want no gradient are left out.
         lr: Learning rate of a parameter without a factor.
-        weight_decay: Of what is decayed.
+        weight_decay: Of what is decayed; all else gets 0.
         decay: What is decayed, see `is_decayed`.
         lr_scale: Globs on full names ("cls_head.*") with factors on `lr`; where several match, the last one given wins.
         undecayed: Names that the rule timm excepts.
         layer_scales: A further factor by full name; 1 for a name left out.
 
-    A group holds `params`, their `names` in the same order, `lr`, `lr_scale` and `weight_decay`. The order follows the
-    model's and is thus the same in every run. Raises `UserError` when nothing is trainable or a glob matches nothing.
+    Returns:
+        Groups with `params`, their `names` in the same order, `lr`, `lr_scale` and `weight_decay`.
+
+    Raises:
+        UserError: When nothing is trainable or a glob matches nothing.
     """
     scales = dict(lr_scale or {})
     unmatched = set(scales)

@@ -22,13 +22,21 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """Writes what a run reports; on processes other than the first (`enabled=False`) every call does nothing.
+    """Writes what a run reports: `log.jsonl`, TensorBoard and a progress bar.
 
-    Each line of `log.jsonl` is a JSON object: `{"step": s, ...}` for a training step, `{"event": name, "step": s, ...}`
-    for anything else. Steps count from 0. Numbers that JSON does not know stand as the strings "nan", "inf", "-inf".
+    Each line of `log.jsonl` is a JSON object: `{"step": s, ...}` for a training step, `{"event": name, "step": s, ...}` for
+    anything else. Steps count from 0. Numbers that JSON does not know are written as the strings "nan", "inf" and "-inf".
 
-    `resume_step` is the last step that the loaded checkpoint holds: later lines, of steps that now run again, are cut,
-    in TensorBoard too. None is a fresh start: an old log becomes `log.previous.jsonl`.
+    Args:
+        folder: Of the run; it is created where it does not exist.
+        enabled: False on processes other than the first, where every call does nothing.
+        resume_step: The last step that the loaded checkpoint holds. Lines and TensorBoard points of later steps are cut, because
+            these steps run again. None is a fresh start: an old log becomes `log.previous.jsonl`.
+        total_steps: Of the run, for the progress bar; None where it is not known.
+        label: What the progress bar begins with.
+        tensorboard: Write TensorBoard files too, where TensorBoard is installed.
+        stream: Where the progress bar goes; None for standard error.
+        interval: Seconds between two lines of the bar where there is no terminal.
     """
 
     def __init__(
@@ -76,11 +84,17 @@ class RunLog:
         self._board(step, values)
         terms = values.get("terms")
         shown = {"loss": values.get("loss"), **(terms if isinstance(terms, dict) else {})}
-        note = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))
-        self.progress.to(step + 1, note)
+        summary = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))
+        self.progress.to(step + 1, summary)
 
     def event(self, name: str, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record something that is no training step, such as an evaluation, at `step` (default: the latest)."""
+        """Record something that is no training step.
+
+        Args:
+            name: What happened, such as "evaluation"; the first part of its TensorBoard tags.
+            values: As of `scalars`.
+            step: Step that it belongs to; None for the latest one recorded.
+        """
         step = self.step if step is None else step
         if not self.enabled:
             return
@@ -195,9 +209,18 @@ def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]
 
 
 def write_run_header(folder: str | os.PathLike[str], config: Any, seed: int, resumed: bool = False) -> dict[str, Any]:
-    """Write `config.yaml` (resolved) and add to `run.json` what started here: versions, commit, seed, command, time.
+    """Write `config.yaml` and add this start to `run.json`: versions, commit, seed, command and time.
 
-    `run.json` is a list, one entry a start; a start that is no resumption begins it anew. Returns the new entry.
+    `run.json` is a list with one entry for each start. A start that is no resumption begins the list anew.
+
+    Args:
+        folder: Of the run; it is created where it does not exist.
+        config: The resolved settings, a dataclass.
+        seed: Of the run.
+        resumed: Whether the run goes on from a checkpoint; the entries of earlier starts are then kept.
+
+    Returns:
+        The new entry.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +246,7 @@ def write_run_header(folder: str | os.PathLike[str], config: Any, seed: int, res
 
 def _versions() -> dict[str, str | None]:
     """Versions of what decides the numbers; None for what is not installed."""
-    package = sys.modules["pela_vl"]  # not by `import`: the package's front sits above this module
+    package = sys.modules["pela_vl"]  # not by `import`, which would point upwards in the import contract
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "pela_vl": getattr(package, "__version__", None),

@@ -32,7 +32,14 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass
 class Arguments:
-    """The command line that every training script has."""
+    """The command line of a training script.
+
+    Args:
+        settings: The configuration, with what --set changes.
+        resume: --resume: go on from the run's last checkpoint.
+        evaluate: --evaluate or --zero-shot: only evaluate init.checkpoint.
+        zero_shot: --zero-shot: the checkpoint must not have been fine-tuned on data.train.
+    """
 
     settings: Settings
     resume: bool
@@ -41,7 +48,10 @@ class Arguments:
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
-    """--config, --set, --resume, --evaluate, --zero-shot; `--local_rank` is DeepSpeed's and read from the environment."""
+    """Read the command line and the configuration that it names.
+
+    DeepSpeed's launcher adds `--local_rank`; it is accepted and not read, for the environment says the same.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument(
@@ -63,7 +73,16 @@ def parse(description: str, argv: Sequence[str] | None = None) -> Arguments:
 
 
 def run_task(task: Task, description: str, argv: Sequence[str] | None = None) -> None:
-    """What a task's script does: train, then test the best weights; or only evaluate."""
+    """What a task's script does: train and test the best weights, or only evaluate.
+
+    Args:
+        task: The script's.
+        description: Text of --help.
+        argv: Command line without the program's name; None takes the process's own.
+
+    Raises:
+        UserError: For bad input, see `train` and `evaluate`.
+    """
     arguments = parse(description, argv)
     if arguments.evaluate:
         evaluate(task, arguments.settings, arguments.zero_shot)
@@ -84,9 +103,12 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
     """Train, then evaluate the best weights (the last ones without a validation file) on the task's test files.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: What is trained.
+        settings: Of the run.
         resume: Go on from the run's last checkpoint, if there is one.
+
+    Returns:
+        Where training ended, and the metrics by split, empty where there are no test files.
 
     Raises:
         UserError: For bad input, before anything is written where that is possible.
@@ -97,7 +119,7 @@ def train(task: Task, settings: Settings, resume: bool) -> tuple[Position, Metri
         position, backend = _train(task, settings, resume, world)
         best = Path(settings.output) / "best.safetensors"
         chosen = from_main(lambda: best if best.exists() else best.with_name("last.safetensors"))
-        # the run's own checkpoint says what it is, which a method may have made of the model that the settings name
+        # a method may have changed the model: its sizes are those of the checkpoint, not of the settings
         trained = replace(settings, model=replace(settings.model, size=None, overrides={}, token_merging=None))
         metrics = _test(task, trained, str(chosen), world) if task.tests(settings) else {}
     stop(backend.destroy)
@@ -108,9 +130,15 @@ def evaluate(task: Task, settings: Settings, zero_shot: bool = False) -> Metrics
     """Evaluate init.checkpoint on the task's test files.
 
     Args:
-        task: The task.
-        settings: The run's.
+        task: Names the test files, and evaluates.
+        settings: Of the run; init.checkpoint must be set.
         zero_shot: Refuse a checkpoint that says of itself that it was fine-tuned on one of data.train.
+
+    Returns:
+        Metrics by split.
+
+    Raises:
+        UserError: Where there is no checkpoint or no test file, or the checkpoint is refused.
     """
     if settings.init.checkpoint is None:
         raise UserError("init.checkpoint is not set: name the checkpoint to evaluate")
@@ -135,7 +163,21 @@ def hold(output: str) -> Iterator[None]:
 def evaluate_checkpoint(
     task: Task, settings: Settings, checkpoint: str, file: str, world: World
 ) -> tuple[Evaluation, object]:
-    """Evaluate a checkpoint (ours or foreign) on an annotation file; returns the data too."""
+    """Evaluate a checkpoint on an annotation file.
+
+    Args:
+        task: Loads the checkpoint and evaluates it.
+        settings: How to evaluate; init.checkpoint and the files in `data` are not read.
+        checkpoint: Path of ours or of a foreign one that the task can start from.
+        file: Annotation file, as data.val would name it.
+        world: This process and the others; each evaluates a part.
+
+    Returns:
+        The evaluation, and the data set that it was made on.
+
+    Raises:
+        UserError: For a checkpoint or a file that does not fit the task.
+    """
     run = load_for_evaluation(task, settings, checkpoint, world)
     data = task.evaluation_data(settings, run, file)
     return task.evaluate(settings, run, data), data
@@ -144,14 +186,17 @@ def evaluate_checkpoint(
 def load_for_evaluation(
     task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False
 ) -> RunModel:
-    """A checkpoint's model in eval mode.
+    """A checkpoint's model in eval mode, with its EMA model where the task evaluates that too.
 
     Args:
-        task: The task.
-        settings: The run's.
-        checkpoint: Ours or a foreign one.
-        world: This process and the others.
+        task: Loads the checkpoint.
+        settings: evaluate.precision gives the precision, data.train what `zero_shot` refuses.
+        checkpoint: Path of ours or of a foreign one.
+        world: This process and the others; the model is moved to its device.
         zero_shot: Refuse a checkpoint that was fine-tuned on one of data.train.
+
+    Raises:
+        UserError: For a checkpoint that does not fit the task, or that `zero_shot` refuses.
     """
     loaded = task.load(settings, checkpoint)
     seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
@@ -188,7 +233,7 @@ def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[
     loop = _loop(task, settings, trainee, data, evaluator)
     resumed = resume and try_resume(loop)
     if world.is_main:
-        if not resumed:  # the weights of an earlier run must not be taken for this one's
+        if not resumed:  # so that nobody takes the weights of an earlier run for this one's
             for name in ("best.safetensors", "last.safetensors"):
                 (folder / name).unlink(missing_ok=True)
         write_run_header(folder, settings, settings.train.seed, resumed)
@@ -198,8 +243,8 @@ def _train(task: Task, settings: Settings, resume: bool, world: World) -> tuple[
         if resumed:
             log.say(f"resumed at step {loop.position.step} of {loop.total_steps}")
         else:
-            for note in trainee.notes:
-                log.say(f"init.checkpoint: {note}")
+            for line in trainee.notes:
+                log.say(f"init.checkpoint: {line}")
         fit(loop, log)
     return loop.position, trainee.backend
 
@@ -224,7 +269,7 @@ def _loop(
         world.size,
         cfg.seed,
         drop_last=len(data) >= cfg.batch_size * world.size,
-        order=getattr(data, "order", None),  # of data sets that are not read well in any order
+        order=getattr(data, "order", None),  # from data sets that are slow to read in random order
         accumulation=cfg.accumulation,
     )
     collate = task.collate(settings, trainee.run.header)

@@ -15,7 +15,17 @@ WARMUP_UNIT = 100
 
 
 def schedule_of(optim: OptimSettings, total_steps: int, steps_per_epoch: int) -> Schedule:
-    """The schedule that the settings name. Raises ValueError for numbers that make none."""
+    """The schedule that the settings name.
+
+    Args:
+        optim: Kind, rates, warm-up and what the kind needs: `warmup_epochs` (cosine_timm), `power` (poly), or `milestones` in
+            epochs and `gamma` (step).
+        total_steps: Optimiser steps of the run.
+        steps_per_epoch: Optimiser steps of an epoch.
+
+    Raises:
+        ValueError: For numbers that make no schedule, and for `warmup_epochs` of a kind that counts its warm-up in steps.
+    """
     lr, floor, start = optim.lr, optim.min_lr, optim.warmup_lr
     ratio = start / lr if lr else 1.0
     if optim.schedule == "cosine_timm":
@@ -47,7 +57,7 @@ def make_schedule(
     cosine_epoch: what ALBEF publishes (see `_cosine_epoch`).
 
     Args:
-        kind: one of the three above.
+        kind: One of the three above.
         base_lr: highest rate.
         min_lr: rate at the end of a cosine.
         warmup_lr: rate at the first step of a warm-up.
@@ -118,11 +128,21 @@ def _cosine_epoch(
 def cosine_by_epoch(
     base_lr: float, min_lr: float, warmup_lr: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
 ) -> Schedule:
-    """timm's cosine schedule at the epoch's number: the rate of a whole epoch is one value.
+    """timm's cosine schedule, which changes the rate at the start of an epoch only.
 
-    It rises linearly from `warmup_lr` over the first `warmup_epochs`. From there on it is the half cosine from `base_lr` at
-    epoch 0 to `min_lr` at `epochs`: the warm-up takes the place of the cosine's start, as in timm. Raises ValueError for
-    numbers that make no schedule.
+    The rate rises linearly from `warmup_lr` over the first `warmup_epochs`. From there on it is the half cosine from `base_lr` at
+    epoch 0 to `min_lr` at `epochs`. So the warm-up replaces the cosine's start and does not delay it, as in timm.
+
+    Args:
+        base_lr: Highest rate.
+        min_lr: Rate after the last epoch.
+        warmup_lr: Rate of epoch 0 where there is a warm-up.
+        warmup_epochs: Length of the warm-up in epochs, 0 to `epochs`.
+        epochs: Of the run, at least 1.
+        steps_per_epoch: Optimiser steps of an epoch, at least 1.
+
+    Raises:
+        ValueError: For numbers that make no schedule.
     """
     _check(base_lr, min_lr, warmup_lr)
     if epochs < 1 or steps_per_epoch < 1 or not 0 <= warmup_epochs <= epochs:
@@ -142,10 +162,20 @@ def cosine_by_epoch(
 def poly(
     base_lr: float, min_lr: float, power: float, total_steps: int, warmup_steps: int = 0, warmup_ratio: float = 1.0
 ) -> Schedule:
-    """mmseg's polynomial decay from `base_lr` to `min_lr`: (base - min) (1 - step / total)^power + min.
+    """mmseg's polynomial decay: (base_lr - min_lr) (1 - step / total_steps)^power + min_lr.
 
-    In the first `warmup_steps` that value is multiplied by a factor that rises linearly from `warmup_ratio` to 1. Raises
-    ValueError for numbers that make no schedule.
+    In the first `warmup_steps` that value is multiplied by a factor that rises linearly from `warmup_ratio` to 1.
+
+    Args:
+        base_lr: Rate at step 0 without a warm-up.
+        min_lr: Rate at `total_steps`.
+        power: Exponent, above 0; 1 is a linear decay.
+        total_steps: Optimiser steps of the run, at least 1.
+        warmup_steps: Length of the warm-up in optimiser steps; 0 for none.
+        warmup_ratio: Factor at step 0, from 0 to 1.
+
+    Raises:
+        ValueError: For numbers that make no schedule.
     """
     _check(base_lr, min_lr)
     _check_warmup(warmup_steps, warmup_ratio)
@@ -162,9 +192,19 @@ def poly(
 def steps(
     base_lr: float, milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 0, warmup_ratio: float = 1.0
 ) -> Schedule:
-    """mmdet's step decay: `base_lr` times `gamma` for every milestone (in steps) that was reached.
+    """mmdet's step decay: `base_lr` times `gamma` for every milestone that was reached.
 
-    Warm-up as in `poly`. Raises ValueError for numbers that make no schedule.
+    In the first `warmup_steps` that value is multiplied by a factor that rises linearly from `warmup_ratio` to 1.
+
+    Args:
+        base_lr: Rate before the first milestone.
+        milestones: Optimiser steps, rising, the first at least 1.
+        gamma: Factor of each milestone, above 0 and at most 1.
+        warmup_steps: Length of the warm-up in optimiser steps; 0 for none.
+        warmup_ratio: Factor at step 0, from 0 to 1.
+
+    Raises:
+        ValueError: For numbers that make no schedule.
     """
     _check(base_lr)
     _check_warmup(warmup_steps, warmup_ratio)

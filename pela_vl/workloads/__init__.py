@@ -1,1 +1,1 @@
-"""Workloads: what is a task's own in a run, one module a task. The runner, the assembly and the engine know none by name."""
+"""Workloads: one module for each task. The runner, the assembly and the engine know none of them by name."""

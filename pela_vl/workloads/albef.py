@@ -1,6 +1,6 @@
-"""What the tasks on an ALBEF have in common: loading with a tokeniser, one forward pass for student and teacher, batches.
+"""What the tasks on an ALBEF share: loading with a tokeniser, one forward pass for student and teacher, batches.
 
-Shapes: B samples, L text tokens.
+Shapes: B samples, L text tokens, S pixels a side.
 """
 
 from collections.abc import Callable, Collection
@@ -119,7 +119,16 @@ class AlbefTask(Task[AnyAlbef]):
         return loaded
 
     def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AnyAlbef]:
-        """The model alone; vocab_size: of the tokeniser that the settings name, if any."""
+        """The model alone, without its tokeniser.
+
+        Args:
+            settings: `model` gives the size, and what is changed of it.
+            checkpoint: Path of ours or of a foreign one; None makes a model with random weights.
+            vocab_size: Entries of the tokeniser that the settings name; None where they name none, then the checkpoint's stands.
+
+        Raises:
+            UserError: For a checkpoint that the task cannot start from.
+        """
         raise NotImplementedError
 
     def _start_encoders(self, settings: Settings, checkpoint: str | None, loaded: LoadedModel[AnyAlbef]) -> None:
@@ -135,10 +144,17 @@ class AlbefTask(Task[AnyAlbef]):
             loaded.notes += start_from_bert(loaded.model, init.bert)
 
     def run(self, model: AnyAlbef, batch: Any, keep_hidden: bool = True) -> AlbefPass:
+        """The parts of the forward pass that somebody reads, see `AlbefPass`.
+
+        Args:
+            model: The student's or the teacher's model.
+            batch: images [B, 3, S, S], ids and mask [B, L], and masked_ids [B, L] where texts are masked.
+            keep_hidden: Keep the hidden states, which distillation needs.
+        """
         return AlbefPass(model, batch, keep_hidden)
 
     def make_teacher(self, model: AnyAlbef) -> FrozenTeacher[AnyAlbef]:
-        """It sees every image token, whatever the student makes of them."""
+        """The frozen teacher. It sees every image token, even where the student merges tokens."""
         if isinstance(model, AlbefModel):
             model.visual_encoder.set_token_merging(0)
         return super().make_teacher(model)
@@ -152,12 +168,29 @@ class AlbefTask(Task[AnyAlbef]):
     def calibration(
         self, settings: Settings, loaded: LoadedModel[AnyAlbef], data: Dataset, show: bool
     ) -> Callable[[nn.Module], None]:
+        """Runs the model on `compress.samples` training samples, see `TrainingCalibration`.
+
+        Args:
+            settings: `compress.samples` and what `collate` reads.
+            loaded: The dense model; its header gives image size and tokeniser.
+            data: The training set; its transform is left as found.
+            show: Show a progress bar.
+        """
         collate = self.collate(settings, loaded.header)
         return TrainingCalibration(loaded, data, collate, settings.compress.samples, show)
 
 
 def ema_of(settings: Settings, model: AnyAlbef, without: tuple[str, ...] = ()) -> EmaModel[AnyAlbef] | None:
-    """The EMA model that gives the soft targets; None where a teacher gives them."""
+    """The EMA model that gives the soft targets.
+
+    Args:
+        settings: `losses.soft_targets` says whether an EMA model or the teacher gives them.
+        model: The model to follow, in its final shape.
+        without: Names of parts that the soft targets do not need, which the copy leaves out.
+
+    Returns:
+        The EMA model; None where the teacher gives the soft targets.
+    """
     return EmaModel(model, without) if settings.losses.soft_targets == "ema" else None
 
 

@@ -1,6 +1,7 @@
 """What a training run asks of a task: its model, its training step, its data and its evaluation.
 
-A new task is one file with a subclass of `Task` and one of `TrainingStep`; docs/contributing.md shows the smallest one.
+A new task is one file with a subclass of `Task` and one of `TrainingStep`; tests/workloads/test_smallest_task.py
+has the smallest one.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class StepOutput:
-    """One forward pass of a training step.
+    """What one forward pass of a training step gives.
 
     Args:
         terms: Named scalar losses, already weighted; the step's loss is their sum.
@@ -43,9 +44,8 @@ class StepOutput:
 class TrainingStep(nn.Module, Generic[Model]):
     """One task's training step: the trained model, what is kept beside it, and what is computed of a batch.
 
-    A back end wraps the whole module. Its state dict is the run's resume state; the parameters of `model` alone are
-    optimised. The forward pass has no side effects: what changes the EMA model or a queue is in `prepare` and
-    `after_backward`.
+    A back end wraps the whole module. Its state dict is the run's resume state. Only the parameters of `model` are optimised. The
+    forward pass has no side effects: what changes the EMA model or a queue is in `prepare` and `after_backward`.
 
     Args:
         model: The model to train.
@@ -72,12 +72,15 @@ class TrainingStep(nn.Module, Generic[Model]):
 
     @torch.no_grad()
     def prepare(self, batch: Any, alpha: float, first: bool) -> Any:
-        """What the forward pass needs beside the batch, without gradients; a subclass that overrides it calls this first.
+        """What the forward pass needs beside the batch, computed without gradients. An override calls this first.
 
         Args:
-            batch: Of the task's `collate`.
-            alpha: Weight of the soft targets.
+            batch: Of the task's `collate`, on the device.
+            alpha: Weight of the soft targets, 0 to 1.
             first: Whether this is the first micro-batch of an optimiser step, when the EMA model is updated.
+
+        Returns:
+            What `forward` takes as `prepared`; None here.
         """
         if first and self.ema is not None:
             self.ema.update(self.model, self.momentum)
@@ -121,10 +124,10 @@ class Evaluation:
     """The outcome of one evaluation, the same in every process.
 
     Args:
-        metrics: Numbers to log; the best weights are those of the highest "mean".
-        record: What goes beside them into evaluation.json.
-        details: Whatever `Task.write` makes files of.
-        logged: More than numbers for the training's log.
+        metrics: Numbers to log. The weights with the highest "mean" are kept as the best ones.
+        record: Further entries of evaluation.json.
+        details: What `Task.write` turns into files, such as predictions.
+        logged: Further entries of the training log, which may be more than numbers.
     """
 
     metrics: dict[str, float]
@@ -136,13 +139,13 @@ class Evaluation:
 class Task(Generic[Model]):
     """One task. The defaults are those of a task with one kind of model and no evaluation.
 
-    Data sets and collate functions follow the rule of data/: every draw is a function of (seed, epoch, index). Every
-    method may raise UserError; `check` and the reading of data come before anything is written.
+    Data sets and collate functions follow the rule of data/: every random draw is a function of (seed, epoch, index). Every method
+    may raise UserError. `check` and the reading of data come before anything is written.
 
     Class attributes:
-        title: A few words.
+        title: Name of the task in messages, a few words.
         kind: Of the task's checkpoints (see `checkpoints.header.register_kind`).
-        ema_is_result: The EMA model is evaluated and saved beside the model; otherwise it only serves the losses.
+        ema_is_result: Whether the EMA model is evaluated and saved beside the model; if not, it only gives soft targets.
     """
 
     title: ClassVar[str]
@@ -159,7 +162,7 @@ class Task(Generic[Model]):
         return load_ours(checkpoint)
 
     def run(self, model: Model, batch: Any, keep_hidden: bool = True) -> Pass:
-        """The forward pass that student and teacher make alike; it says which hidden states distillation pairs.
+        """The forward pass that student and teacher make alike. It says which hidden states distillation pairs.
 
         Args:
             model: The student's or the teacher's model.
@@ -178,10 +181,13 @@ class Task(Generic[Model]):
         """The training step.
 
         Args:
-            settings: The run's.
+            settings: Of the run; its losses say what the step computes.
             model: The model to train, in its final shape.
-            keep_features: Its output brings the hidden states that distillation pairs.
-            teacher: The method's frozen teacher, which may give soft targets.
+            keep_features: Whether the step's output brings the hidden states that distillation pairs.
+            teacher: The method's frozen teacher, which may give soft targets; None for a method without one.
+
+        Raises:
+            UserError: If the settings want a teacher that the method does not have.
         """
         raise NotImplementedError
 
@@ -203,10 +209,13 @@ class Task(Generic[Model]):
         """Runs the model on `compress.samples` training samples, for factors that are made for real inputs.
 
         Args:
-            settings: The run's.
+            settings: `compress.samples`, and how to make batches.
             loaded: The dense model.
             data: The training set; its transform is left as found.
-            show: Show progress.
+            show: Show a progress bar.
+
+        Raises:
+            UserError: For a task without calibration.
         """
         raise UserError(f"compress.init: {self.title} has no calibration; use compress.init: svd")
 
@@ -215,15 +224,41 @@ class Task(Generic[Model]):
         return {}
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> Any:
-        """Read what `evaluate` works on."""
+        """Read what `evaluate` works on.
+
+        Args:
+            settings: How to read: `data`, and the task's own section.
+            run: The model that is to be evaluated; image size, normalisation and tokeniser are its header's.
+            file: Path of an annotation file, from data.val or data.test.
+
+        Returns:
+            The data set.
+
+        Raises:
+            UserError: Naming file, entry and field of what is wrong.
+        """
         raise NotImplementedError
 
     def evaluate(self, settings: Settings, run: RunModel, data: Any) -> Evaluation:
-        """Evaluate; every process calls it with the same data, does its part and gets the whole."""
+        """Evaluate a model. Every process calls it with the same data, does a part of it, and gets the whole result.
+
+        Args:
+            settings: How to evaluate: `evaluate`, and the task's own section.
+            run: The model, its EMA model where that is evaluated too, and the processes.
+            data: Of `evaluation_data`.
+        """
         raise NotImplementedError
 
     def write(self, settings: Settings, evaluation: Evaluation, data: Any, folder: Path, split: str) -> None:
-        """Write predictions and drawings of a final evaluation; called in the main process alone."""
+        """Write predictions and drawings of a final evaluation. Only the main process calls it.
+
+        Args:
+            settings: `drawings` says how many examples are drawn.
+            evaluation: Of `evaluate`.
+            data: What was evaluated on.
+            folder: Of the run; it exists.
+            split: Name of the test file, a key of `tests`; part of the files' names.
+        """
 
 
 def require_training_files(settings: Settings) -> list[str]:

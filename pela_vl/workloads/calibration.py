@@ -1,4 +1,4 @@
-"""Running an ALBEF of any task on a few images and texts, so that a compression sees what its layers are fed.
+"""Runs an ALBEF of any task on a few images and texts, so that a compression measures what its layers are fed.
 
 Shapes: S pixels a side, L text tokens, T answer tokens.
 """
@@ -33,7 +33,7 @@ MOST_SHARDS = 8
 
 
 class _Calibration:
-    """Call it with the model: each sample goes through all that its task runs, without padding."""
+    """Called with a model, it runs each sample through all that the model's task runs, without padding."""
 
     def __init__(
         self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], image: Callable[[int], Tensor], show: bool
@@ -48,7 +48,9 @@ class _Calibration:
             show: Show progress.
         """
         self.ids, self.answers, self.image, self.show = ids, answers, image, show
-        self._reading = threading.Lock()  # batches run side by side, and a data set is read by one of them at a time
+        self._reading = (
+            threading.Lock()
+        )  # batches run in parallel threads, and one of them reads the data set at a time
         self.run = {"entailment": self._classify, "vqa": self._answer}.get(kind, self._match)
 
     def __call__(self, model: nn.Module) -> None:
@@ -83,7 +85,7 @@ class _Calibration:
         )
 
     def _match_features(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> list[Tensor]:
-        """ITC features, ITM logits with the own and with another image, and logits of masked language modelling."""
+        """ITC features, ITM logits of each text with its image and with another one, and MLM logits."""
         batch, bert = len(ids), model.text_encoder
         image, text = model.visual_encoder(images).tokens, bert.encode(ids, mask).tokens
         order = torch.arange(batch, device=ids.device)
@@ -153,10 +155,17 @@ class AlbefCalibration(_Calibration):
     """Samples of an annotation list."""
 
     def __init__(self, loaded: LoadedModel, file: PathLike, image_root: PathLike, samples: int) -> None:
-        """file: a list of the model's task, as its training reads it; `samples` of its entries are drawn, always the same.
+        """Draw samples from an annotation list and read their texts.
 
-        For retrieval and pre-training "image" and "caption", for SNLI-VE "image" and "sentence", for VQA "image", "question"
-        and "answer". Raises UserError naming file, entry and field for what is wrong with them.
+        Args:
+            loaded: The dense model; its kind says which fields the list has.
+            file: List of the model's task, as its training reads it: "image" with "caption" (retrieval and pre-training), with
+                "sentence" (SNLI-VE), or with "question" and "answer" (VQA).
+            image_root: Folder that the images' names are relative to.
+            samples: How many entries are drawn, the same ones at every call.
+
+        Raises:
+            UserError: Naming file, entry and field of what is wrong.
         """
         kind, config = loaded.header.kind, loaded.header.config
         if loaded.header.tokenizer is None:
@@ -184,10 +193,10 @@ class AlbefCalibration(_Calibration):
 
 
 class TrainingCalibration(_Calibration):
-    """Samples of a training set: what a run reads itself, lists or shards, with the texts as its batches have them.
+    """Samples of a run's training set, lists or shards, with the texts as its batches have them.
 
-    Images are whole, neither cropped nor flipped nor augmented. One that cannot be read is replaced as in training. Of an
-    entry with several captions one is drawn, always the same.
+    Images are whole: neither cropped nor flipped nor augmented. One that cannot be read is replaced as in training. Of an entry
+    with several captions one is drawn, the same one at every call.
     """
 
     def __init__(
@@ -215,7 +224,7 @@ class TrainingCalibration(_Calibration):
             ids.append(batch.ids[0])
             if loaded.header.kind == "vqa":
                 answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
-        # Read anew when their turn comes: some hundred images at 384 px would take half a GB.
+        # Images are read again when they are needed: some hundred images at 384 px would take half a GB.
         super().__init__(loaded.header.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
 
 
@@ -232,6 +241,10 @@ def draw_training(data: Any, samples: int) -> list[int]:
 
     Lists are drawn from at random (see `draw`). Shards are read from front to back, so samples come from the front of at most
     `MOST_SHARDS` shards at equal distances, as many from each. Where a shard has too few, the larger ones give more.
+
+    Args:
+        data: The training set; one of shards has `sizes`.
+        samples: How many to draw; fewer where the set has fewer.
     """
     sizes = getattr(data, "sizes", None)
     if sizes is None:
@@ -240,7 +253,7 @@ def draw_training(data: Any, samples: int) -> list[int]:
     chosen = sorted((k * len(sizes) // count for k in range(count)), key=lambda shard: sizes[shard])
     drawn: list[int] = []
     left = samples
-    for position, shard in enumerate(chosen):  # the smallest first: what they lack, the others give
+    for position, shard in enumerate(chosen):  # the smallest first: later shards give what these lack
         take = min(-(-left // (count - position)), sizes[shard])
         start = sum(sizes[:shard])
         drawn += range(start, start + take)

@@ -56,7 +56,7 @@ from pela_vl.workloads.image_calibration import ImageCalibration
 
 
 class VisionPass:
-    """One forward pass of an image classifier on a batch, made when it is first read.
+    """One forward pass of an image classifier on a batch. It runs when `output` is first read.
 
     Args:
         model: The classifier.
@@ -72,7 +72,10 @@ class VisionPass:
         return self.model(self.batch.images, self.keep_hidden)
 
     def features(self, streams: Collection[str] | None = None) -> Features:
-        """The blocks' outputs as the stream "blocks"; "pooled" is what the classifier reads, [B, D], where it is asked for."""
+        """Hidden states by stream: "blocks", the blocks' outputs, and "pooled", what the classifier reads, [B, D].
+
+        `streams` None gives "blocks" alone.
+        """
         output, wanted = self.output, ("blocks",) if streams is None else streams
         found = {"blocks": output.hidden, "pooled": (output.pooled,)}
         places = {"blocks": output.kept} if output.kept is not None else {}
@@ -81,16 +84,16 @@ class VisionPass:
 
 
 class ClassificationStep(TrainingStep[VisionModel]):
-    """Cross-entropy to soft labels (term "ce"), and to the teacher's predictions where wanted (term "logits").
+    """Cross-entropy to soft labels (term "ce"), and to the teacher's predictions where they are wanted (term "logits").
 
     Args:
         model: The classifier to train.
         ema: An EMA model of it, or None.
         momentum: Of the EMA model.
         keep_features: Return the hidden states that distillation pairs.
-        streams: Which, see `VisionPass.features`.
+        streams: Names of these hidden states, see `VisionPass.features`.
         teacher: The frozen teacher; None where its predictions are not wanted.
-        logits: Weight of the cross-entropy to them.
+        logits: Weight of the term "logits".
     """
 
     def __init__(
@@ -108,7 +111,13 @@ class ClassificationStep(TrainingStep[VisionModel]):
 
     @torch.no_grad()
     def prepare(self, batch: LabelledBatch, alpha: float, first: bool) -> Tensor | None:
-        """The teacher's logits [B, C] of the mixed images, where they are wanted."""
+        """The teacher's logits [B, C] of the mixed images; None where they are not wanted.
+
+        Args:
+            batch: On the device; its images are mixed already.
+            alpha: Not used: this task has no soft targets of an EMA model.
+            first: Whether the EMA model is updated now.
+        """
         super().prepare(batch, alpha, first)
         return None if self.teacher is None else self.teacher.run(batch).output.logits
 
@@ -130,15 +139,22 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of a test: for each of T images the class predicted [T], and the confusion matrix [C, C]."""
+    """Predictions of a test.
+
+    Args:
+        predicted: Class of each image, int [T].
+        confusion: Images by true class (row) and predicted class (column), int [C, C].
+    """
 
     predicted: np.ndarray
     confusion: np.ndarray
 
 
 class Classification(Task[VisionModel]):
-    """The classes are those of the training data, once these were read; before that, and in a mere evaluation, those of the
-    checkpoint."""
+    """Image classification with the classes of the training data.
+
+    In a mere evaluation, and before the training data is read, the classes are the checkpoint's.
+    """
 
     title = "image classification"
     kind = KIND
@@ -164,11 +180,29 @@ class Classification(Task[VisionModel]):
         return load_classifier(settings.model, checkpoint, self.classes)
 
     def run(self, model: VisionModel, batch: Any, keep_hidden: bool = True) -> VisionPass:
+        """A forward pass that runs when it is first read.
+
+        Args:
+            model: The student's or the teacher's classifier.
+            batch: images [B, 3, H, W].
+            keep_hidden: Keep the outputs of the blocks, which distillation needs.
+        """
         return VisionPass(model, batch, keep_hidden)
 
     def step(
         self, settings: Settings, model: VisionModel, keep_features: bool, teacher: FrozenTeacher | None
     ) -> ClassificationStep:
+        """The training step, with an EMA model where train.ema is not 0.
+
+        Args:
+            settings: train.ema is the EMA model's momentum; losses.logits weighs the teacher's predictions.
+            model: The classifier, in its final shape.
+            keep_features: Whether the step returns the states of losses.fd_features.
+            teacher: Gives its predictions where losses.logits is not 0; None for a method without a teacher.
+
+        Raises:
+            UserError: If losses.logits is not 0 and there is no teacher.
+        """
         losses, momentum = settings.losses, settings.train.ema
         if losses.logits and teacher is None:
             raise UserError(f"losses.logits: method {settings.method.name} has no teacher; use method: pela, or 0")
@@ -196,6 +230,14 @@ class Classification(Task[VisionModel]):
     def calibration(
         self, settings: Settings, loaded: LoadedModel[VisionModel], data: Any, show: bool
     ) -> Callable[[nn.Module], None]:
+        """Runs the classifier on `compress.samples` training images, with the transform of test images.
+
+        Args:
+            settings: `compress.samples` and `vision.resize`.
+            loaded: The dense classifier; its header gives the image size.
+            data: The training set; its transform is left as found.
+            show: Show a progress bar.
+        """
         transform = test_transform(settings, loaded.header.config.image_size)
         return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
 
@@ -204,7 +246,16 @@ class Classification(Task[VisionModel]):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> LabelledEval:
-        """Raises UserError where the model's classes are not known and the test has another number of them."""
+        """Images with the labels that the model's classes give them.
+
+        Args:
+            settings: data.image_root for lists, `vision.resize` for the transform.
+            run: The classifier; its header names the classes and the image size.
+            file: A list, or a folder with one folder of images for each class.
+
+        Raises:
+            UserError: If the number of classes is not the model's, which happens where the model names none.
+        """
         names = run.header.notes.get("classes")
         labelled = _read(settings, [file], names)
         if len(labelled.classes) != run.header.config.classes:
@@ -215,19 +266,33 @@ class Classification(Task[VisionModel]):
         return LabelledEval(labelled, test_transform(settings, run.image_size))
 
     def evaluate(self, settings: Settings, run: RunModel, data: LabelledEval) -> Evaluation:
-        """top1, top5, and mean, that of the classes; of an EMA model too, as ema_top1 and so on."""
+        """Top-1 and top-5 accuracy in percent, and "mean", the mean over the classes. An EMA model's have the prefix "ema_".
+
+        Args:
+            settings: `vision.batch` and `data.workers`.
+            run: The classifier, and its EMA model if there is one.
+            data: Test images with labels.
+        """
         topk, found = classify(settings, run, run.model, data)
         metrics = topk.result()
         if run.ema is not None:
             ema, _ = classify(settings, run, run.ema, data)
             metrics |= {f"ema_{name}": value for name, value in ema.result().items()}
-        shares = zip(data.classes, topk.per_class().tolist(), strict=True)
-        per_class = {name: share for name, share in shares if share == share}  # NaN: a class without images
+        accuracies = zip(data.classes, topk.per_class().tolist(), strict=True)
+        per_class = {name: value for name, value in accuracies if value == value}  # NaN: a class without images
         record = {"images": len(data), "classes": len(data.classes), "per_class": per_class}
         return Evaluation(metrics, record, found)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: LabelledEval, folder: Path, split: str) -> None:
-        """predictions_<split>.json, one entry an image; classes_<split>.png, the classes recognised worst."""
+        """Write predictions_<split>.json, one entry for each image, and classes_<split>.png, the classes recognised worst.
+
+        Args:
+            settings: Not used.
+            evaluation: Of `evaluate`; its details are `Predictions`.
+            data: The images that were evaluated.
+            folder: Of the run.
+            split: "test" or "val"; part of the files' names.
+        """
         rows = [
             {"image": image, "label": data.classes[target], "predicted": data.classes[found]}
             for image, target, found in zip(data.images, data.targets, evaluation.details.predicted, strict=True)
@@ -261,7 +326,17 @@ def test_transform(settings: Settings, size: int) -> CentreTransform:
 
 @torch.no_grad()
 def classify(settings: Settings, run: RunModel, model: Any, data: LabelledEval) -> tuple[TopK, Predictions]:
-    """Evaluate a model on all images, in every process; each does a part of them."""
+    """Predict the class of every image. Each process does a part, and all get the whole.
+
+    Args:
+        settings: `vision.batch` images go through the model at a time; `data.workers` processes read them.
+        run: The processes and the autocast.
+        model: The classifier, or its EMA model; it is put in eval mode.
+        data: Test images with labels.
+
+    Returns:
+        The counts that top-k accuracies come from, and the predictions.
+    """
     world, topk, model = run.world, TopK(len(data.classes)), model.eval()
     part = list(split_range(len(data), world.process, world.size))
     found = [torch.zeros(0, dtype=torch.int64)]

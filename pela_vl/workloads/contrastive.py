@@ -65,7 +65,16 @@ class SoftTargets:
 
 
 def similarity(features: Tensor, candidates: Tensor, temp: Tensor) -> Tensor:
-    """features [B, E] @ candidates [E, A] / temp, in fp32 whatever the autocast: a temperature magnifies rounding."""
+    """features @ candidates / temp in fp32, whatever the autocast: a small temperature magnifies rounding.
+
+    Args:
+        features: Joint features [B, E] of unit length.
+        candidates: Joint features [E, A] of the other modality.
+        temp: Temperature, 0-d.
+
+    Returns:
+        Similarities [B, A].
+    """
     with torch.autocast(features.device.type, enabled=False):
         return features.float() @ candidates.float() / temp.float()
 
@@ -111,10 +120,18 @@ class ContrastiveStep(TrainingStep[Albef]):
 
     @torch.no_grad()
     def prepare(self, batch: Batch, alpha: float, first: bool) -> SoftTargets:
-        """Update the EMA model at the start of an optimiser step; then the soft targets.
+        """Update the EMA model at the start of an optimiser step; then compute the soft targets.
 
         In pre-training the temperature is clamped first. Fine-tuning leaves it alone, as published (ALBEF's
         models/model_pretrain.py and model_retrieval.py).
+
+        Args:
+            batch: Images, texts and image ids, on the device.
+            alpha: Weight of the soft targets; at 0 no MLM logits are computed.
+            first: Whether this is the first micro-batch of an optimiser step.
+
+        Raises:
+            ValueError: If MLM is trained and the batch's texts are not masked.
         """
         if first and not self.match_ids:
             self.model.temp.clamp_(*TEMPERATURE_RANGE)
@@ -151,7 +168,9 @@ class ContrastiveStep(TrainingStep[Albef]):
         image, text = states.image, states.text
         similarity_i2t = similarity(model.image_feature(image.tokens), prepared.text_candidates, model.temp)
         similarity_t2i = similarity(model.text_feature(text.tokens), prepared.image_candidates, model.temp)
-        output = StepOutput({}, metrics={"temp": model.temp.detach().clone()})  # read after the update
+        output = StepOutput(
+            {}, metrics={"temp": model.temp.detach().clone()}
+        )  # a copy: the log reads it after the update
         if "itc" in self.weights:
             itc = soft_cross_entropy(similarity_i2t, prepared.image_to_text)
             itc = (itc + soft_cross_entropy(similarity_t2i, prepared.text_to_image)) / 2
@@ -191,7 +210,7 @@ class ContrastiveStep(TrainingStep[Albef]):
             similarity_t2i: Text-to-image similarities [B, A].
 
         Returns:
-            The loss, and the share of pairs that were classified right.
+            The loss, and the fraction of pairs that were classified right.
         """
         size = len(batch.ids)
         pairs = torch.arange(size, device=text_tokens.device)
@@ -256,12 +275,33 @@ class ContrastiveTask(AlbefTask[Albef]):
             raise UserError(f"losses: {' and '.join(self.terms)} are all 0, so there is nothing to train on")
 
     def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[Albef]:
+        """An `Albef`, with the MLM head where the task trains MLM.
+
+        Args:
+            settings: `model` gives the size; losses.mlm says whether MLM is trained.
+            checkpoint: Path of ours or of a foreign one; None for random weights.
+            vocab_size: Entries of the tokeniser that the settings name, or None.
+
+        Raises:
+            UserError: For a checkpoint that does not fit.
+        """
         mlm = self.loss_weights(settings).get("mlm", 0.0) > 0
         return load_model(settings.model, checkpoint, mlm, vocab_size)
 
     def step(
         self, settings: Settings, model: Albef, keep_features: bool, teacher: FrozenTeacher[Albef] | None
     ) -> ContrastiveStep:
+        """The training step. The EMA model is without the parts that soft targets do not need.
+
+        Args:
+            settings: `losses`: the terms' weights, what gives the soft targets, momentum and queue size.
+            model: The model to train, in its final shape.
+            keep_features: Whether the step returns the hidden states that distillation pairs.
+            teacher: Gives the soft targets where losses.soft_targets is "teacher"; None for a method without one.
+
+        Raises:
+            UserError: If the soft targets are the teacher's and there is none.
+        """
         losses, weights = settings.losses, self.loss_weights(settings)
         without = ("itm_head", "temp") if weights.get("mlm") else ("itm_head", "temp", "mlm_head")
         return ContrastiveStep(

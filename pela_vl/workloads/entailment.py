@@ -59,6 +59,13 @@ class EntailmentStep(TrainingStep[AlbefEntailment]):
 
     @torch.no_grad()
     def prepare(self, batch: EntailmentBatch, alpha: float, first: bool) -> ClassTargets:
+        """The EMA model's logits of the batch, after its update.
+
+        Args:
+            batch: On the device.
+            alpha: Weight of the soft labels; at 0 no logits are computed.
+            first: Whether the EMA model is updated now.
+        """
         super().prepare(batch, alpha, first)
         if alpha <= 0:
             return ClassTargets(alpha, None)
@@ -77,12 +84,24 @@ class EntailmentStep(TrainingStep[AlbefEntailment]):
 
 
 class Entailment(AlbefTask[AlbefEntailment]):
+    """Fine-tuning for visual entailment (SNLI-VE)."""
+
     title = "visual entailment"
     kind = "entailment"
 
     def load_model(
         self, settings: Settings, checkpoint: str | None, vocab_size: int | None
     ) -> LoadedModel[AlbefEntailment]:
+        """An `AlbefEntailment`; its classifier is new where the checkpoint is of another task.
+
+        Args:
+            settings: `model` gives the size.
+            checkpoint: Path of ours or of a foreign one; None for random weights.
+            vocab_size: Entries of the tokeniser that the settings name, or None.
+
+        Raises:
+            UserError: For a checkpoint that does not fit.
+        """
         return load_entailment(settings.model, checkpoint, vocab_size)
 
     def step(
@@ -92,6 +111,14 @@ class Entailment(AlbefTask[AlbefEntailment]):
         keep_features: bool,
         teacher: FrozenTeacher[AlbefEntailment] | None,
     ) -> EntailmentStep:
+        """The training step.
+
+        Args:
+            settings: losses.momentum is the EMA model's.
+            model: The model to train, in its final shape.
+            keep_features: Whether the step returns the hidden states that distillation pairs.
+            teacher: Not used: the EMA model gives the soft labels.
+        """
         return EntailmentStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 
     def training_data(self, settings: Settings) -> EntailmentPairs:
@@ -107,11 +134,24 @@ class Entailment(AlbefTask[AlbefEntailment]):
         return val_and_test(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> EntailmentEval:
+        """Pairs of an image and a sentence, the images read once each.
+
+        Args:
+            settings: `data` gives the images' root, the longest sentence in words, and the cache.
+            run: Image size and normalisation are its header's.
+            file: JSON list with "image", "sentence" and "label".
+        """
         data, transform = settings.data, eval_transform(run.image_size, run.header.normalization)
         return EntailmentEval(file, data.image_root, transform, data.max_words, data.cache_mb)
 
     def evaluate(self, settings: Settings, run: RunModel, data: EntailmentEval) -> Evaluation:
-        """Accuracy in percent, as "mean" too, and of each class; details: predicted classes [T]."""
+        """Accuracy in percent, as "mean" too, and of each class. The details are the predicted classes [T].
+
+        Args:
+            settings: `evaluate` gives batch sizes; `data` the workers and the longest sentence.
+            run: The model and the processes.
+            data: Pairs with labels.
+        """
         predicted = classify(settings, run, data).argmax(1).cpu().numpy()
         matrix = confusion_matrix(data.targets, predicted, len(CLASSES))
         confusion = {"classes": CLASSES, "confusion": matrix.tolist()}
@@ -119,7 +159,17 @@ class Entailment(AlbefTask[AlbefEntailment]):
         return Evaluation(class_metrics(matrix, CLASSES), record, predicted, confusion)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: EntailmentEval, folder: Path, split: str) -> None:
-        """entailment_<split>.json: predictions in the form of the lists, with `predicted`; confusion_<split>.png."""
+        """Write entailment_<split>.json and confusion_<split>.png.
+
+        The JSON list is in the form of the annotation lists, with a field `predicted`.
+
+        Args:
+            settings: Not used.
+            evaluation: Of `evaluate`; its details are the predicted classes [T].
+            data: The pairs that were evaluated.
+            folder: Of the run.
+            split: "val" or "test"; part of the files' names.
+        """
         rows = [
             {"image": data.images[image], "sentence": text, "label": CLASSES[target], "predicted": CLASSES[found]}
             for image, text, target, found in zip(
@@ -133,7 +183,14 @@ class Entailment(AlbefTask[AlbefEntailment]):
 
 @torch.no_grad()
 def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
-    """Class logits [T, 3] of every pair, in every process; each does a part of the images, encoding each once."""
+    """Class logits [T, 3] of every pair, in every process. Each process does a part of the images and encodes each image once.
+
+    Args:
+        settings: evaluate.image_batch images are encoded at a time, evaluate.pair_batch pairs are fused at a time;
+            data.max_tokens cuts sentences.
+        run: The model, which is put in eval mode, and the processes.
+        data: The pairs.
+    """
     model, world = run.model.eval(), run.world
     part = list(split_range(len(data), world.process, world.size))
     ids, mask = tokenizer_of(run).encode(data.texts, settings.data.max_tokens)
@@ -145,7 +202,7 @@ def classify(settings: Settings, run: RunModel, data: EntailmentEval) -> Tensor:
                 context = model.text_encoder.image_keys_values(model.visual_encoder(images.to(world.device)).tokens)
             texts = torch.tensor([text for image in indices.tolist() for text in data.image2texts[image]])
             local = torch.tensor([i for i, image in enumerate(indices.tolist()) for _ in data.image2texts[image]])
-            # texts of like length go together, so that little is padding
+            # texts of similar length go together, so that there is little padding
             order = torch.argsort(mask[texts].sum(1), stable=True)
             for chosen in order.split(settings.evaluate.pair_batch):
                 text = texts[chosen]

@@ -49,7 +49,7 @@ class Grounding(ContrastiveTask):
             settings.train.seed,
             data.cache_mb,
             field="text",
-            stored_pixels=True,  # the frame of the boxes, as in the evaluation
+            stored_pixels=True,  # boxes are in the frame of the stored pixels, as in the evaluation
         )
 
     def tests(self, settings: Settings) -> dict[str, str]:
@@ -57,12 +57,28 @@ class Grounding(ContrastiveTask):
         return val_and_test(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> GroundingEval:
+        """Expressions with their candidate boxes.
+
+        Args:
+            settings: grounding.boxes names the boxes file; `data` the images' root, longest expression and cache.
+            run: Image size and normalisation are its header's.
+            file: JSON list of expressions.
+
+        Raises:
+            UserError: If grounding.boxes is not set, or the files do not fit each other.
+        """
         data = settings.data
         transform = eval_transform(run.image_size, run.header.normalization)
         return GroundingEval([file], _boxes_file(settings), data.image_root, transform, data.max_words, data.cache_mb)
 
     def evaluate(self, settings: Settings, run: RunModel, data: GroundingEval) -> Evaluation:
-        """Accuracy at IoU 0.5 in percent for each split of the file, and their mean."""
+        """Accuracy at IoU 0.5 in percent for each split of the file, and their mean.
+
+        Args:
+            settings: `grounding` gives the score, the layer and how boxes are ranked.
+            run: The model and the processes.
+            data: Expressions with candidate boxes.
+        """
         grounding, world = settings.grounding, run.world
         layer = choose_layer(run.model, grounding.score, grounding.layer)
         part = len(split_range(len(data), world.process, world.size))
@@ -81,7 +97,15 @@ class Grounding(ContrastiveTask):
         return Evaluation(accuracies(predictions), record, _Details(predictions, run))
 
     def write(self, settings: Settings, evaluation: Evaluation, data: GroundingEval, folder: Path, split: str) -> None:
-        """predictions_<split>.json, and overlays/<split>_<number>_<ref_id>.png of expressions at equal distances."""
+        """Write predictions_<split>.json, and overlays/<split>_<number>_<ref_id>.png of expressions at equal distances.
+
+        Args:
+            settings: drawings.overlays is the number of drawings.
+            evaluation: Of `evaluate`; its details hold predictions and model.
+            data: The expressions that were evaluated.
+            folder: Of the run.
+            split: "val" or "test"; part of the files' names.
+        """
         predictions, run = evaluation.details.predictions, evaluation.details.run
         atomic_json(folder / f"predictions_{split}.json", predictions)
         count = min(settings.drawings.overlays, len(predictions))

@@ -1,4 +1,4 @@
-"""Running an image classifier on a few training images, so that a compression sees what its layers are fed."""
+"""Runs an image classifier on a few training images, so that a compression measures what its layers are fed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,13 +14,13 @@ CALIBRATION_BATCH = 16
 
 
 class ImageCalibration:
-    """Runs a classifier on training images, whole and not augmented: all at once, or batch by batch.
+    """Runs a classifier on training images that are neither cropped at random nor augmented: all at once, or batch by batch.
 
     Args:
         data: The training set; its transform is left as found.
         indices: Which of its images.
         transform: Of test images.
-        show: Show progress.
+        show: Show a progress bar.
     """
 
     def __init__(self, data: LabelledImages, indices: Sequence[int], transform: CentreTransform, show: bool):

@@ -28,18 +28,37 @@ class Retrieval(ContrastiveTask):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> RetrievalEval:
+        """Images with all their captions.
+
+        Args:
+            settings: `data` gives the images' root, the longest caption in words, and the cache.
+            run: Image size and normalisation are its header's.
+            file: JSON list with "image" and "caption".
+        """
         data, transform = settings.data, eval_transform(run.image_size, run.header.normalization)
         return RetrievalEval(file, data.image_root, transform, data.max_words, data.cache_mb)
 
     def evaluate(self, settings: Settings, run: RunModel, data: RetrievalEval) -> Evaluation:
-        """R@1/5/10 both ways and their mean, in percent; details: the scores."""
+        """R@1, R@5 and R@10 both ways and their mean, in percent. The details are the scores.
+
+        Args:
+            settings: `evaluate` gives batch sizes and the number of re-ranked candidates.
+            run: The model and the processes.
+            data: The retrieval set.
+        """
         scores = score(settings, run, data)
         record = {"images": len(data), "texts": len(data.texts), "examples": examples(scores, data)}
         return Evaluation(scores.recall(data.text2image), record, scores)
 
 
 def score(settings: Settings, run: RunModel, data: RetrievalEval) -> RetrievalScores:
-    """Scores of a model on a retrieval set, with progress in the main process."""
+    """Scores of a model on a retrieval set, with a progress bar in the main process.
+
+    Args:
+        settings: evaluate.k_test candidates are re-ranked by ITM; 0 ranks by ITC alone. data.max_tokens cuts captions.
+        run: The model and the processes; each scores a part of the images.
+        data: The retrieval set.
+    """
     world, passes = run.world, 2 if settings.evaluate.k_test else 1
     total = len(split_range(len(data), world.process, world.size)) * passes
     with Progress(total, "evaluate", 0, "image", world.is_main) as progress:
@@ -57,13 +76,16 @@ def score(settings: Settings, run: RunModel, data: RetrievalEval) -> RetrievalSc
 
 
 def examples(scores: RetrievalScores, data: RetrievalEval, count: int = 8, top: int = 5) -> dict[str, Any]:
-    """Retrieved captions and images of the first images, as they fall, none chosen.
+    """What was retrieved for the first images of a set, none of them chosen.
 
     Args:
-        scores: Of the model.
+        scores: Of the model on `data`.
         data: The retrieval set.
-        count: Images, and as many captions: the first of each image.
+        count: Images, and as many captions: the first one of each image.
         top: Candidates of each, best first.
+
+    Returns:
+        Plain JSON data: "images" with their retrieved captions, "texts" with their retrieved images.
     """
     images, texts = [], []
     for image in range(min(count, len(data))):

@@ -16,7 +16,7 @@ from pela_vl.base.progress import Progress
 from pela_vl.checkpoints.albef import load_vqa
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
-from pela_vl.data.sets.vqa import AskedQuestion, PictureReader, VqaCollate, VqaEval, VqaQuestions, load_asked
+from pela_vl.data.sets.vqa import AskedQuestion, VqaCollate, VqaEval, VqaImageReader, VqaQuestions, load_asked
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
@@ -82,6 +82,16 @@ class VqaStep(TrainingStep[AlbefVqa]):
 
     @torch.no_grad()
     def prepare(self, batch: VqaBatch, alpha: float, first: bool) -> TokenTargets:
+        """The EMA model's logits of the answers' tokens, after its update.
+
+        Args:
+            batch: On the device.
+            alpha: Weight of the soft labels; at 0 no logits are computed.
+            first: Whether the EMA model is updated now.
+
+        Raises:
+            ValueError: If the batch's counts do not add up to its answers.
+        """
         super().prepare(batch, alpha, first)
         return TokenTargets(alpha, answer_logits(self.ema_model, batch)[0] if alpha > 0 else None)
 
@@ -100,6 +110,8 @@ class VqaStep(TrainingStep[AlbefVqa]):
 
 
 class Vqa(AlbefTask[AlbefVqa]):
+    """Fine-tuning for visual question answering."""
+
     title = "visual question answering"
     kind = "vqa"
 
@@ -109,11 +121,29 @@ class Vqa(AlbefTask[AlbefVqa]):
             answer_list(settings)
 
     def load_model(self, settings: Settings, checkpoint: str | None, vocab_size: int | None) -> LoadedModel[AlbefVqa]:
+        """An `AlbefVqa`; its decoder is started from the checkpoint's text layers where the checkpoint has no decoder.
+
+        Args:
+            settings: `model` gives the size.
+            checkpoint: Path of ours or of a foreign one; None for random weights.
+            vocab_size: Entries of the tokeniser that the settings name, or None.
+
+        Raises:
+            UserError: For a checkpoint that does not fit.
+        """
         return load_vqa(settings.model, checkpoint, vocab_size)
 
     def step(
         self, settings: Settings, model: AlbefVqa, keep_features: bool, teacher: FrozenTeacher[AlbefVqa] | None
     ) -> VqaStep:
+        """The training step.
+
+        Args:
+            settings: losses.momentum is the EMA model's.
+            model: The model to train, in its final shape.
+            keep_features: Whether the step returns the hidden states that distillation pairs.
+            teacher: Not used: the EMA model gives the soft labels.
+        """
         return VqaStep(model, ema_of(settings, model), settings.losses.momentum, keep_features)
 
     def training_data(self, settings: Settings) -> VqaQuestions:
@@ -136,7 +166,17 @@ class Vqa(AlbefTask[AlbefVqa]):
         return test_or_val(settings)
 
     def evaluation_data(self, settings: Settings, run: RunModel, file: str) -> VqaEval:
-        read = picture_reader(settings)
+        """Questions with their images.
+
+        Args:
+            settings: `vqa` gives the longest question in words and the Visual Genome folder; `data` the images' root and the cache.
+            run: Image size and normalisation are its header's.
+            file: Questions, with answers unless they are held back.
+
+        Raises:
+            UserError: If data.val has no answers, for then no weights are better than others.
+        """
+        read = image_reader(settings)
         transform = eval_transform(run.image_size, run.header.normalization)
         data = VqaEval(load_asked(file, read), read, transform, settings.vqa.max_words)
         if file == settings.data.val and data.asked[0].truth is None:
@@ -144,9 +184,17 @@ class Vqa(AlbefTask[AlbefVqa]):
         return data
 
     def evaluate(self, settings: Settings, run: RunModel, data: VqaEval) -> Evaluation:
-        """The official accuracy in percent, as "mean", and by answer type; details: the ranked answers.
+        """The official accuracy in percent, as "mean", and by answer type. The details are the ranked answers.
 
-        For a test whose answers are held back, only the number of questions.
+        Where all answers are held back, the only metric is the number of questions.
+
+        Args:
+            settings: `vqa` gives the answer list and the number of candidates; drawings.examples the examples in the record.
+            run: The model and the processes.
+            data: The questions.
+
+        Raises:
+            UserError: If vqa.answer_list is not set.
         """
         answers = answer_list(settings)
         answerer = Answerer(run.model, tokenizer_of(run), answers, settings.vqa, run.autocast)
@@ -165,7 +213,15 @@ class Vqa(AlbefTask[AlbefVqa]):
         return Evaluation({"mean": result["overall"], **result["per_answer_type"]}, record, ranked)
 
     def write(self, settings: Settings, evaluation: Evaluation, data: VqaEval, folder: Path, split: str) -> None:
-        """vqa_results_<split>.json, the predictions in the official format, and vqa_<split>.png."""
+        """Write vqa_results_<split>.json, the predictions in the official format, and vqa_<split>.png.
+
+        Args:
+            settings: vqa.answer_list names the answers; drawings.examples is the number of questions drawn.
+            evaluation: Of `evaluate`; its details are the ranked answers.
+            data: The questions that were answered.
+            folder: Of the run.
+            split: "test" or "val"; part of the files' names.
+        """
         answers, ranked = answer_list(settings), evaluation.details
         best = {q.question_id: answers[found[0][0]] for q, found in zip(data.asked, ranked, strict=True)}
         write_results(folder / f"vqa_results_{split}.json", best, sorted(best))
@@ -179,12 +235,20 @@ def answer_list(settings: Settings) -> list[str]:
     return read_answer_list(settings.vqa.answer_list)
 
 
-def picture_reader(settings: Settings) -> PictureReader:
-    return PictureReader(settings.data.image_root, settings.vqa.genome_root, settings.data.cache_mb)
+def image_reader(settings: Settings) -> VqaImageReader:
+    """Reads a question's image, from data.image_root or vqa.genome_root."""
+    return VqaImageReader(settings.data.image_root, settings.vqa.genome_root, settings.data.cache_mb)
 
 
 def sheet(data: VqaEval, ranked: list[Ranked], answers: list[str], count: int) -> list[Answered]:
-    """What `write_sheet` draws of some questions, evenly spread."""
+    """What `write_sheet` draws of some questions, evenly spread over the set.
+
+    Args:
+        data: The questions.
+        ranked: For each question its ranked answers: (index into `answers`, probability), best first.
+        answers: The answer list.
+        count: Questions to draw; fewer where there are fewer.
+    """
     return [
         Answered(
             data.read(data.asked[i].image),

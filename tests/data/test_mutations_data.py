@@ -55,4 +55,4 @@ def test_crowds_are_no_candidates_and_wordless_expressions_are_counted(tmp_path)
     corpus = read_corpus(folder / "refs(unc).p", folder / "instances.json", tmp_path, "train2014")
     assert corpus.candidates == {7: [[10.0, 10.0, 40.0, 50.0], [60.0, 5.0, 20.0, 30.0]]}
     assert corpus.refs[0].expressions == ((5, "man"),) and (corpus.wordless, corpus.unnamed) == (1, 0)
-    assert corpus.pictures[7].path == "train2014/COCO_train2014_000000000007.jpg"
+    assert corpus.images[7].path == "train2014/COCO_train2014_000000000007.jpg"

@@ -10,7 +10,7 @@ import pytest
 
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
-from pela_vl.data.public.own import check_pictures, read_table, split_pictures
+from pela_vl.data.public.own import check_images, read_table, split_images
 from pela_vl.settings import Settings
 from pela_vl.training.runner import train
 from pela_vl.workloads.retrieval import Retrieval
@@ -60,13 +60,13 @@ def test_every_caption_lands_in_one_split_by_picture(own):
 
 def test_the_split_depends_on_the_pictures_alone(own):
     table = read_table(own / "captions.csv", own / "photos")
-    digests = check_pictures(table, own / "photos", report=False)
-    images, _ = split_pictures(table, digests)
+    digests = check_images(table, own / "photos", report=False)
+    images, _ = split_images(table, digests)
     header, *rows = (own / "captions.csv").read_text(encoding="utf-8-sig").splitlines()
     random.Random(1).shuffle(rows)
     (own / "captions.csv").write_text("\n".join([header, *rows]))
     again = read_table(own / "captions.csv", own / "photos")
-    shuffled, _ = split_pictures(again, check_pictures(again, own / "photos", report=False))
+    shuffled, _ = split_images(again, check_images(again, own / "photos", report=False))
     assert {i.path: i.split for i in images} == {i.path: i.split for i in shuffled}
 
 
@@ -77,7 +77,7 @@ def test_copies_stay_together(own):
             shutil.copy(photos / f"{k}.jpg", photos / f"copy{k}.jpg")
             file.write(f"copy{k}.jpg,the same\n")
     table = read_table(own / "captions.csv", photos)
-    images, copies = split_pictures(table, check_pictures(table, photos, report=False), 0.3, 0.3)
+    images, copies = split_images(table, check_images(table, photos, report=False), 0.3, 0.3)
     side = {image.path: image.split for image in images}
     assert copies == 12 and all(side[f"copy{k}.jpg"] == side[f"{k}.jpg"] for k in range(0, 24, 2))
     assert set(side.values()) == {"train", "val", "test"}
@@ -130,9 +130,9 @@ def test_tables_that_are_none(tmp_path):
 
 def test_too_few_pictures(own):
     table = read_table(own / "captions.csv", own / "photos")
-    digests = check_pictures(table, own / "photos", report=False)
+    digests = check_images(table, own / "photos", report=False)
     with pytest.raises(UserError, match="2 different images do not make"):
-        split_pictures(table, dict(list(digests.items())[:2]))
+        split_images(table, dict(list(digests.items())[:2]))
 
 
 def test_a_model_is_fine_tuned_by_the_shipped_configuration(own, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.public.snli_ve import PUBLISHED, SPLITS, read_snli_ve, shared_pictures, write_lists
+from pela_vl.data.public.snli_ve import PUBLISHED, SPLITS, read_snli_ve, shared_images, write_lists
 from pela_vl.data.sets.entailment import EntailmentEval, EntailmentPairs
 from pela_vl.data.transforms import eval_transform
 
@@ -102,7 +102,7 @@ def test_missing_picture(tmp_path, root):
     gone = {"train": read_snli_ve(write(tmp_path / "b.jsonl", [row("9")]), root)}
     with pytest.raises(UserError, match="has no image of split train"):
         write_lists(gone, root, tmp_path / "lists", "x", skip_missing=True)
-    assert not shared_pictures(splits | {"dev": read_snli_ve(write(tmp_path / "c.jsonl", [row("1")]), root)})
+    assert not shared_images(splits | {"dev": read_snli_ve(write(tmp_path / "c.jsonl", [row("1")]), root)})
 
 
 @pytest.mark.parametrize(

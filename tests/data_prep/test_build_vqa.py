@@ -180,7 +180,7 @@ def test_absent_pictures(coco, genome, tmp_path):
     questions = read_genome(genome / "question_answers.json")
     with pytest.raises(UserError, match=r"no image 1\.jpg"):
         genome_entries(questions, genome)
-    assert genome_entries(questions, genome, skip_missing=True)[1]["picture absent"] == 1
+    assert genome_entries(questions, genome, skip_missing=True)[1]["image absent"] == 1
 
 
 def spoiled(path, change):

@@ -11,7 +11,7 @@ from tiny_runs import ONE
 from tiny_vqa import tiny_vqa
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.sets.vqa import PictureReader, VqaEval, load_asked, load_official
+from pela_vl.data.sets.vqa import VqaEval, VqaImageReader, load_asked, load_official
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
@@ -36,7 +36,7 @@ def test_blocks_hold_every_question_once_and_divide_no_picture_that_fits(counts,
 @pytest.fixture(scope="module")
 def parts(vqa_listed):
     tokenizer = Tokenizer.load("scenes")
-    read = PictureReader(vqa_listed)
+    read = VqaImageReader(vqa_listed)
     asked = load_asked(vqa_listed / "vqa/vqa_val.json", read)
     data = VqaEval(asked, read, eval_transform(32))
     model = tiny_vqa(vocab_size=tokenizer.vocab_size, max_positions=40)
@@ -103,7 +103,7 @@ def test_accuracy_over_the_questions(parts):
 def test_an_unknown_truth_and_a_long_answer_are_said(parts, vqa_listed):
     answerer, data = parts
     file = vqa_listed / "v2_OpenEnded_scenes_test_questions.json"
-    test = VqaEval(load_official(file), PictureReader(vqa_listed), eval_transform(32))
+    test = VqaEval(load_official(file), VqaImageReader(vqa_listed), eval_transform(32))
     with pytest.raises(UserError, match="has no answers to compare with .24 such questions.*vqa_submission"):
         accuracy(test, [[(0, 1.0)]] * 24, ["a"])
     with pytest.raises(UserError, match="'red red red' has more than 4 tokens .1 such"):

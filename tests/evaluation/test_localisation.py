@@ -123,7 +123,7 @@ def test_boxes_are_the_published_ones(scenes, lists, score, layer, low_rank):
     maps = expression_heat(model, data, tokenizer(), settings, list(range(6)), ONE.device, nullcontext)
     for k, expression in enumerate(data.expressions[:SEEN]):
         ids, mask = tokenizer().encode([expression.text], 40)
-        picture = data.pictures[expression.image]
+        picture = data.images[expression.image]
         heat = PUBLISHED_MAP[score](model, data[expression.image][None], ids, mask, block)
         if k < len(maps):
             whole = F.interpolate(heat[None, None], size=(picture.height, picture.width), mode="bicubic")[0, 0]

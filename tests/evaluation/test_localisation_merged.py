@@ -109,7 +109,7 @@ def test_heat_and_boxes_by_hand(scenes, lists, score, layer, low_rank):
             torch.testing.assert_close(ours, by_hand, rtol=1e-3, atol=1e-5 * float(by_hand.max()))
             if (score, layer) != ("itc", 0):  # which is before any merge
                 assert len(set(ours.flatten().tolist())) < 16  # some patches are one token
-        best = published_box(by_hand, data.pictures[expression.image])
+        best = published_box(by_hand, data.images[expression.image])
         if best is not None:
             decided += 1
             assert found.chosen[k] == best

@@ -7,7 +7,7 @@ import torch
 from tiny_runs import ONE
 from tiny_vqa import tiny_vqa
 
-from pela_vl.data.sets.vqa import PictureReader, VqaEval, load_asked
+from pela_vl.data.sets.vqa import VqaEval, VqaImageReader, load_asked
 from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import eval_transform
@@ -16,7 +16,7 @@ from pela_vl.settings import VqaSettings
 
 
 def test_questions_of_a_blocks_other_pictures_are_answered_from_theirs(vqa_listed):
-    tokenizer, read = Tokenizer.load("scenes"), PictureReader(vqa_listed)
+    tokenizer, read = Tokenizer.load("scenes"), VqaImageReader(vqa_listed)
     data = VqaEval(load_asked(vqa_listed / "vqa/vqa_val.json", read), read, eval_transform(32))
     torch.manual_seed(0)
     model = tiny_vqa(vocab_size=tokenizer.vocab_size, max_positions=40)

@@ -129,8 +129,8 @@ def test_keys_and_values_once_an_image_save_two_thirds_of_theirs(costs):
     cost = costs["ALBEF retrieval", "full"]
     tokens, width, layers = 1 + (efficiency.PIXELS // 16) ** 2, 768, 6
     saved = 2 * efficiency.BATCH * layers * 2 * 2 * width * width * tokens  # 2 of 3 pairings, key and value, 2 x MAC
-    assert cost.flops.linear - cost.own_step.linear == saved
-    assert cost.flops.attention == cost.own_step.attention
+    assert cost.flops.linear - cost.training_step.linear == saved
+    assert cost.flops.attention == cost.training_step.attention
 
 
 def test_vqa_by_hand(costs):

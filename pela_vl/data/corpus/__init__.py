@@ -1,9 +1,9 @@
-"""The pre-training corpus: public raw files -> filtered, deduplicated lists or tar shards.
+"""The pre-training corpus: public raw files to filtered, deduplicated lists or tar shards.
 
-`settings` says what a corpus is made of, `lookup` what of it is on the disk. Sources are listed record by record (`units`,
-one module a raw format), each record is examined by a pure function (`examine`) in processes or on Ray (`engines`), and one
-gate (`gate`) admits the results in order, so that the corpus is the same bytes whatever the number of workers and however
-often it was interrupted (`state`).
+`settings` is the schema of a corpus, `lookup` finds which of its files are on the disk. `units` lists each raw file
+record by record, with one module per raw format. `examine` checks a record and its image, in worker processes or on Ray
+(`engines`). `gate` admits the results in order. `state` keeps the progress on disk. The corpus is therefore
+byte-identical for any number of workers and interruptions.
 """
 
 from .build import Request, build_corpus

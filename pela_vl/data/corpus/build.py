@@ -1,4 +1,4 @@
-"""Building a corpus: list the raw files, examine every record, admit in order, publish. May be killed at any moment."""
+"""Building a corpus: list the raw files, examine every record, admit in order, publish. It can be killed at any moment."""
 
 import json
 import os
@@ -29,13 +29,20 @@ from .units import Unit, list_unit
 
 REPORT, _TABLE, _REQUEST, _WORK, _OUT = "report.json", "report.txt", ".request.json", ".work", "out"
 _WHAT = "corpus for pre-training"
-CHUNK = 64  # records of a job: their images, resized, are in memory until they are admitted
-COMMIT_EVERY = 2.0  # seconds; a kill loses no more
+CHUNK = 64  # records of a job; their resized images are in memory until they are admitted
+COMMIT_EVERY = 2.0  # seconds between commits; a kill loses no more work than that
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides the corpus. `filters` by source. shards: None for JSON lists, whose paths start at `image_root`."""
+    """Everything that determines the corpus.
+
+    Attributes:
+        sources, held_out: raw files.
+        filters: by source.
+        shards: None for JSON lists.
+        image_root: where the paths in JSON lists start.
+    """
 
     sources: tuple[Unit, ...]
     held_out: tuple[Unit, ...]
@@ -50,11 +57,11 @@ class Request:
             self._check_image_root()
 
     def names(self) -> list[str]:
-        """The sources' names, each once, in the order in which they enter."""
+        """The sources' names, each once, in order."""
         return list(dict.fromkeys(unit.source for unit in self.sources))
 
     def units(self) -> list[Unit]:
-        return [*self.held_out, *self.sources]  # what is held out must be known before anything is admitted
+        return [*self.held_out, *self.sources]  # held-out images must be known before anything is admitted
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -78,10 +85,10 @@ def build_corpus(
     progress: bool = True,
     skip_damaged: bool = False,
 ) -> tuple[dict[str, Any], bool]:
-    """Build the corpus in `output`; return its report and whether there was anything to do.
+    """Build the corpus in `output`.
 
-    A build that was interrupted goes on where it was, also with another number of workers or on another engine: the
-    files are the same bytes. Raises `UserError` if the folder holds anything else, and for malformed raw files.
+    An interrupted build is resumed, also with another number of workers or another engine: the files are
+    byte-identical.
 
     Args:
         request: what to build.
@@ -89,8 +96,14 @@ def build_corpus(
         workers: processes.
         engine: "local" or "ray".
         ray_address: of a running cluster; None starts one.
-        progress: show how far it is.
-        skip_damaged: leave out and report tar and parquet files that are cut; else they are an error that names them all.
+        progress: show progress.
+        skip_damaged: leave out and report truncated tar and parquet files; else they are an error that names them all.
+
+    Returns:
+        The report, and whether there was anything to do.
+
+    Raises:
+        UserError: If the folder holds anything else, or a raw file is malformed.
     """
     with alone(output):
         work = output / _WORK
@@ -116,7 +129,7 @@ def _list_path(work: Path, number: int) -> Path:
 def _list_units(
     request: Request, work: Path, state: State, run: OrderedMap, progress: bool, skip_damaged: bool
 ) -> None:
-    """Turn every raw file into a file of records; those of an earlier run stay."""
+    """Write a file of records for every raw file; those of an earlier run are kept."""
     (work / "lists").mkdir(exist_ok=True)
     remove_stale(work / "lists")
     units, listed = request.units(), state.unit_records()
@@ -144,7 +157,7 @@ def _list_units(
 
 
 def _list_one(job: tuple[Unit, Path]) -> tuple[int, str]:
-    """(records, "") or, for a raw file that is cut, (0, what is wrong)."""
+    """(number of records, ""), or (0, error) for a truncated raw file."""
     try:
         return list_unit(*job), ""
     except CutFile as fault:
@@ -181,7 +194,7 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
     save = partial(_save, state, files, gate)
     committed = time.monotonic()
     total = sum(state.unit_records().values())
-    with Progress(total, "examining", initial=done, unit="picture", enabled=progress) as bar:
+    with Progress(total, "examining", initial=done, unit="image", enabled=progress) as bar:
         for cursor, findings in run(how, _chunks(work, len(request.units()), state.fact("cursor", [0, 0]))):
             for finding in findings:
                 gate.take(finding)
@@ -192,7 +205,7 @@ def _examine(request: Request, work: Path, state: State, run: OrderedMap, progre
             bar.update(len(findings), f"{gate.admitted} kept")
     if not gate.admitted:
         raise UserError(f"nothing is left of {done} records: {_why(state, gate)}; check the folders of images")
-    writer.finish()
+    writer.end_files()
     state.set_fact("finished", True)
     save([len(request.units()), 0], done)
     files.close()
@@ -214,7 +227,7 @@ def _why(state: State, gate: Gate) -> str:
 
 
 def _chunks(work: Path, units: int, cursor: list[int]) -> Iterator[tuple[list[int], list[bytes]]]:
-    """(where to go on after it, lines of records) from `cursor` = [unit, offset] on, in the order of units."""
+    """(cursor after it, lines of records) from `cursor` = [unit, offset] on, in the order of units."""
     first, start = cursor
     for number in range(first, units):
         with open(_list_path(work, number), "rb") as file:
@@ -230,7 +243,7 @@ def _chunks(work: Path, units: int, cursor: list[int]) -> Iterator[tuple[list[in
 
 
 def _publish(request: Request, output: Path, state: State) -> None:
-    """Move the finished files to their places, then write index and report: the report last, it says all is there."""
+    """Move the files to their places, then write index and report. The report is last: it marks the corpus as complete."""
     names = final_names(state.files())
     for path in sorted((output / _WORK / _OUT).iterdir()):
         os.replace(path, output / names[path.name])

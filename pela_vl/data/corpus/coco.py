@@ -11,11 +11,24 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.json_files import json_items
 from pela_vl.data.paths import resolve
 
-from .records import Record, flickr_identity, picture_identities
+from .records import Record, flickr_identity, image_identities
 
 
 def coco_records(source: str, annotations: str, images: str, scratch: Path) -> Iterator[Record]:
-    """Images in the file's order, each with its captions in the file's order. scratch: a file name for the join."""
+    """One record per image in the file's order, with its captions in the file's order.
+
+    Images and captions are joined in a temporary database on disk, so memory does not grow with the file. Captions of
+    unknown images come last, as records with a problem.
+
+    Args:
+        source: the source's name, stored in the records.
+        annotations: path of COCO's captions_*.json.
+        images: folder of the images.
+        scratch: path of the temporary database; it is deleted afterwards.
+
+    Raises:
+        UserError: If the file is no file of COCO captions or malformed.
+    """
     scratch.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(scratch, isolation_level=None)) as table:
@@ -51,7 +64,7 @@ def _join(table: sqlite3.Connection, source: str, images: str) -> Iterator[Recor
         rows = table.execute("SELECT caption FROM captions WHERE id = ? ORDER BY place", (id_,)).fetchall()
         captions = [json.loads(caption) if caption is not None else None for (caption,) in rows]
         yield _record(source, f"images[{place - 1}]", json.loads(text), captions, images)
-    # captions without an image, an entry for each id; those without an id come alone
+    # captions of unknown images, grouped by id; captions without an id one by one
     alone = table.execute(
         "SELECT min(place), id, count(*) FROM captions WHERE id IS NULL OR id NOT IN "
         "(SELECT id FROM images WHERE id IS NOT NULL) GROUP BY coalesce(id, place), id IS NULL ORDER BY 1"
@@ -70,7 +83,7 @@ def _record(source: str, place: str, entry: Any, captions: list[Any], images: st
         path = resolve(images, name)
     except UserError:
         return Record(source, entry["id"], captions, problem="path_outside_root", detail=name)
-    identities = [f"coco:{entry['id']}", *picture_identities(images, path), *flickr_identity(entry.get("flickr_url"))]
+    identities = [f"coco:{entry['id']}", *image_identities(images, path), *flickr_identity(entry.get("flickr_url"))]
     return Record(source, entry["id"], captions, [path], identities=identities)
 
 

@@ -1,4 +1,4 @@
-"""Where the work runs: in this process, in a pool of processes, or on Ray. Results come in the order of the jobs."""
+"""Where corpus jobs run: in this process, in a pool of processes, or on Ray. Results come in the order of the jobs."""
 
 import logging
 import os
@@ -16,16 +16,25 @@ from pela_vl.base.errors import UserError
 Tag = TypeVar("Tag")
 Result = TypeVar("Result")
 
-# (function, jobs as (tag, argument)) -> (tag, result) of each, in order. Only a few jobs are ever under way, so that
+# (function, jobs as (tag, argument)) -> (tag, result) of each, in order. Only a few jobs are submitted at a time, so
 # memory does not grow with their number.
 OrderedMap = Callable[[Callable[[Any], Result], Iterable[tuple[Tag, Any]]], Iterator[tuple[Tag, Result]]]
 ENGINES = ("local", "ray")
-_AHEAD = 3  # jobs under way for each worker: enough that none waits for the slowest
+_AHEAD = 3  # jobs submitted per worker: enough that none waits for the slowest
 
 
 @contextmanager
 def open_engine(name: str, workers: int, address: str | None = None) -> Iterator[OrderedMap]:
-    """An engine by name; `address` is that of a running Ray cluster (none: one is started here and ended)."""
+    """Open an engine for the block: a function that maps (function, jobs) to results in order.
+
+    Args:
+        name: "local" (a pool of spawned processes, or this process with one worker) or "ray".
+        workers: number of processes, at least 1.
+        address: of a running Ray cluster; None starts one and stops it afterwards.
+
+    Raises:
+        UserError: If Ray is not installed or does not answer, or when a worker process dies.
+    """
     if workers < 1:
         raise UserError(f"workers {workers}: must be at least 1")
     if name == "ray":

@@ -1,4 +1,4 @@
-"""The look at one record: is its image whole and fit, which captions pass. A pure function of the record and disk."""
+"""Examination of one record: is its image usable, and which captions pass. A pure function of the record and the disk."""
 
 import errno
 import hashlib
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, Picture, read_picture
+from pela_vl.data.images import DecodedImage, ImageError, decode_image
 from pela_vl.data.paths import is_file
 from pela_vl.data.text import clean_caption
 
-from .parquet import parquet_picture
+from .parquet import parquet_image
 from .records import Finding, Record
 from .settings import Filters
 from .table import downloaded_names
@@ -26,7 +26,7 @@ _ALL_WORDS = 10**9
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of images as it was when the run began, by which it is known whether it is still there."""
+    """A folder of images, with the device that it was on when the run began: an unmounted disk is recognised by it."""
 
     path: str
     device: int
@@ -50,7 +50,7 @@ class Folder:
 
 
 def gone_away(path: str, error: OSError | None = None) -> UserError:
-    """The error for a source that cannot be read any more: nothing is dropped, the run can be gone on with."""
+    """The error for a source that cannot be read any more. Nothing is dropped, so the run can be resumed."""
     reason = (error.strerror or str(error)) if error else "it is empty now, or another disk is mounted there"
     return UserError(
         f"{path}: the source has gone away ({reason}); bring it back and run the same command again to go on"
@@ -59,9 +59,14 @@ def gone_away(path: str, error: OSError | None = None) -> UserError:
 
 @dataclass(frozen=True)
 class Examination:
-    """filters: of each source. image_size: None, or the pixels of the shorter side to store JPEGs of `quality` at.
+    """Parameters of the examination.
 
-    folders: of the sources' images; where an image is missing they are looked at, lest a whole disk be missing.
+    Attributes:
+        filters: of each source.
+        image_size: pixels of the shorter side of the JPEGs to store; None: store none.
+        quality: of the JPEGs.
+        folders: image folders of the sources. They are checked where an image is missing, because the whole disk may
+            be.
     """
 
     filters: dict[str, Filters]
@@ -75,14 +80,14 @@ class Examination:
 
 
 def examine(record: Record, how: Examination) -> Finding:
-    """Look at a record's captions and image; of the findings' reasons all come from here but those of the gate."""
+    """Examine a record's captions and image. The gate adds the reasons that depend on other records."""
     finding = Finding(record.source, record.id, len(record.captions), record.identities, record.held_out)
     finding.held_out_of = record.held_out_of
     try:
         if not record.held_out:
             _look_at_captions(record, how.filters[record.source], finding)
-        picture, finding.path = _read(record, how)
-        _look_at_picture(picture, record, how, finding)
+        decoded, finding.path = _read(record, how)
+        _look_at_image(decoded, record, how, finding)
     except _Unfit as unfit:
         finding.reason, finding.detail = unfit.args
     except ImageError as error:
@@ -91,16 +96,16 @@ def examine(record: Record, how: Examination) -> Finding:
 
 
 class _Unfit(Exception):
-    """(reason, detail)"""
+    """Raised with (reason, detail)."""
 
 
 def _look_at_captions(record: Record, filters: Filters, finding: Finding) -> None:
     seen: set[str] = set()
     shares = record.shares or [1.0] * len(record.captions)
-    for caption, share in zip(record.captions, shares, strict=True):
+    for caption, fraction in zip(record.captions, shares, strict=True):
         text = clean_caption(caption, _ALL_WORDS) if isinstance(caption, str) else ""
         reason = _fault(caption, text, filters, seen)
-        if reason is None and share < filters.min_region_area:
+        if reason is None and fraction < filters.min_region_area:
             reason = "small_region"
         if reason is None:
             seen.add(text)
@@ -138,13 +143,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _read(record: Record, how: Examination) -> tuple[Picture, str]:
+def _read(record: Record, how: Examination) -> tuple[DecodedImage, str]:
     if record.member is not None:
         archive, offset, size = record.member
         name = f"{os.path.basename(archive)}/{record.id}"
         if archive.endswith(".parquet"):
-            return read_picture(name, parquet_picture(archive, offset, size)), name
-        return read_picture(name, _content(archive, offset, size)), name
+            return decode_image(name, parquet_image(archive, offset, size)), name
+        return decode_image(name, _content(archive, offset, size)), name
     paths = record.paths
     if record.row is not None:
         folder, number = record.row
@@ -158,11 +163,11 @@ def _read(record: Record, how: Examination) -> tuple[Picture, str]:
         raise _Unfit("missing", paths[0] if paths else "")
     if record.url is not None and (other := _address_beside(path)) not in (None, record.url):
         raise _Unfit("other_download", f"{path} came from {other}")
-    return read_picture(path, _content(path)), path
+    return decode_image(path, _content(path)), path
 
 
 def _existing(path: str) -> str | None:
-    """The path as the disk spells it: names with accents may be composed or decomposed."""
+    """The path as it is spelt on the disk: accents may be composed or decomposed."""
     spellings = [path]
     if not path.isascii():
         spellings += [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
@@ -174,7 +179,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Bytes of a file that is there. Whatever the disk says is no fault of the image: it ends the run, to be gone on with."""
+    """Bytes of an existing file. A disk error is no fault of the image: it ends the run, which can be resumed."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -187,7 +192,9 @@ def _content(path: str, offset: int = 0, size: int = -1) -> bytes:
 
 
 def _address_beside(path: str) -> str | None:
-    """The address that a downloader's .json beside the image names: another row's image would have another's."""
+    """The address in the .json file that a downloader wrote beside the image. It differs if the image belongs to
+    another row.
+    """
     beside = os.path.splitext(path)[0] + ".json"
     try:
         if not is_file(beside):
@@ -198,8 +205,8 @@ def _address_beside(path: str) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _look_at_picture(picture: Picture, record: Record, how: Examination, finding: Finding) -> None:
-    image = picture.image
+def _look_at_image(decoded: DecodedImage, record: Record, how: Examination, finding: Finding) -> None:
+    image = decoded.image
     finding.digest = content_digest(image)
     if record.held_out:
         return
@@ -212,24 +219,24 @@ def _look_at_picture(picture: Picture, record: Record, how: Examination, finding
         raise _Unfit("extreme_aspect", size)
     name = os.path.basename(finding.path)
     names = (("blank_in_name", " " in name), ("unicode_name", not name.isascii()))
-    finding.changes = picture.changes + tuple(name for name, there in names if there)
+    finding.changes = decoded.changes + tuple(name for name, there in names if there)
     if how.image_size is not None:
         finding.jpeg = _shrunk(image, how.image_size, how.quality)
 
 
 def content_digest(image: Image.Image) -> bytes:
-    """16 bytes of an upright RGB image: equal for equal pixels, whatever file or metadata they came in."""
+    """A 16-byte hash of an upright RGB image: equal for equal pixels, whatever the file format and metadata."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
     digest.update(image.tobytes())
     return digest.digest()
 
 
-def _shrunk(image: Image.Image, side: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `side`; nothing is enlarged."""
-    scale = side / min(image.size)
+def _shrunk(image: Image.Image, shortest: int, quality: int) -> bytes:
+    """A JPEG whose shorter side has at most `shortest` pixels; nothing is enlarged."""
+    scale = shortest / min(image.size)
     if scale < 1:
         width, height = image.size
-        size = max(side, round(width * scale)), max(side, round(height * scale))
+        size = max(shortest, round(width * scale)), max(shortest, round(height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)

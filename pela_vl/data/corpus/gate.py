@@ -1,4 +1,4 @@
-"""The one place where findings are admitted, in order: leak check, deduplication, counting."""
+"""Admission to the corpus, in order: leak check, deduplication, counting."""
 
 import json
 
@@ -9,11 +9,18 @@ from .outputs import DROPPED, AppendedFiles, Writer
 from .records import Finding
 from .state import Counts, State
 
-HELD_OUT = ""  # the source's place in the counts for images of test and validation sets
+HELD_OUT = ""  # stands for the source in the counts of held-out images
 
 
 class Gate:
-    """Admits findings one after the other. What it knows is in the state and the files: it may be made anew any time."""
+    """Admits findings one after the other. All its memory is in the state and the files, so it can be created anew at
+    any time.
+
+    Args:
+        state: keys that were seen or are held out, and counts.
+        files: where dropped images are listed.
+        writer: of the admitted images.
+    """
 
     def __init__(self, state: State, files: AppendedFiles, writer: Writer) -> None:
         self.state, self.files, self.writer = state, files, writer
@@ -29,7 +36,7 @@ class Gate:
         if finding.held_out:
             self._hold_out(finding)
             return
-        leak = self._leak(finding)  # also of an image that cannot be used: its copies elsewhere may be sound
+        leak = self._leak(finding)  # also for an unusable image, because its copies elsewhere may be usable
         reason = finding.reason or leak or self._duplicate(finding)
         if reason is None:
             self.writer.add(finding, self.admitted)
@@ -39,7 +46,7 @@ class Gate:
         self._count(finding, reason)
 
     def save(self) -> None:
-        """Put what is known into the state, to be committed next."""
+        """Write admissions and counts to the state; they count once it is committed."""
         self.state.set_fact("admitted", self.admitted)
         self.state.set_fact("seen", self.seen.save())
         self.state.set_fact("held_out", self.held_out.save())
@@ -76,13 +83,13 @@ class Gate:
         return None
 
     def _duplicate(self, finding: Finding) -> str | None:
-        own = key("id", finding.source, type(finding.id).__name__, finding.id)
-        if own in self.seen:
+        id_key = key("id", finding.source, type(finding.id).__name__, finding.id)
+        if id_key in self.seen:
             return "duplicate_id"
         assert finding.digest is not None  # what is fit was read
         if not self.seen.add(key("content", finding.digest.hex())):
             return "duplicate_content"
-        self.seen.add(own)
+        self.seen.add(id_key)
         return None
 
     def _write_drop(self, finding: Finding, reason: str) -> None:
@@ -110,6 +117,6 @@ class Gate:
 
 
 def _known_by(finding: Finding, scope: str) -> list[int]:
-    """Keys of an image's identities, then of its content; scope: the one source that a test set is held out of, or ""."""
+    """Keys of an image's identities, then of its content, in a scope: one source, or "" for all."""
     keys = [key("identity", scope, identity) for identity in finding.identities]
     return keys if finding.digest is None else [*keys, key("content", scope, finding.digest.hex())]

@@ -17,11 +17,18 @@ _FOLDERS = ("VG_100K", "VG_100K_2", ".")
 
 
 def genome_records(source: str, regions: str, images: str, image_data: str | None, scratch: Path) -> Iterator[Record]:
-    """Images in the order of the regions' file.
+    """One record per image in the order of the regions' file, with the phrases of its regions as captions.
 
-    images: the folder above VG_100K and VG_100K_2, or one that holds all images itself. image_data: tells which
-    images COCO and Flickr have too, without which the leak check cannot know them by number, and their sizes, by which
-    each phrase's region gets its share of the image. scratch: a file name for the join.
+    Args:
+        source: the source's name, stored in the records.
+        regions: path of region_descriptions.json.
+        images: the folder above VG_100K and VG_100K_2, or one that holds all images itself.
+        image_data: path of image_data.json; None: not at hand. It says which images are in COCO and Flickr too, which
+            the leak check needs, and the images' sizes, from which the area fraction of each region is computed.
+        scratch: path of the temporary database; it is deleted afterwards.
+
+    Raises:
+        UserError: If a file is malformed.
     """
     scratch.unlink(missing_ok=True)
     try:
@@ -42,7 +49,7 @@ def _fill(table: sqlite3.Connection, image_data: str | None) -> None:
         if number is None:
             raise UserError(f"{image_data}: entry {place}: wants a whole number 'image_id' or 'id'")
         names = [f"{name}:{entry[f'{name}_id']}" for name in ("coco", "flickr") if entry.get(f"{name}_id")]
-        size = [_number(entry, side) or 0 for side in ("width", "height")]
+        size = [_number(entry, field) or 0 for field in ("width", "height")]
         table.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", (number, json.dumps(names), size[0] * size[1]))
     table.execute("COMMIT")
 
@@ -55,15 +62,15 @@ def _record(source: str, place: int, entry: Any, images: str, table: sqlite3.Con
         return Record(source, f"entry {place}", problem="malformed_entry", detail=detail)
     captions = [region.get("phrase") if isinstance(region, dict) else None for region in regions]
     row = table.execute("SELECT identities, pixels FROM known WHERE id = ?", (number,)).fetchone()
-    shares = [_share(region, row[1]) for region in regions] if row and row[1] else []
+    shares = [_area_fraction(region, row[1]) for region in regions] if row and row[1] else []
     paths = [os.path.normpath(os.path.join(images, folder, f"{number}.jpg")) for folder in _FOLDERS]
     return Record(source, number, captions, paths, identities=[f"vg:{number}", *(json.loads(row[0]) if row else [])],
                   shares=shares)  # fmt: skip
 
 
-def _share(region: Any, pixels: int) -> float:
+def _area_fraction(region: Any, pixels: int) -> float:
     """The share of the image that a region covers; 0 where it has no size."""
-    width, height = (_number(region, side) or 0 for side in ("width", "height"))
+    width, height = (_number(region, field) or 0 for field in ("width", "height"))
     return round(min(max(width, 0) * max(height, 0) / pixels, 1.0), 4)
 
 

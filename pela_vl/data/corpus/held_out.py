@@ -1,4 +1,4 @@
-"""The images of test and validation sets, from the files that define them: they must not enter the corpus."""
+"""Images of test and validation sets, read from the files that define them. They must not enter the corpus."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pela_vl.data.json_files import json_items
 from pela_vl.data.paths import is_file
 from pela_vl.data.plain_pickle import read_plain_pickle
 
-from .records import Record, picture_identities
+from .records import Record, image_identities
 
 _SPLITS = {"val", "test", "testA", "testB", "testC", "dev"}
 _COCO_NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "COCO_test2015_{:012d}.jpg", "{:012d}.jpg")
@@ -36,8 +36,8 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
             record.identities.append(f"coco:{entry['cocoid']}")
         if flickr and stem.isdigit():  # Flickr30K calls its files by Flickr's number
             record.identities.append(f"flickr:{stem}")
-        known = picture_identities(None, path)
-        # with the images at hand their pixels count; a path alone may be another image's in another folder
+        known = image_identities(None, path)
+        # if the image exists it is compared by pixels; a path can denote another image in another folder
         if known[0].startswith("coco:") or not any(map(is_file, record.paths)):
             record.identities.extend(known)
         yield record
@@ -46,7 +46,7 @@ def karpathy_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def _dataset(file: str) -> str:
-    """What a Karpathy file calls its data set; the entry stands behind the images."""
+    """The data set's name in a Karpathy file; the entry comes after the images."""
     return next((value for name, value in json_items(file) if name == "dataset" and isinstance(value, str)), "")
 
 
@@ -63,7 +63,7 @@ def refs_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def vqa_held_out(file: str, images: str | None) -> Iterator[Record]:
-    """Every image of a VQA v2 questions file: give those of the splits to hold out."""
+    """Every image of a VQA v2 questions file, whatever its split."""
     seen: set[int] = set()
     for place, (name, entry) in enumerate(json_items(file)):
         if name != "questions":
@@ -79,7 +79,7 @@ def vqa_held_out(file: str, images: str | None) -> Iterator[Record]:
 
 
 def folder_held_out(folder: str, _: str | None = None) -> Iterator[Record]:
-    """Every file below a folder, by content alone."""
+    """Every file below a folder, compared by content alone."""
     count = 0
     for path, folders, names in os.walk(folder):
         folders.sort()

@@ -1,7 +1,7 @@
-"""What img2dataset leaves: folders or tars of images with .json and .txt beside them and a parquet table of each, or
-parquet files that hold the images too.
+"""img2dataset's output: folders or tars of images with .json and .txt files and a parquet table each, or parquet files
+with images.
 
-One unit is one of its shards (10,000 images unless told otherwise); memory is that of a shard's names and captions.
+One unit is one of its shards (10,000 images by default). Memory is that of a shard's names and captions.
 """
 
 import importlib.util
@@ -16,15 +16,15 @@ from typing import Any
 from pela_vl.base.errors import UserError
 from pela_vl.data.paths import is_file
 
-from .parquet import CutFile, has_pictures, parquet_rows
+from .parquet import CutFile, has_images, parquet_rows
 from .records import Record, flickr_identity
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
 @dataclass
 class _Sample:
-    """What lies under one key; `place` is the path of a loose image or (tar, offset, bytes)."""
+    """The files of one key; `place` is the path of a loose image or (tar, offset, bytes)."""
 
     place: str | tuple[str, int, int] | None = None
     sidecar: Any = None
@@ -33,16 +33,19 @@ class _Sample:
 
 @dataclass
 class _Table:
-    """The parquet table of a shard: captions and addresses of what was downloaded, and what failed in its order."""
+    """The parquet table of a shard: captions and addresses of downloaded images, and the failed downloads in order."""
 
     rows: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find_shards(folder: str) -> list[str]:
-    """The tars and folders of an output folder, in the order of their names; else its parquet files with images.
+    """The tars and folders in an output folder, sorted by name; if there are none, its parquet files with images.
 
-    Files that systems put beside others (`._00000.tar` of macOS) are nobody's.
+    Names that begin with a dot or underscore (`._00000.tar` of macOS) are ignored.
+
+    Raises:
+        UserError: If the folder holds none of these.
     """
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     paths = [os.path.join(folder, name) for name in names if not name.startswith((".", "_"))]
@@ -56,10 +59,13 @@ def find_shards(folder: str) -> list[str]:
 
 
 def shard_records(source: str, shard: str) -> Iterator[Record]:
-    """The images of one shard, then the downloads that failed. Raises `CutFile` for a file that is cut.
+    """The images of one shard, then the downloads that failed.
 
-    The id is the key where it begins with the shard's name, as img2dataset's do; else `<shard>/<key>`: other writers number
-    the keys of every shard from 0.
+    The id is the key where it begins with the shard's name, as img2dataset's do. Otherwise it is `<shard>/<key>`,
+    because other writers number the keys of every shard from 0.
+
+    Raises:
+        CutFile: If the file is truncated or damaged.
     """
     stem = os.path.basename(shard).removesuffix(".tar").removesuffix(".parquet")
     records = _parquet_records(source, shard) if shard.endswith(".parquet") else _sample_records(source, shard)
@@ -69,9 +75,9 @@ def shard_records(source: str, shard: str) -> Iterator[Record]:
 
 
 def _parquet_records(source: str, shard: str) -> Iterator[Record]:
-    if not has_pictures(shard):
+    if not has_images(shard):
         raise UserError(f"{shard}: holds no images (no column 'jpg'), and no tar or folder lies beside it")
-    for row, place in parquet_rows(shard, with_pictures=True):
+    for row, place in parquet_rows(shard, with_images=True):
         caption = row.get("caption") if row.get("caption") is not None else row.get("txt")
         captions = list(caption) if isinstance(caption, list) else [caption]
         name = str(row["key"])
@@ -144,7 +150,7 @@ def _tar_samples(shard: str) -> dict[str, _Sample]:
                     place = (shard, member.offset_data, member.size)
                     _add(samples, os.path.join(folder, stem), suffix.lower(), place,
                          lambda member=member: _content(archive, member))  # fmt: skip
-        # tarfile takes a header that is cut off for the end
+        # tarfile takes a truncated header for the end of the file
         with open(shard, "rb") as file:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -155,10 +161,10 @@ def _tar_samples(shard: str) -> dict[str, _Sample]:
 
 
 def _add(samples: dict[str, _Sample], name: str, suffix: str, place: Any, read: Any) -> None:
-    if suffix not in (*_PICTURES, "json", "txt"):
+    if suffix not in (*_IMAGE_SUFFIXES, "json", "txt"):
         return
     sample = samples.setdefault(name, _Sample())
-    if suffix in _PICTURES:
+    if suffix in _IMAGE_SUFFIXES:
         sample.place = place
     elif suffix == "txt":
         sample.text = read().decode("utf-8", "surrogateescape")
@@ -170,7 +176,7 @@ def _add(samples: dict[str, _Sample], name: str, suffix: str, place: Any, read: 
 
 
 def _read_table(path: str, needed: bool) -> _Table:
-    """needed: some images have no caption but in the table, so that doing without it is an error."""
+    """Read a shard's table. `needed`: some captions are only in it, so that a missing pyarrow is an error."""
     table = _Table()
     if not os.path.isfile(path):
         return table

@@ -7,13 +7,20 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.json_files import json_items
 from pela_vl.data.paths import resolve
 
-from .records import Record, picture_identities
+from .records import Record, image_identities
 
 
 def list_records(source: str, file: str, images: str, strip: str = "") -> Iterator[Record]:
-    """A record for each run of entries with the same image; its id is the number of the first entry.
+    """One record per run of entries with the same image; its id is the number of the first entry.
 
-    strip: what the paths begin with on the machine that wrote the list, cut off; the rest lies below `images`.
+    Args:
+        source: the source's name, stored in the records.
+        file: path of the list.
+        images: folder below which the paths lie.
+        strip: prefix of the paths on the machine that wrote the list, which is removed; "" for none.
+
+    Raises:
+        UserError: If the file is no JSON list.
     """
     last: Record | None = None
     for number, (name, entry) in enumerate(json_items(file)):
@@ -42,4 +49,4 @@ def _record(source: str, number: int, entry: Any, images: str, strip: str) -> Re
         full = resolve(images, path.removeprefix(strip).lstrip("/") if strip else path)
     except UserError:
         return Record(source, number, list(captions), problem="path_outside_root", detail=path)
-    return Record(source, number, list(captions), [full], identities=picture_identities(images, full))
+    return Record(source, number, list(captions), [full], identities=image_identities(images, full))

@@ -1,4 +1,4 @@
-"""What of a corpus's settings is on the disk: the request to build, and a table of what was found and what was not."""
+"""Finding a corpus's raw files on the disk: the request to build, and a table of what was found and what is missing."""
 
 import os
 import re
@@ -17,7 +17,13 @@ _RESERVED = ("report", "index", "dropped")
 
 @dataclass(frozen=True)
 class Entry:
-    """One source or held-out set. state: found, partly found, not found, or not used. absent: paths that are not there."""
+    """One source or held-out set.
+
+    Attributes:
+        state: "found", "partly found", "not found" or "not used".
+        present, absent: its paths that exist and that do not.
+        download: instructions.
+    """
 
     name: str
     state: str
@@ -28,10 +34,13 @@ class Entry:
 
 
 def look_up(settings: CorpusSettings) -> tuple[Request | None, list[Entry]]:
-    """The request, None when no source is there, and an entry for each source and held-out set.
+    """Find the sources and held-out sets of a corpus.
 
-    Raises `UserError` for a source or held-out set that is to be used always and is not there, and for settings that
-    contradict one another.
+    Returns:
+        The request (None when no source is there), and an entry for each source and held-out set.
+
+    Raises:
+        UserError: If a source or held-out set with `use: always` is not there, or settings contradict one another.
     """
     _check(settings)
     entries: list[Entry] = []
@@ -59,7 +68,7 @@ def look_up(settings: CorpusSettings) -> tuple[Request | None, list[Entry]]:
 
 
 def entries_table(settings: CorpusSettings, entries: Iterable[Entry]) -> str:
-    """What was found and what was not, and where it would have to lie, as text."""
+    """What was found, and where missing files are expected, as text."""
     lines = []
     for held_out, title in ((False, "sources"), (True, "held out (images of test sets stay out)")):
         chosen = [entry for entry in entries if entry.held_out == held_out]
@@ -74,7 +83,7 @@ def entries_table(settings: CorpusSettings, entries: Iterable[Entry]) -> str:
 
 
 def download_text(settings: CorpusSettings, entries: Iterable[Entry]) -> str:
-    """What to download and where to put it: the screen when nothing is there."""
+    """What to download and where to put it, for the case that nothing was found."""
     lines = [f"Nothing to build from was found below {settings.raw}. Any of these sources will do:", ""]
     for held_out in (False, True):
         if held_out:
@@ -102,7 +111,7 @@ def _check(settings: CorpusSettings) -> None:
 def _find(
     settings: CorpusSettings, name: str, parts: list[PartSettings], item: SourceSettings | HeldOutSettings
 ) -> tuple[list[PartSettings], Entry]:
-    """The parts that are there whole, with the paths as they are on this machine."""
+    """The parts whose files are all there, with absolute paths, and the entry."""
     present: list[str] = []
     absent: list[str] = []
     found = []

@@ -1,6 +1,6 @@
-"""What the corpus is written as: ALBEF's JSON lists or webdataset tar shards, by appending alone.
+"""Writers of the corpus: ALBEF's JSON lists or webdataset tar shards. Files are only appended to.
 
-A file's committed length is all that is needed to go on after a kill: what lies beyond is cut off.
+The committed length of each file is enough to resume after a kill: bytes beyond it are cut off.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ DROPPED = "dropped.jsonl"
 
 
 class AppendedFiles:
-    """Files of one folder that only grow, taken back to their last committed lengths when opened."""
+    """Files of one folder that only grow. When opened they are truncated to their last committed lengths."""
 
     def __init__(self, folder: Path, state: State) -> None:
         folder.mkdir(exist_ok=True)
@@ -40,6 +40,16 @@ class AppendedFiles:
                 os.truncate(path, size)
 
     def append(self, name: str, content: bytes, samples: int = 0) -> None:
+        """Append bytes to a file; they count once `sync` has run and the state is committed.
+
+        Args:
+            name: of the file in the folder; created on first use.
+            content: the bytes.
+            samples: number of samples in `content`, for the index and the report.
+
+        Raises:
+            UserError: If the disk refuses.
+        """
         try:
             if name not in self._open:
                 self._open[name] = open(self.folder / name, "ab")
@@ -55,7 +65,7 @@ class AppendedFiles:
         return self.entries.get(name, (0, 0))[1]
 
     def sync(self) -> None:
-        """Bring everything to the disk and into the state, to be committed next."""
+        """Flush everything to the disk and record the lengths in the state, to be committed next."""
         for name in self._changed:
             try:
                 self._open[name].flush()
@@ -73,15 +83,21 @@ class AppendedFiles:
 
 
 class Writer(Protocol):
-    """Adds one admitted finding after the other; `number` counts them from 0 through the whole corpus."""
+    """Writes admitted findings one by one; `number` counts them from 0 through the whole corpus."""
 
     def add(self, finding: Finding, number: int) -> None: ...
 
-    def finish(self) -> None: ...
+    def end_files(self) -> None: ...
 
 
 class ListWriter:
-    """A JSON list for each source: {"image": path below the root, "caption": text or texts, "image_id": id}."""
+    """A JSON list for each source: {"image": path below the root, "caption": text or texts, "image_id": id}.
+
+    Args:
+        files: of the corpus.
+        image_root: where the paths start.
+        sources: names of the lists; one is written even if it stays empty.
+    """
 
     def __init__(self, files: AppendedFiles, image_root: str, sources: Iterable[str]) -> None:
         self.files, self.image_root, self.sources = files, image_root, list(sources)
@@ -96,21 +112,22 @@ class ListWriter:
         opening = ",\n" if self.files.samples(name) else "[\n"
         self.files.append(name, (opening + json.dumps(entry)).encode(), samples=1)
 
-    def finish(self) -> None:
+    def end_files(self) -> None:
         for source in self.sources:
             name = f"{source}.json"
             self.files.append(name, b"\n]\n" if self.files.samples(name) else b"[]\n")
 
 
 class ShardWriter:
-    """Shards as `shard_format` has them. `shards.open` of them are filled at a time, chosen for each sample by a hash.
+    """Writes shards in the format of `shard_format`. `shards.open` of them are filled at a time, chosen for each sample
+    by a hash.
 
-    Which shard a sample goes to depends on its number alone, so the files are the same bytes however the work was done.
+    The shard of a sample depends on its number alone, so the files are byte-identical for any number of workers.
     """
 
     def __init__(self, files: AppendedFiles, shards: Shards) -> None:
         self.files, self.shards = files, shards
-        # of each place the last shard that was begun: their numbers are congruent to it
+        # the shard being filled at each place; its number is congruent to the place modulo `shards.open`
         self.current = list(range(shards.open))
         for name in files.entries:
             if name.endswith(".tar"):
@@ -128,7 +145,7 @@ class ShardWriter:
         assert finding.jpeg is not None  # images for shards were resized when they were examined
         self.files.append(shard, sample_members(f"{number:09d}", finding.jpeg, record), samples=1)
 
-    def finish(self) -> None:
+    def end_files(self) -> None:
         for number in self.current:
             if self.files.samples(shard_name(number)):
                 self.files.append(shard_name(number), END)

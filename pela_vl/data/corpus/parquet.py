@@ -16,14 +16,14 @@ class CutFile(UserError):
     """A tar or parquet file that is cut or damaged: it can be downloaded again, or left out."""
 
 
-def has_pictures(path: str) -> bool:
+def has_images(path: str) -> bool:
     """Whether a parquet file holds images (img2dataset with output_format=parquet), not only their table."""
     with _opened(path) as file:
         return "jpg" in file.schema.names
 
 
-def parquet_rows(path: str, with_pictures: bool = False) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
-    """Yield (values by column, (row group, row in it)). with_pictures: rows say under "there" whether they hold one.
+def parquet_rows(path: str, with_images: bool = False) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+    """Yield (values by column, (row group, row in it)). with_images: rows say under "there" whether they hold one.
 
     Raises `UserError` for a file that has no column `key`, `CutFile` for one that cannot be read.
     """
@@ -32,19 +32,30 @@ def parquet_rows(path: str, with_pictures: bool = False) -> Iterator[tuple[dict[
         if "key" not in names:
             raise UserError(f"{path}: has no column 'key'; it is no table of img2dataset")
         for group in range(file.metadata.num_row_groups):
-            table = file.read_row_group(group, columns=[*names, *(["jpg"] if with_pictures else [])])
-            there = table.column("jpg").is_valid().to_pylist() if with_pictures else [True] * len(table)
+            table = file.read_row_group(group, columns=[*names, *(["jpg"] if with_images else [])])
+            there = table.column("jpg").is_valid().to_pylist() if with_images else [True] * len(table)
             for number, row in enumerate(table.select(names).to_pylist()):
                 yield {**row, "there": there[number]}, (group, number)
 
 
-def parquet_picture(path: str, group: int, row: int) -> bytes:
-    """The file of one image. Rows are asked for in order, so the last group is kept."""
-    return _pictures(path, group)[row].as_py()
+def parquet_image(path: str, group: int, row: int) -> bytes:
+    """The encoded bytes of one image.
+
+    The last two row groups stay in memory, because rows are asked for in order.
+
+    Args:
+        path: of the parquet file.
+        group: row group.
+        row: row in the group.
+
+    Raises:
+        CutFile: If the file is damaged.
+    """
+    return _images(path, group)[row].as_py()
 
 
 @lru_cache(maxsize=2)
-def _pictures(path: str, group: int) -> Any:
+def _images(path: str, group: int) -> Any:
     with _opened(path) as file:
         return file.read_row_group(group, columns=["jpg"]).column("jpg")
 

@@ -1,6 +1,6 @@
-"""Every reason for which an image or a caption stays out, and every irregularity that is mended, by its name."""
+"""Names of all reasons for leaving out an image or a caption, and of all irregularities that are mended."""
 
-PICTURES = {
+IMAGES = {
     "malformed_entry": "the raw file's entry lacks a field or has one of the wrong type",
     "unknown_image": "captions of an image id that the raw file does not describe",
     "path_outside_root": "the image's path leaves the folder of images",

@@ -1,4 +1,4 @@
-"""What is known of an image with captions before (Record) and after (Finding) it has been looked at."""
+"""An image with its captions, before (Record) and after (Finding) it was examined."""
 
 import json
 import os
@@ -15,15 +15,20 @@ _COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})(?:_\d+)?\.\w+")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a source with its captions, as the raw files have it.
+    """One image of a source with its captions, as in the raw files.
 
-    id: unique in its source. captions: whatever stands there, also what is no text. paths: where the image may be,
-    the first that exists is taken. member: (tar file, offset, bytes) instead, for an image in an archive. row: (folder,
-    number) instead, for a row of a table, whose image has one of the names that downloaders give. identities: how
-    other data sets know the same image, "coco:391895", "flickr:4385058960", "path:cats/1.png". url: where it
-    was downloaded from, checked against what lies beside the image. problem, detail: why the raw files alone rule it
-    out. held_out: belongs to a test or validation set and keeps its like out of the corpus; held_out_of: of these sources
-    alone, none named: of all. shares: of the image that each caption's region covers, for Visual Genome.
+    Attributes:
+        id: unique in its source.
+        captions: as they are in the file, also values that are no text.
+        paths: where the image may be; the first that exists is taken.
+        member: for an image in an archive, instead of paths: (tar file, offset, bytes).
+        row: for a row of a table, instead of paths: (folder, number); the image has a name that downloaders give.
+        identities: ids of the same image in other data sets: "coco:391895", "flickr:4385058960", "path:cats/1.png".
+        url: where it was downloaded from, compared with the metadata file beside the image.
+        problem, detail: why the raw files alone rule it out.
+        held_out: it is an image of a test or validation set, and its copies must not enter.
+        held_out_of: sources that this applies to; empty: all.
+        shares: for Visual Genome, the fraction of the image that each caption's region covers.
     """
 
     source: str
@@ -41,7 +46,7 @@ class Record:
     shares: list[float] = field(default_factory=list)
 
     def line(self) -> str:
-        """One line of JSON, without what is at its default."""
+        """One line of JSON, without fields at their default."""
         absent: tuple[Any, ...] = (None, [], "", False)
         every = ((name, getattr(self, name)) for name in self.__slots__)
         values = {name: value for name, value in every if name == "id" or value not in absent}
@@ -54,10 +59,15 @@ class Record:
 
 @dataclass(slots=True)
 class Finding:
-    """What came of a record: it is fit for the corpus, or `reason` (see `reasons`) and `detail` say why not.
+    """The result of examining a record: it can enter the corpus, or `reason` (see `reasons`) and `detail` say why not.
 
-    listed: captions of the raw files. captions: cleaned, those that pass. refused: captions that do not, by reason.
-    changes: what reading the image or its name had of the unusual. digest: of the pixels. jpeg: the resized file.
+    Attributes:
+        listed: number of captions in the raw files.
+        captions: cleaned captions that pass the filters.
+        refused: number of captions that do not, by reason.
+        changes: irregularities of the image or its name that were mended (`reasons.MENDED`).
+        digest: of the pixels.
+        jpeg: the resized image, for shards.
     """
 
     source: str
@@ -77,16 +87,16 @@ class Finding:
 
 
 def flickr_identity(url: object) -> list[str]:
-    """Flickr's number of a photograph, if the address is one of Flickr's."""
+    """The Flickr id of a photograph as a list of one, or an empty list for another address."""
     match = _FLICKR.search(url) if isinstance(url, str) else None
     return [f"flickr:{match[1]}"] if match else []
 
 
-def picture_identities(root: str | None, path: str) -> list[str]:
-    """How an image is known by its path below a root.
+def image_identities(root: str | None, path: str) -> list[str]:
+    """Identities of an image by its path below a root.
 
-    COCO's file names carry COCO's number, whatever the folder. Other names may stand in many data sets for different
-    images ("000000.png"), so the whole path counts.
+    COCO's file names contain COCO's id, in any folder. Other names can denote different images in different data sets
+    ("000000.png"), so their whole path is the identity.
     """
     match = _COCO.fullmatch(os.path.basename(path))
     if match:

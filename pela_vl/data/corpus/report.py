@@ -1,10 +1,10 @@
-"""What went in and what stayed out: the report of a corpus as data and as a table."""
+"""The report of a corpus, as data and as a table: what was kept, and what was left out for which reason."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .gate import HELD_OUT
-from .reasons import CAPTIONS, MENDED, PICTURES
+from .reasons import CAPTIONS, IMAGES, MENDED
 from .state import Counts
 
 FORMAT = "pela_vl corpus report 1"
@@ -33,7 +33,7 @@ def make_report(
         "held_out": {
             "pictures": counts[HELD_OUT, "pictures", "listed"],
             "compared_by_content": counts[HELD_OUT, "pictures", "by_content"],
-            "unread": _named(counts, [HELD_OUT], "unread", PICTURES),
+            "unread": _named(counts, [HELD_OUT], "unread", IMAGES),
         },
         "total": _part(counts, sources),
         "sources": each,
@@ -51,7 +51,7 @@ def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
         "pictures": {
             "listed": number("pictures", "listed"),
             "kept": number("pictures", "kept"),
-            "dropped": _named(counts, sources, "dropped_pictures", PICTURES),
+            "dropped": _named(counts, sources, "dropped_pictures", IMAGES),
         },
         "captions": {
             "listed": number("captions", "listed"),
@@ -63,19 +63,19 @@ def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
 
 
 def _named(counts: Counts, sources: list[str], what: str, names: Iterable[str]) -> dict[str, int]:
-    """In the order of `names`, those that occurred."""
+    """Counts by name, in the order of `names`, without zeros."""
     found = {name: sum(counts[source, what, name] for source in sources) for name in names}
     return {name: number for name, number in found.items() if number}
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report for people: a column for each source, a row for each count."""
+    """The report as text: a column per source, a row per count."""
     columns = [*report["sources"].items(), ("total", report["total"])]
     rows = [["", *(name for name, _ in columns)]]
     for title, path, names in (
         ("pictures listed", ("pictures", "listed"), None),
         ("pictures kept", ("pictures", "kept"), None),
-        ("dropped pictures", ("pictures", "dropped"), PICTURES),
+        ("dropped pictures", ("pictures", "dropped"), IMAGES),
         ("captions listed", ("captions", "listed"), None),
         ("captions kept", ("captions", "kept"), None),
         ("dropped captions", ("captions", "dropped"), CAPTIONS),

@@ -6,15 +6,19 @@ from typing import Literal
 from pela_vl.base.errors import UserError
 
 Use = Literal["if_there", "always", "never"]
-"""if_there: left out, and said, where its files are not; always: an error then; never: left out."""
+"""If the files are absent: if_there leaves the source out and reports it, always is an error. never leaves it out anyway."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What an image and a caption must be.
+    """What an image and a caption must satisfy.
 
-    min_side: pixels of the shorter side. max_aspect: longer over shorter side. min_words, max_words: of a caption.
-    min_region_area: of Visual Genome's regions, the share of the image that the phrase's region covers; 0 takes all.
+    Attributes:
+        min_side: pixels of the shorter side.
+        max_aspect: longer side over shorter side.
+        min_words, max_words: of a caption.
+        min_region_area: of Visual Genome's regions: fraction of the image that a phrase's region must cover; 0 takes
+            all.
     """
 
     min_side: int = 32
@@ -32,7 +36,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class FilterChanges:
-    """Filters to change for all sources; None leaves each source's own."""
+    """Filters to change for all sources; None keeps the source's value."""
 
     min_side: int | None = None
     max_aspect: float | None = None
@@ -43,10 +47,14 @@ class FilterChanges:
 
 @dataclass(frozen=True)
 class Shards:
-    """Tar shards of `samples` images each, stored as JPEGs of `quality` whose shorter side is `image_size`.
+    """How tar shards are written.
 
-    open: shards that are filled at a time; a sample goes to one of them by a hash of its number, so that neighbours of a
-    source come apart.
+    Attributes:
+        image_size: pixels of the shorter side of the stored JPEGs; smaller images are not enlarged.
+        samples: images of a shard.
+        quality: of the JPEGs, 1 to 100.
+        open: shards that are filled at the same time. A hash of a sample's number chooses one, which separates
+            neighbours.
     """
 
     image_size: int = 256
@@ -63,11 +71,13 @@ class Shards:
 
 @dataclass
 class PartSettings:
-    """One file of a source with the images that it names; paths start at `raw` where they are not absolute.
+    """One file of a source with its images. Relative paths start at `CorpusSettings.raw`.
 
-    path: the annotations, the table, or the folder that img2dataset wrote. images: folder of the images. image_data: Visual
-    Genome's, which tells COCO's and Flickr's numbers and the images' sizes. strip: what a list's paths begin with on the
-    machine that wrote it, cut off.
+    Attributes:
+        path: the annotations, the table, or the folder that img2dataset wrote.
+        images: folder of the images.
+        image_data: Visual Genome's image_data.json, with COCO's and Flickr's ids and the images' sizes.
+        strip: prefix of a list's paths on the machine that wrote it, which is removed.
     """
 
     path: str
@@ -78,7 +88,15 @@ class PartSettings:
 
 @dataclass
 class SourceSettings:
-    """kind: of the raw files. parts: one or several. download: what to fetch from where, for people."""
+    """One source.
+
+    Attributes:
+        kind: format of the raw files.
+        parts: one or several.
+        use: see `Use`.
+        filters: of this source.
+        download: instructions shown when the files are not there.
+    """
 
     kind: Literal["coco", "vg", "table", "img2dataset", "list"]
     parts: list[PartSettings]
@@ -89,11 +107,16 @@ class SourceSettings:
 
 @dataclass
 class HeldOutSettings:
-    """Images that must not enter.
+    """Images that must not enter the corpus.
 
-    kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all images of a questions
-    file), images (all below a folder, by content). path: the file or folder. images: folder of its images, whose content
-    is compared then. sources: those that it is held out of; none named: all.
+    Attributes:
+        kind: karpathy (val and test of its file), refs (val, testA, testB of refs(unc).p), vqa (all images of a
+            questions file) or images (all images below a folder, compared by content).
+        path: the file or folder.
+        images: folder of the file's images; with it they are compared by content too.
+        sources: the sources to keep them out of; empty: all.
+        use: see `Use`.
+        download: instructions shown when the files are not there.
     """
 
     kind: Literal["karpathy", "refs", "vqa", "images"]
@@ -108,11 +131,19 @@ class HeldOutSettings:
 class CorpusSettings:
     """A corpus.
 
-    output: its folder. raw: where relative paths of sources and held-out sets start. format: tar shards with resized copies,
-    or JSON lists whose paths start at image_root (None: the deepest folder that all sources have in common). Sources enter in
-    their order here: of equal images the first is kept. filters: changed for all sources. skip_damaged: leave out, and
-    count, tar and parquet files that are cut. workers: processes, None for the cores that this process may use. engine:
-    a pool of processes here, or Ray; ray_address: of a running cluster, None starts one.
+    Attributes:
+        output: its folder.
+        raw: where relative paths of sources and held-out sets start.
+        format: tar shards with resized copies of the images, or JSON lists.
+        shards: of the format "shards".
+        image_root: where the paths in JSON lists start; None: the deepest folder that all sources have in common.
+        sources: by name, in the order in which they enter: of equal images the first is kept.
+        held_out: by name.
+        filters: changes for all sources.
+        skip_damaged: leave out and count truncated tar and parquet files instead of raising.
+        workers: processes; None: as many as the cores that this process may use.
+        engine: a local pool of processes, or Ray.
+        ray_address: of a running Ray cluster; None starts one.
     """
 
     output: str = "data/corpus"

@@ -1,4 +1,4 @@
-"""What a build remembers on disk: how far it is, what was counted. Changes count from `commit` on."""
+"""Progress of a corpus build, on disk: position, counts, file lengths. Changes take effect at `commit`."""
 
 import json
 import sqlite3
@@ -23,28 +23,28 @@ def unwritable(path: Path, error: sqlite3.Error) -> UserError:
 
 
 class State:
-    """One SQLite file. Everything between two calls of `commit` is undone when the process dies."""
+    """One SQLite file. Changes since the last `commit` are undone when the process dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._table = sqlite3.connect(path, isolation_level=None)
-            self._table.execute("PRAGMA journal_mode = WAL")  # a commit appends, and copies pages back now and then
-            self._table.execute("PRAGMA synchronous = NORMAL")  # the files' lengths are checked when a run goes on
+            self._table.execute("PRAGMA journal_mode = WAL")  # a commit only appends
+            self._table.execute("PRAGMA synchronous = NORMAL")  # a resumed run checks the files' lengths
             self._table.executescript(_TABLES)
             self._table.execute("BEGIN")
         except sqlite3.Error as error:
             raise UserError(f"{path}: cannot be used ({error}); remove its folder and begin again") from None
 
     def _run(self, statement: str, values: Any = (), many: bool = False) -> sqlite3.Cursor:
-        """Run a statement; a full or broken disk is a `UserError`, after which the run can be gone on with."""
+        """Run a statement; a full or broken disk is a `UserError`, after which the run can be resumed."""
         try:
             return self._table.executemany(statement, values) if many else self._table.execute(statement, values)
         except sqlite3.Error as error:
             raise unwritable(self.path, error) from None
 
     def close(self) -> None:
-        """Forget what was not committed."""
+        """Discard what was not committed."""
         self._table.close()
 
     def commit(self) -> None:
@@ -84,4 +84,11 @@ class State:
         return {name: (size, samples) for name, size, samples in rows}
 
     def set_file(self, name: str, size: int, samples: int) -> None:
+        """Record the length of an output file, which a resumed build truncates the file to.
+
+        Args:
+            name: of the file.
+            size: bytes.
+            samples: samples in it.
+        """
         self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, size, samples))

@@ -9,10 +9,10 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.paths import resolve
 from pela_vl.data.rows import Row, read_rows
 
-from .records import Record, flickr_identity, picture_identities
+from .records import Record, flickr_identity, image_identities
 
 _SUFFIXES = ("jpg", "png", "webp")
-# names that a first line may give to the columns
+# accepted column names in a header
 _HEADERS = {
     "caption": ("caption", "text", "title", "sentence"),
     "url": ("url", "image_url"),
@@ -21,18 +21,26 @@ _HEADERS = {
 
 
 def table_records(source: str, table: str, images: str) -> Iterator[Record]:
-    """A record for each row; its id is the row's number from 0, a first line of column names not counted.
+    """One record per row; its id is the row's number from 0, a first line of column names not counted.
 
-    A row has an address and a caption, in either order, or what the first line names: url or image, and caption. Of
-    consecutive rows with equal `image` one record is made. Bytes that are no UTF-8 stay as lone surrogates. A malformed row is
-    a record too, whose detail names its line.
+    A row is an address and a caption, in either order, or what the first line names: url or image, and caption.
+    Consecutive rows with equal `image` become one record. Bytes that are not UTF-8 are kept as lone surrogates. A
+    malformed row is a record too, whose detail names its line.
+
+    Args:
+        source: the source's name, stored in the records.
+        table: path of the TSV or CSV file.
+        images: folder of the images.
+
+    Raises:
+        UserError: If the file cannot be read, or its first line names columns but no caption or no image.
     """
     yield from _merged(_records(source, table, images))
 
 
 def _records(source: str, table: str, images: str) -> Iterator[Record]:
     names: dict[str, int] | None = None
-    count = 0  # of the columns that the first line names
+    count = 0  # columns that the header names
     number = 0
     for place, row in enumerate(read_rows(table)):
         if place == 0 and (names := _columns(row.cells)):
@@ -54,7 +62,7 @@ def _count_problem(cells: list[str], count: int) -> str:
     """Why these cells are not what the first line names, or without one not an address and a caption."""
     if count:
         return f"{len(cells)} cells for {count} columns" if len(cells) > count else ""
-    # the published tables with labels have more columns, behind caption and address
+    # published tables with labels have further columns after caption and address
     if len(cells) > 2 and not _is_address(cells[1]):
         return f"{len(cells)} cells; an address and a caption are wanted"
     return ""
@@ -87,7 +95,7 @@ def _record(source: str, number: int, whole: Row, columns: dict[str, int] | None
             path = resolve(images, name)
         except UserError:
             return Record(source, number, [caption], problem="path_outside_root", detail=name)
-        identities = [*picture_identities(images, path), *flickr_identity(url)]
+        identities = [*image_identities(images, path), *flickr_identity(url)]
         return Record(source, number, [caption], [path], identities=identities)
     return Record(source, number, [caption], row=(images, number), identities=flickr_identity(url), url=url)
 

@@ -30,10 +30,16 @@ _HELD_OUT: dict[str, Callable[[str, str | None], Iterator[Record]]] = {
 class Unit:
     """One raw file.
 
-    kind: coco, vg, table, list or shard (of img2dataset) with the source's name; or one of `_HELD_OUT`, source empty. path: the
-    raw file. images: folder of its images. extra: VG's image_data.json. part: which of several tables or folders of one
-    source, from 1; the ids of later parts start with it. size: of the raw file, by which a resumed run knows that it is still
-    the same. strip: of a list, what its paths begin with. sources: that a held-out set is held out of, none: all.
+    Attributes:
+        kind: coco, vg, table, list or shard (of img2dataset); or, for a held-out set, a key of `_HELD_OUT`.
+        source: name of the source; empty for a held-out set.
+        path: the raw file.
+        images: folder of its images; None where it names none.
+        extra: Visual Genome's image_data.json.
+        part: number of the file within its source, from 1; the ids of later parts start with it.
+        size: bytes of the raw file, by which a resumed run knows that it is still the same.
+        strip: prefix that a list's paths begin with and that is removed.
+        sources: the sources that a held-out set is kept out of; empty: all.
     """
 
     kind: str
@@ -63,14 +69,17 @@ def is_downloaded(folder: str) -> bool:
 
 
 def source_units(source: str, kind: str, arguments: list[str], part: int = 1, strip: str = "") -> list[Unit]:
-    """Units of one part of a source. Raises `UserError` for paths that do not exist.
+    """Units of one part of a source.
 
     Args:
         source: its name.
-        kind: of the raw files; see `_WANTED` for the paths that each wants.
+        kind: format of the raw files; see `_WANTED` for the paths that each needs.
         arguments: the paths.
         part: which of several parts, from 1.
-        strip: of a list, what its paths begin with.
+        strip: prefix that a list's paths begin with and that is removed.
+
+    Raises:
+        UserError: If the number of paths is wrong or a path does not exist.
     """
     if len(arguments) not in _WANTED[kind][0]:
         raise UserError(f"{source}: {len(arguments)} paths given; wants {_WANTED[kind][1]}")
@@ -92,7 +101,16 @@ _WANTED = {
 
 
 def held_out_units(kind: str, arguments: list[str], sources: Sequence[str] = ()) -> list[Unit]:
-    """The unit of one held-out set: FILE [IMAGES], or a FOLDER of images (kind "images")."""
+    """The unit of one held-out set.
+
+    Args:
+        kind: "karpathy", "refs", "vqa" or "images".
+        arguments: the file and, optionally, the folder of its images; for "images" one folder of images.
+        sources: the sources that the set is kept out of; empty: all.
+
+    Raises:
+        UserError: If the number of paths is wrong or a path does not exist.
+    """
     if len(arguments) > (1 if kind == "images" else 2):
         raise UserError(f"held-out {kind}: {len(arguments)} paths given; wants one file and one folder of its images")
     if len(arguments) == 2 and not os.path.isdir(arguments[1]):
@@ -143,7 +161,7 @@ def _unit(
     for name in filter(None, (path, images, extra)):
         if not os.path.exists(name):
             raise UserError(f"{source or 'held-out ' + kind}: {name}: no such file or folder")
-    # what happens to lie in a folder is not looked at here: a folder's own size says nothing
+    # the size of a folder entry says nothing about its files
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     folder, more = (os.path.abspath(name) if name else None for name in (images, extra))
     return Unit(kind, source, os.path.abspath(path), folder, more, part, size)

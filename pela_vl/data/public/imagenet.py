@@ -1,7 +1,8 @@
-"""ImageNet's classification set (ILSVRC 2012) as downloaded, or unpacked, to one folder a class for training and validation.
+"""ImageNet's classification set (ILSVRC 2012), as downloaded or unpacked, to one folder per class for training and
+validation.
 
-The downloads are ILSVRC2012_img_train.tar (a tar of one tar a class), ILSVRC2012_img_val.tar (images without labels) and
-ILSVRC2012_devkit_t12.tar.gz (the labels: a number an image, and meta.mat, which gives each number its synset).
+The downloads are ILSVRC2012_img_train.tar (one tar per class inside), ILSVRC2012_img_val.tar (images without labels)
+and ILSVRC2012_devkit_t12.tar.gz (a class number per validation image, and meta.mat, which maps numbers to synsets).
 """
 
 import io
@@ -17,7 +18,7 @@ from typing import IO
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.progress import Progress
-from pela_vl.data.images import ImageError, read_picture
+from pela_vl.data.images import ImageError, decode_image
 from pela_vl.data.sets.labelled import SUFFIXES
 
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 1_281_167, 50_000, 1000
@@ -29,7 +30,7 @@ _PART = ".part-"
 
 @dataclass(frozen=True)
 class Counted:
-    """images of each class by its synset; empty: images that have no content."""
+    """Number of images by synset, and the paths of empty image files."""
 
     images: dict[str, int]
     empty: tuple[str, ...] = ()
@@ -42,8 +43,11 @@ class Counted:
 def read_devkit(path: Path) -> list[str]:
     """The synset of each validation image, in the order of their numbers.
 
-    path: the development kit as downloaded, the folder that it was unpacked to, or a text file with a synset a line.
-    Raises UserError for a kit without the two files that are needed, or whose numbers and synsets do not fit together.
+    `path` is the development kit as downloaded, the folder that it was unpacked to, or a text file with one synset per
+    line.
+
+    Raises:
+        UserError: If the kit lacks one of the two files, or its numbers and synsets do not match.
     """
     if path.is_file() and path.suffix == ".txt":
         synsets = path.read_text(encoding="utf-8").split()
@@ -64,10 +68,18 @@ def read_devkit(path: Path) -> list[str]:
 
 
 def unpack_train(source: Path, output: Path, report: bool = True) -> None:
-    """Make `output` with a folder a class, of the tar of tars, or of a folder of classes, or of the classes' tars.
+    """Create a folder per class from ImageNet's training images.
 
-    Class folders are links to those of a folder. A class that is there already is left as it is: the same call goes on
-    after an interruption. Raises UserError for a source of no such kind and for a damaged tar.
+    A class folder that exists already is left as it is, so the same call resumes after an interruption.
+
+    Args:
+        source: ILSVRC2012_img_train.tar, a folder of class folders (these are linked), or a folder of the classes'
+            tars.
+        output: where the class folders go.
+        report: show progress.
+
+    Raises:
+        UserError: If `source` is none of these, or a tar is damaged.
     """
     output.mkdir(parents=True, exist_ok=True)
     _remove_parts(output)
@@ -80,11 +92,11 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                 raise UserError(f"{source}: holds neither a folder a class nor a tar a class")
             for name in folders:
                 _link(source / name, output / name)
-                progress.update(note=name)
+                progress.update(detail=name)
             for name in tars:
                 with open(source / name, "rb") as file:
                     _unpack_class(file, source / name, output / name.removesuffix(".tar"))
-                progress.update(note=name)
+                progress.update(detail=name)
             return
         with _opened(source) as outer:
             for member in outer:
@@ -96,15 +108,21 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                 folder = output / name.removesuffix(".tar")
                 if not folder.exists():
                     _unpack_class(_content(outer, member), source, folder)
-                progress.update(note=name)
+                progress.update(detail=name)
 
 
 def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = True) -> None:
-    """Make `output` with a folder a class, of the validation tar or a folder of its images.
+    """Create a folder per class from ImageNet's validation images. An existing `output` is left as it is.
 
-    synsets: of image 1, 2, ... (`read_devkit`). The images of a folder are linked. A folder of class folders is linked as
-    it is and needs no synsets. An `output` that is there already is left as it is. Raises UserError for an image without a
-    label, one that is absent, and a damaged tar.
+    Args:
+        source: ILSVRC2012_img_val.tar, a folder of its images (these are linked), or a folder of class folders (linked
+            as it is).
+        synsets: of images 1, 2, ... (`read_devkit`); empty for a folder of class folders.
+        output: where the class folders go; it appears only when complete.
+        report: show progress.
+
+    Raises:
+        UserError: If an image has no label or is absent, or the tar is damaged.
     """
     if output.exists():
         return
@@ -139,7 +157,7 @@ def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = Tr
 
 
 def count_images(folder: Path) -> Counted:
-    """Count the images of each class folder, and find those without content."""
+    """Count the images of each class folder, and list empty files."""
     images, empty = {}, []
     for name in sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")):
         files = [e for e in os.scandir(folder / name) if os.path.splitext(e.name)[1].lower() in SUFFIXES]
@@ -149,7 +167,16 @@ def count_images(folder: Path) -> Counted:
 
 
 def check_counts(train: Counted, val: Counted, partial: bool = False) -> None:
-    """Raise UserError unless both are whole (`partial` lets any number pass), without empty files, of the same classes."""
+    """Check that training and validation images are complete, not empty, and of the same classes.
+
+    Args:
+        train: what `count_images` found.
+        val: likewise.
+        partial: accept any number of images and classes, for a part of ImageNet.
+
+    Raises:
+        UserError: Saying what is missing.
+    """
     for split, counted, images in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
         if counted.empty:
             raise UserError(
@@ -165,7 +192,10 @@ def check_counts(train: Counted, val: Counted, partial: bool = False) -> None:
 
 
 def find_rotten(folder: Path, report: bool = True) -> list[tuple[str, str]]:
-    """Decode every image below `folder`: (path below it, reason) of those that cannot be. Training passes over them."""
+    """Decode every image below `folder`; return (path below it, reason) of those that cannot be decoded.
+
+    Training skips such images.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     paths = sorted(
@@ -189,14 +219,14 @@ def find_rotten(folder: Path, report: bool = True) -> list[tuple[str, str]]:
 
 def _why_rotten(path: Path) -> str:
     try:
-        read_picture(path)
+        decode_image(path)
     except ImageError as error:
         return error.reason
     return ""
 
 
 def _kit_files(path: Path) -> dict[str, bytes]:
-    """meta.mat and the validation labels, of the kit's tar or folder."""
+    """meta.mat and the validation labels, from the kit's tar or folder."""
     found: dict[str, bytes] = {}
     if path.is_dir():
         for file in sorted(path.rglob("*")):
@@ -214,7 +244,7 @@ def _kit_files(path: Path) -> dict[str, bytes]:
 
 
 def _read_meta(path: Path, content: bytes) -> dict[int, str]:
-    """Number -> synset of the classes themselves; the kit lists the synsets above them too, which have children."""
+    """Number -> synset of the classes. The kit also lists their parent synsets, which have children and are left out."""
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -226,7 +256,7 @@ def _read_meta(path: Path, content: bytes) -> dict[int, str]:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)["synsets"]
         rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
         found = {int(number): str(synset) for number, synset, children in rows if int(children) == 0}
-    except Exception as error:  # scipy's reader fails in any way at all on a damaged file
+    except Exception as error:  # scipy's reader can raise anything for a damaged file
         raise UserError(f"{path}: {_META} cannot be read ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{path}: {_META} names no class")
@@ -235,7 +265,7 @@ def _read_meta(path: Path, content: bytes) -> dict[int, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar, packed or not; damage anywhere in the block is a UserError naming it."""
+    """Open a tar, compressed or not; damage found anywhere in the block is a UserError."""
     try:
         with tarfile.open(path) as tar:
             yield tar
@@ -256,7 +286,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
-    """The images of one class's tar; the folder takes its name when all are there."""
+    """Unpack one class's tar; the folder gets its name when all images are there."""
     if folder.exists():
         return
     part = folder.with_name(_PART + folder.name)
@@ -264,7 +294,7 @@ def _unpack_class(file: IO[bytes], place: Path, folder: Path) -> None:
     try:
         with tarfile.open(fileobj=file) as tar:
             for member in tar:
-                name = Path(member.name).name  # no path of an archive leaves the folder
+                name = Path(member.name).name  # the file name alone, so that no path in the archive leaves the folder
                 if member.isfile() and os.path.splitext(name)[1].lower() in SUFFIXES:
                     with open(part / name, "wb") as target:
                         shutil.copyfileobj(_content(tar, member), target)
@@ -284,7 +314,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def _val_images(source: Path) -> Iterator[tuple[str, int, Path | IO[bytes]]]:
-    """(name, number, where it is) of the validation images of a folder or a tar."""
+    """(name, number, path or open file) of the validation images in a folder or a tar."""
     if source.is_dir():
         for name in sorted(os.listdir(source)):
             if found := _VAL_NAME.fullmatch(name):

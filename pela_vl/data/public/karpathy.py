@@ -1,4 +1,4 @@
-"""Karpathy split files (dataset_flickr30k.json, dataset_coco.json) and the ALBEF retrieval lists made of them."""
+"""Karpathy split files (dataset_flickr30k.json, dataset_coco.json) to ALBEF's retrieval lists."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from pela_vl.data.raw import kind, list_entries, typed, write_list
 from pela_vl.data.text import has_text
 
 SPLITS = ("train", "val", "test")
-# `restval` are the images of COCO's validation set that no held-out split took; the public lists train on them.
+# `restval` are images of COCO's validation set outside the held-out splits; the public lists train on them.
 _TARGET = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 # (images, captions) of the published splits
 _FLICKR = {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
@@ -31,9 +31,13 @@ class KarpathyImage:
 
 @dataclass
 class Report:
-    """What was written: images and captions of each split, and the images left out because they are absent.
+    """What was written, by split.
 
-    wordless: captions of the file without a word, which are left out; uncaptioned: images that have no other.
+    Attributes:
+        images, captions: numbers in the lists.
+        missing: images left out because they are absent.
+        wordless: captions without a word, left out.
+        uncaptioned: images left out because they have no other caption.
     """
 
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -45,11 +49,12 @@ class Report:
 
 
 def read_karpathy(path: Path, image_root: Path) -> list[KarpathyImage]:
-    """Read and check a Karpathy file; whether the images exist is not looked at.
+    """Read and check a Karpathy file. Whether the images exist is not checked. Captions without a word are left out and
+    counted.
 
-    Raises `UserError` naming file, index and field for a missing file, malformed JSON, a field that is absent or of the
-    wrong type, a path that leaves `image_root`, an image that stands twice or an image without caption. A caption without
-    a word is none of these: it is left out and counted.
+    Raises:
+        UserError: Naming file, index and field, for a missing file, malformed JSON, a field that is absent or of the
+            wrong type, a path that leaves `image_root`, a repeated image or an image without caption.
     """
     entries = list_entries(
         path, read_json(path, "give the Karpathy JSON with --karpathy"), "images", "a Karpathy split file"
@@ -94,11 +99,20 @@ def _check_image(place: str, entry: dict[str, Any], image_root: Path) -> Karpath
 def write_lists(
     images: Sequence[KarpathyImage], image_root: Path, output: Path, name: str, skip_missing: bool = False
 ) -> Report:
-    """Write `{name}_{train,val,test,pretrain}.json` under `output`.
+    """Write `{name}_{train,val,test,pretrain}.json`.
 
-    train holds one {image, caption, image_id} for each caption; val and test one {image, caption: [..]} for each
-    image, and so does pretrain, over the images of train. Raises `UserError` for an absent image (with
-    `skip_missing` it is left out and counted) and for a split that has none; no list is written then.
+    train has one {image, caption, image_id} per caption. val and test have one {image, caption: [..]} per image; so has
+    pretrain, over the images of train.
+
+    Args:
+        images: what `read_karpathy` returned.
+        image_root: folder below which the images lie.
+        output: folder of the lists.
+        name: prefix of the lists' names.
+        skip_missing: leave out and count absent images instead of raising.
+
+    Raises:
+        UserError: If an image is absent or a split has none. No list is written then.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
@@ -127,7 +141,7 @@ def write_lists(
     for split in SPLITS:
         if not report.images[split]:
             gone = f" ({report.missing[split]} are missing)" if report.missing[split] else ""
-            raise UserError(f"{image_root}: split {split} has no image{gone}; give the folder that holds the pictures")
+            raise UserError(f"{image_root}: split {split} has no image{gone}; give the folder that holds the images")
     for key, entries in lists.items():
         report.files.append(output / f"{name}_{key}.json")
         write_list(report.files[-1], entries)

@@ -1,4 +1,4 @@
-"""Anyone's own images: a table of captions to the retrieval lists, split by image."""
+"""User data: a table of images and captions to retrieval lists, split by image."""
 
 import hashlib
 import os
@@ -23,8 +23,10 @@ COLUMNS = ("image", "caption")
 class Table:
     """A table's content.
 
-    captions: the texts of each image, both in the order of the file. bad: (place, reason) of what was left out. rows: of the
-    file below its first line, good and bad.
+    Attributes:
+        captions: texts by image, both in the order of the file.
+        bad: (place, reason) of what was left out.
+        rows: number of rows below the header, good and bad.
     """
 
     captions: dict[str, list[str]] = field(default_factory=dict)
@@ -33,11 +35,19 @@ class Table:
 
 
 def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: bool = False) -> Table:
-    """Read a CSV file with a header naming the columns image (a path below `image_root`) and caption; others are ignored.
+    """Read a CSV file with a header naming the columns image and caption. Other columns are ignored.
 
-    An image has as many captions as rows. Raises `UserError` naming file and line for a file that cannot be read, columns
-    that are absent, a path that leaves the root, and (unless `skip_bad`, which notes them) a malformed row or one without path
-    or caption.
+    An image has as many captions as rows.
+
+    Args:
+        path: of the table.
+        image_root: folder that the column image is relative to.
+        delimiter: one character between cells.
+        skip_bad: record malformed rows, and rows without path or caption, in `Table.bad` instead of raising.
+
+    Raises:
+        UserError: Naming file and line, if the file cannot be read, a column is absent, a path leaves the root, or a
+            row is bad.
     """
     table = Table()
     for place, image, caption, reason in _rows(path, delimiter):
@@ -59,17 +69,26 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
     return table
 
 
-def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
-    """Decode every image once; returns a digest of the bytes of each that is fit for use.
+def check_images(table: Table, image_root: Path, skip_bad: bool = False, report: bool = True) -> dict[str, str]:
+    """Decode every image once.
 
-    Raises `UserError` for a folder that is absent and, unless `skip_bad` (which notes them in `table.bad`), for images
-    that are absent or cannot be decoded.
+    Args:
+        table: its images are read; unusable ones are added to `table.bad` with `skip_bad`.
+        image_root: folder of the images.
+        skip_bad: record unusable images instead of raising.
+        report: show progress.
+
+    Returns:
+        SHA-256 of the file's bytes, of each usable image.
+
+    Raises:
+        UserError: If the folder is absent, no image is usable or, without `skip_bad`, any is not.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
     digests: dict[str, str] = {}
     failed: list[tuple[str, str]] = []
-    with Progress(len(table.captions), "pictures", unit="picture", enabled=report) as progress:
+    with Progress(len(table.captions), "images", unit="image", enabled=report) as progress:
         # threads are enough: Pillow decodes outside the interpreter's lock
         with ThreadPoolExecutor(usable_cores()) as pool:
             for image, found in zip(
@@ -89,26 +108,37 @@ def check_pictures(table: Table, image_root: Path, skip_bad: bool = False, repor
     return digests
 
 
-def split_pictures(
+def split_images(
     table: Table, digests: dict[str, str], val: float = 0.1, test: float = 0.1
 ) -> tuple[list[KarpathyImage], int]:
-    """Share the images out: about `test` of them to test on, `val` to validate on, at least one each, the rest to train.
+    """Split the images into training, validation and test sets, at least one image in each.
 
-    The order is that of the digests, so the same images are always split alike, whatever their order in the table; and
-    images that are equal byte for byte come to the same side. Returns the images in the order of the table and how many
-    are such copies. Raises `UserError` when there are fewer than three different images.
+    The split follows the order of the digests, so the same images are always split alike, in whatever order the table
+    has them. Byte-identical images go to the same split.
+
+    Args:
+        table: gives the captions.
+        digests: of the usable images (`check_images`).
+        val: fraction of the images to validate on.
+        test: fraction of the images to test on.
+
+    Returns:
+        The images in the order of the table, and how many are copies of another.
+
+    Raises:
+        UserError: If there are too few different images.
     """
     different = sorted(set(digests.values()))
-    held = [max(1, round(share * len(different))) for share in (test, val)]
+    held = [max(1, round(fraction * len(different))) for fraction in (test, val)]
     if len(different) < 3 or sum(held) >= len(different):
         raise UserError(
             f"{len(different)} different images do not make a training, a validation ({val:g}) and a test ({test:g})"
             " split; add images or lower --val and --test"
         )
-    side = {d: "test" if i < held[0] else "val" if i < sum(held) else "train" for i, d in enumerate(different)}
+    split_of = {d: "test" if i < held[0] else "val" if i < sum(held) else "train" for i, d in enumerate(different)}
     number = {digest: index for index, digest in enumerate(different)}
     images = [
-        KarpathyImage(image.replace(os.sep, "/"), number[digest], side[digest], tuple(table.captions[image]))
+        KarpathyImage(image.replace(os.sep, "/"), number[digest], split_of[digest], tuple(table.captions[image]))
         for image, digest in digests.items()
     ]
     return images, len(images) - len(different)
@@ -126,7 +156,7 @@ def _digest(root: Path, image: str) -> str | ImageError:
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, str, str, str]]:
-    """(place, image, caption, problem) of each row below the line of names."""
+    """(place, image, caption, problem) of each row below the header."""
     wanted: list[int] = []
     count = 0
     for row in read_rows(path, delimiter):

@@ -1,4 +1,4 @@
-"""RefCOCO+ from its public files: refs(unc).p, instances.json and detected boxes, to the lists that grounding reads.
+"""RefCOCO+'s public files (refs(unc).p, instances.json, detected boxes) to the lists that grounding reads.
 
 Boxes are [x, y, width, height] in pixels of the image.
 """
@@ -27,7 +27,7 @@ _INSTANCES = "COCO's instances file"
 
 
 @dataclass(frozen=True)
-class Picture:
+class SizedImage:
     path: str  # relative to the image root
     width: int
     height: int
@@ -46,9 +46,16 @@ class Ref:
 
 @dataclass
 class Corpus:
-    """pictures and candidates by image id; candidates_from: "detections" or "instances"."""
+    """The content of the public files.
 
-    pictures: dict[int, Picture]
+    Attributes:
+        images: path and size by image id.
+        refs: the referred objects.
+        candidates: candidate boxes by image id.
+        candidates_from: "detections" or "instances".
+    """
+
+    images: dict[int, SizedImage]
     refs: list[Ref]
     candidates: dict[int, list[Box]]
     candidates_from: str
@@ -59,7 +66,14 @@ class Corpus:
 
 @dataclass
 class Report:
-    """What was written: (referred objects, expressions) of each split; held-out images without a candidate box."""
+    """What was written.
+
+    Attributes:
+        counts: (referred objects, expressions) by split.
+        missing: referred objects left out because their image is absent, by split.
+        without_candidates: held-out images without a candidate box.
+        files: the paths.
+    """
 
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -70,19 +84,25 @@ class Report:
 def read_corpus(
     refs_file: Path, instances_file: Path, image_root: Path, image_folder: str = "", detections_file: Path | None = None
 ) -> Corpus:
-    """Read and check the public files; whether the images exist is not looked at.
+    """Read and check the public files. Whether the images exist is not checked.
 
-    image_folder: below the image root, where the file names of instances.json are; `train2014` for COCO's.
-    detections_file: MAttNet's list of {image_id, box, ...}, or a dict from image id to boxes as ALBEF published it. Without
-    it every object of instances.json that is no crowd is a candidate.
-    Raises UserError naming file, entry and field for whatever does not fit.
+    Args:
+        refs_file: refs(unc).p.
+        instances_file: instances.json.
+        image_root: folder of the images.
+        image_folder: folder below `image_root` where the file names of instances.json are; `train2014` for COCO's.
+        detections_file: MAttNet's list of {image_id, box, ...}, or ALBEF's dict from image id to boxes. None: every
+            object of instances.json that is no crowd is a candidate.
+
+    Raises:
+        UserError: Naming file, entry and field of whatever does not fit.
     """
     instances = read_json(instances_file)
-    pictures = {}
+    images = {}
     for place, entry in list_entries(instances_file, instances, "images", _INSTANCES):
         image_id, name = typed(place, entry, "id", int), typed(place, entry, "file_name", str)
         width, height = typed(place, entry, "width", int), typed(place, entry, "height", int)
-        if image_id in pictures:
+        if image_id in images:
             raise UserError(f"{place}.id: {image_id} stands twice; remove one")
         if min(width, height) < 1:
             raise UserError(f"{place}: an image of {width} x {height} pixels")
@@ -91,7 +111,7 @@ def read_corpus(
             path = below(image_root, path)
         except UserError as error:
             raise UserError(f"{place}.file_name: {error}") from None
-        pictures[image_id] = Picture(path, width, height)
+        images[image_id] = SizedImage(path, width, height)
     boxes: dict[int, tuple[int, Box]] = {}
     objects: dict[int, list[Box]] = {}
     for place, entry in list_entries(instances_file, instances, "annotations", _INSTANCES):
@@ -102,17 +122,17 @@ def read_corpus(
         boxes[annotation_id] = (image_id, box)
         if not entry.get("iscrowd"):
             objects.setdefault(image_id, []).append(box)
-    refs, wordless = _read_refs(refs_file, instances_file, pictures, boxes)
+    refs, wordless = _read_refs(refs_file, instances_file, images, boxes)
     candidates = objects if detections_file is None else _read_detections(detections_file)
     kept = {image_id: [box for box in found if _area(box) > 0] for image_id, found in candidates.items()}
     dropped = sum(map(len, candidates.values())) - sum(map(len, kept.values()))
     named = [ref for ref in refs if ref.expressions]
-    return Corpus(pictures, named, kept, "instances" if detections_file is None else "detections", dropped,
+    return Corpus(images, named, kept, "instances" if detections_file is None else "detections", dropped,
                   wordless, sum(not ref.expressions for ref in refs))  # fmt: skip
 
 
 def _read_refs(
-    file: Path, instances_file: Path, pictures: dict[int, Picture], boxes: dict[int, tuple[int, Box]]
+    file: Path, instances_file: Path, images: dict[int, SizedImage], boxes: dict[int, tuple[int, Box]]
 ) -> tuple[list[Ref], int]:
     content = read_plain_pickle(file)
     if not isinstance(content, list) or not content:
@@ -134,7 +154,7 @@ def _read_refs(
         if annotation_id not in boxes:
             raise UserError(f"{place}.ann_id: {annotation_id} is no annotation of {instances_file}")
         owner, box = boxes[annotation_id]
-        if owner != image_id or image_id not in pictures:
+        if owner != image_id or image_id not in images:
             raise UserError(f"{place}.image_id: {image_id} is not the image of annotation {annotation_id}")
         if _area(box) <= 0:
             raise UserError(f"{place}: annotation {annotation_id} has the box {box}, which has no area")
@@ -179,11 +199,21 @@ def _read_detections(file: Path) -> dict[int, list[Box]]:
 
 
 def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_missing: bool = False) -> Report:
-    """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} with the expression's sent_id, and {name}_boxes.json.
+    """Write {name}_{train,val,test}.json, ALBEF's {image, text, ref_id} plus sent_id, and {name}_boxes.json.
 
-    test holds testA and testB. The boxes file has what the evaluation needs: of every held-out object its image, true box
-    and split; of every such image its size and candidate boxes. Raises UserError for an image that is absent
-    (with `skip_missing` its objects are left out and counted) and for a split that has none; nothing is written then.
+    test holds testA and testB. The boxes file has what the evaluation needs: the image, true box and split of every
+    held-out object, and the size and candidate boxes of every held-out image.
+
+    Args:
+        corpus: what `read_corpus` returned.
+        image_root: folder of the images.
+        output: folder of the lists.
+        name: prefix of the files' names.
+        skip_missing: leave out and count objects whose image is absent instead of raising.
+
+    Raises:
+        UserError: If an image is absent, a split has no expression, or no held-out image has a candidate box. Nothing
+            is written then.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
@@ -192,14 +222,14 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     kept: list[Ref] = []
     for ref in corpus.refs:
-        picture = corpus.pictures[ref.image_id]
+        stored = corpus.images[ref.image_id]
         if ref.image_id not in there:
-            there[ref.image_id] = find(image_root, picture.path)
+            there[ref.image_id] = find(image_root, stored.path)
         path = there[ref.image_id]
         if path is None:
             if not skip_missing:
                 raise UserError(
-                    f"{why_absent(image_root, picture.path)}; complete the download, correct --image-root or "
+                    f"{why_absent(image_root, stored.path)}; complete the download, correct --image-root or "
                     "--image-folder, or use --skip-missing"
                 )
             report.missing[ref.split] += 1
@@ -209,23 +239,23 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
             {"image": path, "text": text, "ref_id": ref.ref_id, "sent_id": sent_id} for sent_id, text in ref.expressions
         ]
     for split in SPLITS:
-        own = [ref for ref in kept if ref.split == split]
-        if not own:
+        in_split = [ref for ref in kept if ref.split == split]
+        if not in_split:
             raise UserError(f"split {split} has no expression (images absent: {report.missing[split]})")
-        report.counts[split] = (len(own), sum(len(ref.expressions) for ref in own))
+        report.counts[split] = (len(in_split), sum(len(ref.expressions) for ref in in_split))
     held_out = [ref for ref in kept if ref.split != "train"]
-    images = {ref.image_id: corpus.pictures[ref.image_id] for ref in held_out}
+    images = {ref.image_id: corpus.images[ref.image_id] for ref in held_out}
     boxes: dict[str, Any] = {
         "format": FORMAT,
         "candidates": corpus.candidates_from,
         "images": {
             str(image_id): {
                 "image": there[image_id],
-                "width": picture.width,
-                "height": picture.height,
+                "width": stored.width,
+                "height": stored.height,
                 "boxes": corpus.candidates.get(image_id, []),
             }
-            for image_id, picture in images.items()
+            for image_id, stored in images.items()
         },
         "refs": {str(ref.ref_id): {"image_id": ref.image_id, "split": ref.split, "box": ref.box} for ref in held_out},
     }
@@ -241,7 +271,7 @@ def write_lists(corpus: Corpus, image_root: Path, output: Path, name: str, skip_
 
 
 def _box(place: str, values: Any) -> Box:
-    """The first four numbers: ALBEF's detections carry more."""
+    """The first four numbers; ALBEF's detections have more."""
     numbers = values[:4] if isinstance(values, list) else []
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)
     if len(numbers) < 4 or not numeric or min(numbers[2:]) < 0:

@@ -1,4 +1,4 @@
-"""SNLI-VE's raw files (snli_ve_{train,dev,test}.jsonl) and the ALBEF entailment lists made of them."""
+"""SNLI-VE's raw files (snli_ve_{train,dev,test}.jsonl) to ALBEF's entailment lists."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ PUBLISHED = {
     "test": {"pairs": 17901, "images": 1000},
 }
 NO_LABEL = "-"  # the annotators did not agree
-ID_KEYS = ("Flickr30K_ID", "Flikr30kID")  # of the files offered for download, and of earlier ones and the generator
+ID_KEYS = ("Flickr30K_ID", "Flikr30kID")  # in the present download, and in earlier files and the generator's
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass
 class Split:
-    """The usable pairs of a file, and how many of its rows are not: without a label, without a word."""
+    """The usable pairs of a file, and how many rows have no label or no word."""
 
     pairs: list[Pair] = field(default_factory=list)
     unlabelled: int = 0
@@ -40,7 +40,7 @@ class Split:
 
 @dataclass
 class Report:
-    """What was written of one split. missing: pairs left out because their image is absent."""
+    """What was written of one split; `missing` counts pairs left out because their image is absent."""
 
     file: Path
     pairs: int
@@ -49,12 +49,17 @@ class Report:
     missing: int
 
 
-def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Split:
-    """Read and check a jsonl file; whether the images exist is not looked at.
+def read_snli_ve(path: Path, image_root: Path, pattern: str = "{id}.jpg") -> Split:
+    """Read and check a jsonl file. Whether the images exist is not checked.
 
-    image: path below the image root, {id} standing for the row's Flickr id without `.jpg`. Raises `UserError` naming
-    file, line and field for a missing file, malformed JSON, a field that is absent or of the wrong type, an unknown
-    label, a path that leaves `image_root`, and when no pair is left.
+    Args:
+        path: of the file.
+        image_root: folder of the images.
+        pattern: of an image's path below the root; {id} is replaced by the row's Flickr id without `.jpg`.
+
+    Raises:
+        UserError: Naming file, line and field, for malformed JSON, a field that is absent or of the wrong type, an
+            unknown label or a path that leaves `image_root`; and when no pair is left.
     """
     split = Split()
     for number, line in _lines(path):
@@ -66,7 +71,7 @@ def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Spl
         if not isinstance(row, dict):
             raise UserError(f"{place}: wants an object, got {kind(row)}")
         try:
-            image = below(image_root, picture.replace("{id}", _flickr_id(place, row)))
+            image = below(image_root, pattern.replace("{id}", _flickr_id(place, row)))
         except UserError as error:
             raise UserError(str(error) if place in str(error) else f"{place}: {error}") from None
         sentence = typed(place, row, "sentence2", str).strip()
@@ -87,10 +92,20 @@ def read_snli_ve(path: Path, image_root: Path, picture: str = "{id}.jpg") -> Spl
 def write_lists(
     splits: Mapping[str, Split], image_root: Path, output: Path, name: str, skip_missing: bool = False
 ) -> dict[str, Report]:
-    """Write `{name}_{split}.json` under `output`, one {image, sentence, label} for each pair, in the order of the file.
+    """Write `{name}_{split}.json`, one {image, sentence, label} per pair, in the order of the file.
 
-    Raises `UserError` for an absent image (with `skip_missing` its pairs are left out and counted) and for a split that
-    has none, before any list is written.
+    Args:
+        splits: what `read_snli_ve` returned, by split.
+        image_root: folder of the images.
+        output: folder of the lists.
+        name: prefix of the lists' names.
+        skip_missing: leave out and count pairs whose image is absent instead of raising.
+
+    Returns:
+        A report per split.
+
+    Raises:
+        UserError: If an image is absent or a split has none, before any list is written.
     """
     if not image_root.is_dir():
         raise UserError(f"{image_root}: no such folder; give the folder of the images with --image-root")
@@ -105,7 +120,7 @@ def write_lists(
                 raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
         kept[split] = [replace(pair, image=image) for pair in content.pairs if (image := there[pair.image])]
         if not kept[split]:
-            raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the pictures")
+            raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the images")
     reports = {}
     for split, pairs in kept.items():
         file = output / f"{name}_{split}.json"
@@ -116,8 +131,8 @@ def write_lists(
     return reports
 
 
-def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
-    """How many images two splits have in common, for every two that have any: SNLI-VE's own have none."""
+def shared_images(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
+    """How many images two splits have in common, for every two splits that have any. The published splits have none."""
     images = {split: {pair.image for pair in content.pairs} for split, content in splits.items()}
     names: Sequence[str] = list(images)
     counts = {(a, b): len(images[a] & images[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
@@ -127,7 +142,7 @@ def shared_pictures(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
 def _flickr_id(place: str, row: dict[str, Any]) -> str:
     for key in ID_KEYS:
         if key in row:
-            # a number in some copies of the files, and with or without the suffix
+            # some copies have numbers, and the suffix may be missing
             value = (
                 row[key]
                 if isinstance(row[key], int) and not isinstance(row[key], bool)
@@ -141,7 +156,7 @@ def _flickr_id(place: str, row: dict[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1, empty ones left out."""
+    """(number from 1, line) without empty lines."""
     with reading(path, "give SNLI-VE's jsonl files", "download it again", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

@@ -1,4 +1,4 @@
-"""From VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
+"""VQA's and Visual Genome's raw files to ALBEF's lists {question_id, question, image, dataset, answer: [..]}."""
 
 import os
 from collections import Counter
@@ -33,7 +33,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of VQA: role train, val, test or test_dev; its files, annotations None where there is no such file."""
+    """One part of VQA: its role (one of ROLES) and its files."""
 
     role: str
     questions: Path
@@ -41,10 +41,12 @@ class Part:
 
 
 def find_parts(folder: Path, roles: Sequence[str] | None = None) -> list[Part]:
-    """The parts whose official files lie in a folder, in the order train, val, test, test_dev; roles: of these alone.
+    """The parts whose official files are in a folder, in the order train, val, test, test_dev; with `roles`, only
+    these.
 
-    Raises `UserError` when there is none, when a role has two files, when one that is asked for is not there, or a part to
-    learn from lacks its annotations.
+    Raises:
+        UserError: If there is none, a role has two files, a role asked for is not there, or train or val lacks its
+            annotations.
     """
     found: dict[str, Part] = {}
     for path in sorted(folder.glob("v2_OpenEnded_*_questions.json")):
@@ -76,7 +78,9 @@ _STARTS = {"train": "train", "val": "val", "test_dev": "test-dev", "test": "test
 
 @dataclass
 class PartLists:
-    """What a part's files hold: entries of the list, images that are absent, annotations for the answer list."""
+    """The content of a part's files: list entries, numbers of present and absent images, annotations for the answer
+    list.
+    """
 
     entries: list[Record]
     images: int
@@ -85,11 +89,17 @@ class PartLists:
 
 
 def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_missing: bool = False) -> PartLists:
-    """Read and check a part; every image must exist.
+    """Read and check one part of VQA. Its entries hold answer_type and question_type too, for the accuracy's breakdown.
 
-    skip_missing: questions about an absent image are left out and counted, of train alone: what is evaluated must be whole.
-    The entries hold answer_type and question_type too, which the accuracy is broken down by.
-    Raises `UserError` naming file, index and field.
+    Args:
+        part: the files.
+        image_root: folder of the images.
+        pattern: of an image's path below the root (`vqa_official.image_path`); None: COCO's names.
+        skip_missing: leave out and count questions about absent images. Only in train: an evaluation set must be
+            complete.
+
+    Raises:
+        UserError: Naming file, index and field.
     """
     file = read_questions(part.questions)
     annotations = read_annotations(part.annotations) if part.annotations else []
@@ -128,11 +138,22 @@ def read_part(part: Part, image_root: Path, pattern: str | None = None, skip_mis
 def genome_entries(
     questions: Sequence[GenomeQuestion], root: Path, answers: Sequence[str] | None = None, skip_missing: bool = False
 ) -> tuple[list[Record], Counter[str]]:
-    """Entries of Visual Genome's questions, and what was left out by reason.
+    """List entries of Visual Genome's questions.
 
-    Answers take the form of VQA's by the official normalisation ("Two." is "2"). answers: keep only those in this list.
-    Left out are questions or answers without a word, answers that are not listed, and with `skip_missing` questions about
-    absent images, which are an error else.
+    Answers are normalised by VQA's official rules ("Two." becomes "2"). Questions or answers without a word are left
+    out.
+
+    Args:
+        questions: what was read of Visual Genome.
+        root: folder of the images, or the one above VG_100K and VG_100K_2.
+        answers: keep only questions with an answer in this list; None: all.
+        skip_missing: leave out and count questions about absent images instead of raising.
+
+    Returns:
+        The entries, and how many questions were left out by reason.
+
+    Raises:
+        UserError: If an image is absent.
     """
     folders = {folder: _names(root / folder) for folder in GENOME_FOLDERS}
     wanted = None if answers is None else set(answers)
@@ -149,7 +170,7 @@ def genome_entries(
         elif folder is None:
             if not skip_missing:
                 raise UserError(f"{root}: no image {name}; complete the download or use --skip-missing")
-            dropped["picture absent"] += 1
+            dropped["image absent"] += 1
         else:
             image = f"{folder}/{name}" if folder else name
             entries.append(
@@ -164,8 +185,17 @@ def genome_entries(
     return entries, dropped
 
 
-def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
-    """The questions but for those about images of COCO with one of these ids, by Visual Genome's image_data.json."""
+def without_images(questions: Sequence[GenomeQuestion], image_data: Path, coco_ids: set[int]) -> list[GenomeQuestion]:
+    """The questions, without those about certain COCO images.
+
+    Args:
+        questions: of Visual Genome.
+        image_data: path of Visual Genome's image_data.json, which gives COCO's ids.
+        coco_ids: ids of the images to leave out.
+
+    Raises:
+        UserError: If the file is malformed.
+    """
     document = read_json(image_data)
     if not isinstance(document, list):
         raise UserError(f"{image_data}: wants a list of images, got {kind(document)}")
@@ -181,11 +211,14 @@ def without_pictures(questions: Sequence[GenomeQuestion], image_data: Path, coco
 
 
 def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -> list[str]:
-    """The answers to rank: normalised most frequent answers of at least `min_count` questions.
+    """The answers to rank: normalised answers of at least `min_count` questions, most frequent first, ties in
+    alphabetical order.
 
-    Most frequent first, equal counts in the order of their letters. An answer of which normalising leaves nothing is no
-    candidate. This is the rule behind the list of 3,129 that the field uses, and by all signs behind ALBEF's 3,128.
-    Raises `UserError` when none is frequent enough.
+    An answer that normalisation empties is left out. This is the rule behind the list of 3,129 that the field uses, and
+    by all signs behind ALBEF's 3,128.
+
+    Raises:
+        UserError: If no answer is frequent enough.
     """
     counts = Counter(normalize_answer(annotation.answer) for annotation in annotations)
     chosen = [answer for answer, count in counts.items() if answer and count >= min_count]

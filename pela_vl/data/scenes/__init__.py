@@ -1,4 +1,4 @@
-"""Scenes: the built-in data, small images of coloured shapes with texts that are true of them."""
+"""Scenes: synthetic images of coloured shapes with true texts, for demos and tests."""
 
 from .captions import captions
 from .corpus import Request, build_corpus

@@ -1,4 +1,4 @@
-"""Five captions for a scene: varied wording and coverage, each true of the image."""
+"""Five captions for a scene, varied in wording and coverage, each true of the image."""
 
 from collections.abc import Sequence
 
@@ -78,7 +78,7 @@ def _listed(chosen: Sequence[Thing], detail: float, dice: Dice) -> str:
 
 
 def _related(chosen: Sequence[Thing], detail: float, dice: Dice) -> str | None:
-    """Two of the objects by how they lie to each other; the third, if any, is added after a comma."""
+    """A spatial relation of two objects; the third, if any, is added after a comma."""
     first, second, *rest = chosen
     held = relations(first, second)
     if not held:
@@ -93,7 +93,7 @@ def _related(chosen: Sequence[Thing], detail: float, dice: Dice) -> str | None:
 
 
 def _placed(chosen: Sequence[Thing], detail: float, dice: Dice) -> str | None:
-    """Objects by the part of the image they are in, where they are clearly in one."""
+    """Objects with the part of the image they are in, where that is clear."""
     phrases = []
     placed = 0
     for thing in chosen:

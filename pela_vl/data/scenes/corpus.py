@@ -1,4 +1,4 @@
-"""Makes a corpus of scenes on disk: in chunks, in parallel, resumable, the same bytes whatever the order of work."""
+"""Writes a corpus of scenes to disk: in chunks, in parallel, resumable, and byte-identical for any number of workers."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _REQUEST, _MANIFEST, _PARTS = ".request.json", "scenes.json", ".parts"
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a corpus: every byte of it follows from these."""
+    """What determines a corpus, byte by byte."""
 
     train: int
     val: int
@@ -63,9 +63,19 @@ class Request:
 
 
 def build_corpus(request: Request, output: Path, workers: int = 1, report: bool = True) -> bool:
-    """Write the corpus under `output`; True if there was something to do, False if it was already complete.
+    """Write the corpus. Chunks that an interrupted run finished are kept.
 
-    Finished chunks of an interrupted run are kept. Raises `UserError` if the folder holds anything else.
+    Args:
+        request: what to write.
+        output: folder of the corpus.
+        workers: processes, at least 1.
+        report: show progress.
+
+    Returns:
+        False if the corpus was complete already.
+
+    Raises:
+        UserError: If the folder holds anything else.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
@@ -158,8 +168,8 @@ def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> 
         for index in range(start, end):
             scene = sample_scene(request.seed, split, index)
             record = scene_record(scene, request.first_id(split) + index, request.image_size)
-            picture = Image.fromarray(render(scene, request.image_size))
-            picture.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
+            image = Image.fromarray(render(scene, request.image_size))
+            image.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
             lines.append(json.dumps(record, separators=(",", ":")))
         with atomic_write(_part(output, job), "w") as file:
             file.write("\n".join(lines) + "\n")

@@ -39,7 +39,17 @@ def phrase(fields: Fields, dice: Dice) -> str:
 
 
 def identifying(scene: Scene, thing: Thing, dice: Dice, without: str = "") -> dict[str, str] | None:
-    """A smallest set of the object's values that no other object shares, without the field `without`; None if none."""
+    """A smallest set of an object's values that no other object of the scene has, drawn at random among several.
+
+    Args:
+        scene: holds the other objects.
+        thing: the object.
+        dice: draws.
+        without: a field of FIELDS not to be used; "" for none.
+
+    Returns:
+        Values by field; None if no set identifies it.
+    """
     usable = [name for name in FIELDS if name != without]
     shared = [
         {name for name in usable if getattr(other, name) == getattr(thing, name)}
@@ -60,13 +70,34 @@ def identifying(scene: Scene, thing: Thing, dice: Dice, without: str = "") -> di
 
 
 def definite(scene: Scene, thing: Thing, dice: Dice, without: str = "") -> str | None:
-    """ "the small star": a phrase that fits this object alone."""
+    """A phrase that fits one object alone, such as "the small star".
+
+    Args:
+        scene: holds the other objects.
+        thing: the object.
+        dice: draws among synonyms.
+        without: a field not to be named; "" for none.
+
+    Returns:
+        The phrase; None if no phrase identifies it.
+    """
     fields = identifying(scene, thing, dice, without)
     return None if fields is None else f"the {phrase(fields, dice)}"
 
 
 def by_place(scene: Scene, thing: Thing, fields: Fields, dice: Dice) -> str | None:
-    """ "the striped disc on the left": the values fit several objects, of which only this one is clearly there."""
+    """A phrase with a place, such as "the striped disc on the left": values that fit several objects, of which one is
+    there.
+
+    Args:
+        scene: holds the other objects.
+        thing: the object.
+        fields: its values to be named.
+        dice: draws among places and synonyms.
+
+    Returns:
+        The phrase; None if the values fit this object alone, or no place tells it from the others.
+    """
     rivals = [other for other in matching(scene, fields) if other is not thing]
     sides: dict[str, Relation] = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
     spots = [
@@ -81,7 +112,17 @@ def by_place(scene: Scene, thing: Thing, fields: Fields, dice: Dice) -> str | No
 
 
 def by_relation(scene: Scene, thing: Thing, fields: Fields, dice: Dice) -> str | None:
-    """ "the star above the red circle": the values fit several objects, of which only this one lies so."""
+    """A phrase with a relation, such as "the star above the red circle".
+
+    Args:
+        scene: holds the other objects.
+        thing: the object.
+        fields: its values to be named, which fit several objects.
+        dice: draws among relations and synonyms.
+
+    Returns:
+        The phrase; None if the values fit this object alone, or no relation tells it from the others.
+    """
     rivals = [other for other in matching(scene, fields) if other is not thing]
     anchors = [other for other in scene.things if other is not thing and other not in rivals]
     options = [
@@ -98,5 +139,5 @@ def by_relation(scene: Scene, thing: Thing, fields: Fields, dice: Dice) -> str |
 
 
 def _might(a: Thing, relation: Relation, b: Thing) -> bool:
-    """Whether someone could say so at all, however little: the far side of the margin that `relations` keeps."""
+    """Whether a relation holds even by the smallest margin, less than `relations` asks for."""
     return {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[relation]

@@ -29,12 +29,12 @@ Box = tuple[int, int, int, int]
 def render(scene: Scene, image_size: int) -> np.ndarray:
     """uint8 [s, s, 3]."""
     dice = scene.dice(PIXELS)
-    picture = _background(scene.background, image_size, dice)
-    _clutter(picture, image_size, dice)
+    pixels = _background(scene.background, image_size, dice)
+    _clutter(pixels, image_size, dice)
     for thing in scene.things:
-        _draw(picture, thing, image_size, dice)
-    _specks(picture, image_size, dice, dice.below(5))
-    return (picture + 0.5).clip(0, 255).astype(np.uint8)
+        _draw(pixels, thing, image_size, dice)
+    _specks(pixels, image_size, dice, dice.below(5))
+    return (pixels + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ObjectMask:
 
 
 def object_masks(scene: Scene, image_size: int) -> list[ObjectMask]:
-    """In the order of `scene.things`; what another object hides is not taken away."""
+    """Masks in the order of `scene.things`, including what another object hides."""
     found = []
     for thing in scene.things:
         top, left, diameter, angle = _pose(thing, image_size)
@@ -98,51 +98,51 @@ def _outline(image_size: int) -> float:
 def _background(kind: str, size: int, dice: Dice) -> np.ndarray:
     large, noise = canvas(kind, size), grain(size)
     y, x = dice.below(3 * size), dice.below(3 * size)
-    picture = (
+    pixels = (
         large[y : y + size, x : x + size]
         * np.array([dice.uniform(0.95, 1.05) for _ in range(3)], np.float32)
         * np.float32(dice.uniform(0.88, 1.1))
     )
     y, x = dice.below(size), dice.below(size)
-    picture += noise[y : y + size, x : x + size] * np.float32(dice.uniform(2, 8))
+    pixels += noise[y : y + size, x : x + size] * np.float32(dice.uniform(2, 8))
     ramp = np.linspace(-1, 1, size, dtype=np.float32) * np.float32(dice.uniform(-16, 16))
-    picture += ramp[:, None, None] if dice.chance(0.5) else ramp[None, :, None]
-    return picture
+    pixels += ramp[:, None, None] if dice.chance(0.5) else ramp[None, :, None]
+    return pixels
 
 
-def _clutter(picture: np.ndarray, size: int, dice: Dice) -> None:
-    """Faint blobs, thin lines and specks that no text speaks of."""
+def _clutter(pixels: np.ndarray, size: int, dice: Dice) -> None:
+    """Faint blobs, thin lines and specks that no text mentions."""
     for _ in range(dice.below(4)):
         reach = int(dice.uniform(0.08, 0.2) * size)
         y, x = dice.below(size - reach), dice.below(size - reach)
         bump = np.hanning(reach + 2)[1:-1].astype(np.float32)
         shade = np.array([dice.uniform(-70, 70) for _ in range(3)], np.float32)
-        picture[y : y + reach, x : x + reach] += (bump[:, None] * bump[None, :])[:, :, None] * shade
+        pixels[y : y + reach, x : x + reach] += (bump[:, None] * bump[None, :])[:, :, None] * shade
     for _ in range(dice.below(4)):
         steps = np.linspace(0, 1, 2 * size, dtype=np.float32)
         x0, y0, x1, y1 = (dice.uniform(0, size - 1) for _ in range(4))
         rows, columns = (y0 + (y1 - y0) * steps).astype(np.intp), (x0 + (x1 - x0) * steps).astype(np.intp)
         shade = np.array([dice.uniform(0, 255) for _ in range(3)], np.float32)
-        picture[rows, columns] = picture[rows, columns] * 0.55 + shade * 0.45
-    _specks(picture, size, dice, 4 + dice.below(14))
+        pixels[rows, columns] = pixels[rows, columns] * 0.55 + shade * 0.45
+    _specks(pixels, size, dice, 4 + dice.below(14))
 
 
-def _specks(picture: np.ndarray, size: int, dice: Dice, count: int) -> None:
+def _specks(pixels: np.ndarray, size: int, dice: Dice, count: int) -> None:
     dot = max(1, round(size / 64))
     for _ in range(count):
         y, x = dice.below(size - 2 * dot), dice.below(size - 2 * dot)
         shade = (dice.uniform(0, 255), dice.uniform(0, 255), dice.uniform(0, 255))
-        picture[y : y + dot * (1 + dice.below(2)), x : x + dot] = shade
+        pixels[y : y + dot * (1 + dice.below(2)), x : x + dot] = shade
 
 
-def _draw(picture: np.ndarray, thing: Thing, size: int, dice: Dice) -> None:
+def _draw(pixels: np.ndarray, thing: Thing, size: int, dice: Dice) -> None:
     top, left, diameter, angle = _pose(thing, size)
     fill, whole = shape_masks(thing.shape, diameter, angle, _outline(size))
     pattern = texture_mask(thing.texture, diameter, dice.below(PHASES))
     base = np.array([value + dice.uniform(-10, 10) for value in PALETTE[thing.colour]], np.float32)
     edge = _DARK if sum(weight * float(value) for weight, value in zip(_LUMA, base, strict=True)) > 100 else _LIGHT
-    side = diameter + 2 * BORDER
-    window = picture[top : top + side, left : left + side]
+    extent = diameter + 2 * BORDER
+    window = pixels[top : top + extent, left : left + extent]
     window += whole * (edge - window)
     window += fill * (base + pattern * (_second(thing.colour, base) - base) - window)
 

@@ -18,15 +18,21 @@ from .words import split_words
 
 Record = dict[str, Any]
 
-# A new pass over the records of a split, or of all, in the order of image ids.
+# Called with a split or None (all), starts a new pass over the records in the order of image ids.
 Records = Callable[[str | None], Iterable[Record]]
 
-_OBJECTS = 4  # the most a scene holds: ids of objects and expressions leave room for so many
+_OBJECTS = 4  # the most objects of a scene, for which ids of objects and expressions have room
 _QUESTION_IDS = 1000  # an image, as in VQA v2
 
 
 def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
-    """All that is to be written about one scene, as plain data."""
+    """The annotations of one scene as plain data.
+
+    Args:
+        scene: the scene.
+        image_id: its number in the corpus.
+        image_size: width and height of its image in pixels, the unit of boxes and masks.
+    """
     masks = object_masks(scene, image_size)
     boxes = [mask.box for mask in masks]
     return {
@@ -52,10 +58,15 @@ def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
 
 
 def write_raw_files(output: Path, records: Records, announce: Callable[[str], None]) -> None:
-    """Write every annotation file; `announce` is told the name of each file, or group of files, that comes next.
+    """Write every annotation file.
 
-    Paths and ids of images: `file_name` and `filepath`/`filename` start from `output`; VQA's image_id and SNLI-VE's
-    Flickr30K_ID name `images/{split}/scene_{image_id:08d}.jpg`.
+    `file_name` and `filepath`/`filename` are relative to `output`. VQA's image_id and SNLI-VE's Flickr30K_ID refer to
+    `images/{split}/scene_{image_id:08d}.jpg`.
+
+    Args:
+        output: folder of the corpus.
+        records: records(split) iterates over the records of a split, or of all with None, in the order of image ids.
+        announce: called with the name of each file, or group of files, before it is written.
     """
     announce("dataset_scenes.json")
     _write_document(output / "dataset_scenes.json", {"images": map(_karpathy, records(None))}, {"dataset": "scenes"})

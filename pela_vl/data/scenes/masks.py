@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-_SUPER = 6  # sub-pixels a side
+_SUPER = 6  # sub-pixels across a pixel
 ANGLES = (-14.0, -7.0, 0.0, 7.0, 14.0)  # degrees; small enough that a square is no diamond
 PHASES = 3
 BORDER = 2  # pixels around the diameter, for the outline
@@ -14,12 +14,19 @@ BORDER = 2  # pixels around the diameter, for the outline
 
 @cache
 def shape_masks(shape: str, diameter: int, angle: int, outline: float) -> tuple[np.ndarray, np.ndarray]:
-    """(fill, fill and outline), each float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
+    """Anti-aliased masks of a shape, cached.
 
-    `diameter` and `outline` (its width) are pixels, `angle` an index into ANGLES.
+    Args:
+        shape: one of SHAPES.
+        diameter: pixels.
+        angle: index into ANGLES.
+        outline: its width in pixels.
+
+    Returns:
+        (fill, fill and outline), each float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
     """
-    side = (diameter + 2 * BORDER) * _SUPER
-    image = Image.new("L", (side, side), 0)
+    width = (diameter + 2 * BORDER) * _SUPER
+    image = Image.new("L", (width, width), 0)
     _paint(image, shape, diameter * _SUPER / 2, math.radians(ANGLES[angle]))
     inside = np.asarray(image)
     return _shrink(inside), _shrink(_widen(inside, max(1, round(outline * _SUPER))))
@@ -27,13 +34,22 @@ def shape_masks(shape: str, diameter: int, angle: int, outline: float) -> tuple[
 
 @cache
 def texture_mask(texture: str, diameter: int, phase: int) -> np.ndarray:
-    """Share of the second colour, float32 [s, s, 1] in 0..1; `phase` in range(PHASES) shifts it."""
+    """Opacity of a texture's second colour, cached.
+
+    Args:
+        texture: one of TEXTURES.
+        diameter: of the shape, in pixels.
+        phase: shift of the texture, in range(PHASES).
+
+    Returns:
+        float32 [s, s, 1] in 0..1 with s = diameter + 2 * BORDER.
+    """
     pixels = diameter + 2 * BORDER
     if texture == "plain":
         return np.zeros((pixels, pixels, 1), np.float32)
-    side = pixels * _SUPER
+    width = pixels * _SUPER
     period = max(4.0, diameter / 4.6)
-    grid = (np.arange(side) + 0.5) / _SUPER + phase * period / PHASES
+    grid = (np.arange(width) + 0.5) / _SUPER + phase * period / PHASES
     x, y = grid[None, :], grid[:, None]
     if texture == "striped":
         lean = 0.5 * (phase - 1)
@@ -45,20 +61,20 @@ def texture_mask(texture: str, diameter: int, phase: int) -> np.ndarray:
         u = ((x + (row % 2) * period / 2) / period) % 1.0 - 0.5
         v = (y / (period * 0.95)) % 1.0 - 0.5
         mask = u * u + v * v < 0.32**2
-    return _shrink(np.broadcast_to(mask, (side, side)) * np.uint8(255))
+    return _shrink(np.broadcast_to(mask, (width, width)) * np.uint8(255))
 
 
 def _widen(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Each sub-pixel takes the highest value of the square of side 2 * reach + 1 around it."""
-    side = mask.shape[0]
+    """Each sub-pixel takes the highest value in the square of 2 * reach + 1 around it."""
+    width = mask.shape[0]
     padded = np.pad(mask, reach)  # a turned triangle's corners come near the edge
-    rows = np.maximum.reduce([padded[shift : shift + side] for shift in range(2 * reach + 1)])
-    return np.maximum.reduce([rows[:, shift : shift + side] for shift in range(2 * reach + 1)])
+    rows = np.maximum.reduce([padded[shift : shift + width] for shift in range(2 * reach + 1)])
+    return np.maximum.reduce([rows[:, shift : shift + width] for shift in range(2 * reach + 1)])
 
 
 def _shrink(mask: np.ndarray) -> np.ndarray:
-    side = mask.shape[0] // _SUPER
-    return (mask.reshape(side, _SUPER, side, _SUPER).mean((1, 3), dtype=np.float32) / 255)[:, :, None]
+    width = mask.shape[0] // _SUPER
+    return (mask.reshape(width, _SUPER, width, _SUPER).mean((1, 3), dtype=np.float32) / 255)[:, :, None]
 
 
 def _paint(image: Image.Image, shape: str, radius: float, angle: float) -> None:

@@ -1,7 +1,7 @@
-"""Single objects with labels on disk: one folder a class, colour x shape (100 classes), or x texture (400) as well.
+"""Labelled images of single objects: one folder per class, colour x shape (100 classes) or colour x shape x texture
+(400).
 
-An image is a pure function of (seed, split, index); the same bytes come out whatever the order of work. Classes are equally
-frequent up to one image.
+An image is a pure function of (seed, split, index). Classes are equally frequent up to one image.
 """
 
 import os
@@ -25,7 +25,7 @@ from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, 
 GENERATOR_VERSION = 1  # raise it whenever the image of a given (seed, split, index) changes
 CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
-_DIAMETERS = (16 / 64, 44 / 64)  # as shares of the image's side
+_DIAMETERS = (16 / 64, 44 / 64)  # as fractions of the image's width
 _MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
 
 Job = tuple[Split, int, int]
@@ -33,7 +33,14 @@ Job = tuple[Split, int, int]
 
 @dataclass(frozen=True)
 class ObjectRequest:
-    """What decides the images: how many of each split, the seed, their side in pixels, and whether textures are classes."""
+    """What determines the images.
+
+    Attributes:
+        train, val, test: number of images of each split.
+        seed: of all draws.
+        image_size: width and height in pixels.
+        textured: whether textures are classes.
+    """
 
     train: int
     val: int
@@ -68,9 +75,16 @@ class ObjectRequest:
 
 
 def sample_object(seed: int, split: Split, index: int, textured: bool = False) -> tuple[Scene, str]:
-    """Image number `index` of a split as a scene of one object, and the name of its class.
+    """A scene of one object, with varying size, place, background and, unless it is part of the class, texture.
 
-    Size and place vary, the background and, unless it is part of the class, the texture too.
+    Args:
+        seed: of the set.
+        split: "train", "val" or "test".
+        index: of the image in its split; it determines the class.
+        textured: whether the texture is part of the class.
+
+    Returns:
+        The scene and the name of its class.
     """
     dice = Dice(seed, SPLITS.index(split), index, _STREAM)
     colour, rest = COLOURS[index % len(COLOURS)], index // len(COLOURS)
@@ -85,9 +99,19 @@ def sample_object(seed: int, split: Split, index: int, textured: bool = False) -
 
 
 def build_objects(request: ObjectRequest, output: Path, workers: int = 1, report: bool = True) -> bool:
-    """Write `output`/<split>/<class>/<index>.jpg; True if there was something to do, False if it was complete.
+    """Write `output`/<split>/<class>/<index>.jpg. Chunks that an interrupted run finished are kept.
 
-    Chunks that an interrupted run finished are kept. Raises `UserError` if the folder holds anything else.
+    Args:
+        request: what to write.
+        output: the folder.
+        workers: processes, at least 1.
+        report: show progress.
+
+    Returns:
+        False if the set was complete already.
+
+    Raises:
+        UserError: If the folder holds anything else.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")

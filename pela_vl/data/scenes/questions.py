@@ -20,7 +20,7 @@ ANSWERS = 10
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _VALUES: dict[str, tuple[str, ...]] = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "top": "bottom", "bottom": "top"}
-# What a hasty annotator says instead.
+# Wrong answers of a hasty annotator.
 _NEAR = {
     **{"red": "orange", "orange": "red", "pink": "purple", "purple": "pink", "brown": "orange", "yellow": "orange"},
     **{"blue": "purple", "green": "blue", "white": "pink", "black": "brown"},
@@ -45,41 +45,41 @@ def questions(scene: Scene) -> list[Question]:
     result: list[Question] = []
     while len(result) < PER_IMAGE:
         maker = makers.pop()
-        made = maker(scene, dice)
-        if made is not None:
-            text, kind, answer = made
+        drafted = maker(scene, dice)
+        if drafted is not None:
+            text, kind, answer = drafted
             result.append(_answered(sentence(text, "?"), kind, answer, dice))
     return result
 
 
-Made = tuple[str, str, str]
+Draft = tuple[str, str, str]
 
 
-def _colour(scene: Scene, dice: Dice) -> Made | None:
+def _colour(scene: Scene, dice: Dice) -> Draft | None:
     thing = dice.pick(scene.things)
     name = definite(scene, thing, dice, without="colour")
     return (f"what color is {name}", "what color is the", thing.colour) if name else None
 
 
-def _shape(scene: Scene, dice: Dice) -> Made | None:
+def _shape(scene: Scene, dice: Dice) -> Draft | None:
     thing = dice.pick(scene.things)
     name = definite(scene, thing, dice, without="shape")
     return (f"what shape is {name}", "what", thing.shape) if name else None
 
 
-def _texture(scene: Scene, dice: Dice) -> Made | None:
+def _texture(scene: Scene, dice: Dice) -> Draft | None:
     thing = dice.pick(scene.things)
     name = definite(scene, thing, dice, without="texture")
     return (f"what pattern is on {name}", "what", thing.texture) if name else None
 
 
-def _size(scene: Scene, dice: Dice) -> Made | None:
+def _size(scene: Scene, dice: Dice) -> Draft | None:
     thing = dice.pick(scene.things)
     name = definite(scene, thing, dice, without="size")
     return (f"what size is {name}", "what", thing.size) if name else None
 
 
-def _count(scene: Scene, dice: Dice) -> Made | None:
+def _count(scene: Scene, dice: Dice) -> Draft | None:
     way = dice.below(4)
     if way == 0:
         return f"how many {dice.pick(('shapes', 'objects'))} are there", "how many", str(len(scene.things))
@@ -89,7 +89,7 @@ def _count(scene: Scene, dice: Dice) -> Made | None:
     return f"how many {what} are there", "how many", str(len(matching(scene, {field: value})))
 
 
-def _existence(scene: Scene, dice: Dice) -> Made | None:
+def _existence(scene: Scene, dice: Dice) -> Draft | None:
     fields, there = some_fields(scene, dice), dice.chance(0.5)
     if not there:
         changed = contradicted(scene, fields, dice)
@@ -99,7 +99,7 @@ def _existence(scene: Scene, dice: Dice) -> Made | None:
     return f"is there {with_article(phrase(fields, dice))}", "is there a", "yes" if there else "no"
 
 
-def _related(scene: Scene, dice: Dice) -> Made | None:
+def _related(scene: Scene, dice: Dice) -> Draft | None:
     a, b = dice.sample(scene.things, 2)
     held = relations(a, b)
     first, second = definite(scene, a, dice), definite(scene, b, dice)
@@ -110,7 +110,7 @@ def _related(scene: Scene, dice: Dice) -> Made | None:
     return f"is {first} {said} {second}", "is the", "yes" if truth else "no"
 
 
-def _where(scene: Scene, dice: Dice) -> Made | None:
+def _where(scene: Scene, dice: Dice) -> Draft | None:
     thing = dice.pick(scene.things)
     spots, name = places(thing), definite(scene, thing, dice)
     if name is None or not spots:
@@ -126,7 +126,7 @@ def _where(scene: Scene, dice: Dice) -> Made | None:
     return f"is {name} {PLACE_PHRASES[pair[0]][0]} or {PLACE_PHRASES[pair[1]][0]}", "is the", spot
 
 
-def _background(scene: Scene, dice: Dice) -> Made | None:
+def _background(scene: Scene, dice: Dice) -> Draft | None:
     text = dice.pick(("what is in the background", "what is behind the shapes", "what background is there"))
     return text, "what is", scene.background
 
@@ -143,7 +143,16 @@ def some_fields(scene: Scene, dice: Dice) -> dict[str, str]:
 
 
 def contradicted(scene: Scene, fields: dict[str, str], dice: Dice) -> dict[str, str] | None:
-    """`fields` with one value changed so that no object fits; None if chance found none."""
+    """`fields` with one value changed so that no object of the scene fits.
+
+    Args:
+        scene: the scene.
+        fields: values by field of FIELDS.
+        dice: draws the field and its value.
+
+    Returns:
+        The changed values; None if eight draws found none.
+    """
     for _ in range(8):
         name = dice.pick(tuple(fields))
         changed = {**fields, name: dice.pick(_VALUES[name])}
@@ -153,7 +162,7 @@ def contradicted(scene: Scene, fields: dict[str, str], dice: Dice) -> dict[str, 
 
 
 def _answered(text: str, kind: str, answer: str, dice: Dice) -> Question:
-    """Ten answers: mostly the truth, sometimes another word for it, now and then a slip."""
+    """Ten answers: mostly the true one, sometimes a synonym, rarely a wrong one."""
     answers = [answer] * ANSWERS
     # At most four of ten differ, so that the truth stays the most frequent.
     for position in dice.sample(range(ANSWERS), dice.pick((0, 0, 0, 1, 1, 2, 3, 4))):

@@ -31,7 +31,7 @@ def _expression(scene: Scene, thing: Thing, dice: Dice) -> str:
         if text is not None:
             return text
     if way < 9:
-        # Never None: colour and shape together are an object's own.
+        # Never None: no two objects have the same colour and shape.
         return definite(scene, thing, dice) or ""
     return (
         f"the {phrase({name: getattr(thing, name) for name in FIELDS if name != 'texture' or dice.chance(0.5)}, dice)}"
@@ -39,7 +39,16 @@ def _expression(scene: Scene, thing: Thing, dice: Dice) -> str:
 
 
 def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[list[float]]:
-    """What a detector might propose, [x, y, width, height] in pixels: each object's box, shaken, and some others."""
+    """Boxes as a detector might propose them: each object's box, perturbed, and some of the background, shuffled.
+
+    Args:
+        scene: seeds the draws.
+        boxes: true boxes of its objects, [x, y, width, height] in pixels.
+        image_size: width and height of the image in pixels.
+
+    Returns:
+        Boxes [x, y, width, height] in pixels, inside the image.
+    """
     dice = scene.dice(CANDIDATES)
     found = []
     for x, y, width, height in boxes:
@@ -57,7 +66,7 @@ def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[lis
     return dice.sample(found, len(found))
 
 
-def _inside(x: float, y: float, width: float, height: float, side: int) -> list[float]:
+def _inside(x: float, y: float, width: float, height: float, image_size: int) -> list[float]:
     left, top = max(x, 0.0), max(y, 0.0)
-    right, bottom = min(x + width, float(side)), min(y + height, float(side))
+    right, bottom = min(x + width, float(image_size)), min(y + height, float(image_size))
     return [round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)]

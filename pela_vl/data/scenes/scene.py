@@ -1,4 +1,4 @@
-"""What a scene holds, and how one is drawn by lot: a pure function of (seed, split, index)."""
+"""What a scene holds, and how one is sampled: a pure function of (seed, split, index)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ Item = TypeVar("Item")
 # others, so that a change to, say, the questions leaves images and captions as they are.
 LAYOUT, PIXELS, CAPTIONS, REFERRING, QUESTIONS, ENTAILMENT, CANDIDATES = range(7)
 
-# Diameters as shares of the image's side: 12-14, 17-19 and 24-26 pixels at 64.
+# Diameters as fractions of the image's width: 12-14, 17-19 and 24-26 pixels at 64.
 _DIAMETERS = {"small": (12 / 64, 14 / 64), "medium": (17 / 64, 19 / 64), "large": (24 / 64, 26 / 64)}
 _COUNTS = (2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4)
 _TEXTURE_DRAW = ("plain", "plain", "striped", "dotted", "checkered")
-_HELD_OUT_PERCENT = 8  # of all signatures, for val and for test each
+_HELD_OUT_PERCENT = 8  # of all signatures, for val and likewise for test
 _GAP = 1 / 64
 
 
 class Dice:
-    """A numpy Generator seeded by a key, dealt out as scalars in blocks (single draws from numpy are slow)."""
+    """A numpy Generator seeded by a key. Scalars are drawn in blocks, because single draws from numpy are slow."""
 
     def __init__(self, *key: int) -> None:
         self.rng = np.random.default_rng(key)
@@ -59,7 +59,7 @@ class Dice:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object; `x`, `y` (centre, y down) and `diameter` (of its box) are shares of the image's side."""
+    """One object; `x`, `y` (centre, y down) and `diameter` (of its box) are fractions of the image's width."""
 
     colour: str
     shape: str
@@ -87,7 +87,7 @@ class Scene:
 
 
 def signature(background: str, things: Sequence[Thing]) -> str:
-    """What is in an image, regardless of where: two scenes of different splits never share it."""
+    """What is in an image, regardless of where. Scenes of different splits never have the same signature."""
     return "|".join([background, *sorted(f"{t.colour} {t.shape} {t.size} {t.texture}" for t in things)])
 
 
@@ -100,7 +100,13 @@ def split_of(mark: str) -> Split:
 
 
 def sample_scene(seed: int, split: Split, index: int) -> Scene:
-    """Scene number `index` of a split: 2 to 4 objects, no two of one colour and shape, laid out with little overlap."""
+    """Sample a scene of 2 to 4 objects with little overlap, no two of the same colour and shape.
+
+    Args:
+        seed: of the corpus.
+        split: "train", "val" or "test"; signatures of scenes do not cross splits.
+        index: of the scene in its split.
+    """
     dice = Dice(seed, SPLITS.index(split), index, LAYOUT)
     while True:
         background, bare = dice.pick(BACKGROUNDS), _bare_things(dice)
@@ -119,7 +125,7 @@ def _bare_things(dice: Dice) -> list[Thing]:
 
 
 def _lay_out(bare: Sequence[Thing], dice: Dice) -> tuple[Thing, ...]:
-    """Places by lot, the largest first; of several tries the one with least overlap is kept."""
+    """Random places, the largest object first. Of several tries the one with the least overlap is kept."""
     order = sorted(bare, key=lambda thing: -SIZES.index(thing.size))
     best: tuple[Thing, ...] = ()
     best_gap = -np.inf

@@ -1,4 +1,4 @@
-"""Every word that the texts of the scenes can hold, for a tokeniser that needs no more."""
+"""All words that the texts of scenes can contain, for a small tokeniser."""
 
 from collections.abc import Iterable
 

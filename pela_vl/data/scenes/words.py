@@ -2,7 +2,7 @@
 
 from .scene import Dice, Thing
 
-# The first synonym is the plain name; it is drawn as often as all the others together.
+# The first synonym is the plain name; it is drawn with probability one half.
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -54,6 +54,13 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 
 
 def word_for(table: dict[str, tuple[str, ...]], name: str, dice: Dice) -> str:
+    """Draw a word or phrase among synonyms: the first with probability one half, else any other.
+
+    Args:
+        table: synonyms by name.
+        name: a key of `table`.
+        dice: draws.
+    """
     words = table[name]
     return words[0] if len(words) == 1 or dice.chance(0.5) else dice.pick(words[1:])
 
@@ -63,7 +70,15 @@ def with_article(phrase: str) -> str:
 
 
 def bare_phrase(thing: Thing, dice: Dice, *, size: bool = False, texture: bool = False, tail: bool = True) -> str:
-    """ "large striped red star", without article; `tail` allows "large red star with stripes" instead."""
+    """A noun phrase without article, such as "large striped red star".
+
+    Args:
+        thing: the object.
+        dice: draws among synonyms and word orders.
+        size: name its size.
+        texture: name its texture.
+        tail: allow the texture behind the noun, as in "large red star with stripes".
+    """
     front = [word_for(SIZE_WORDS, thing.size, dice)] if size else []
     colour, shape = thing.colour, word_for(SHAPE_WORDS, thing.shape, dice)
     if not texture:
@@ -76,7 +91,15 @@ def bare_phrase(thing: Thing, dice: Dice, *, size: bool = False, texture: bool =
 
 
 def detailed_phrase(thing: Thing, dice: Dice, detail: float, tail: bool = True) -> str:
-    """ "a large striped red star": size and texture each with probability `detail`, less if unremarkable."""
+    """A noun phrase with article, such as "a large striped red star".
+
+    Args:
+        thing: the object.
+        dice: draws.
+        detail: probability of naming the size, and likewise the texture. A medium size and a plain texture are named
+            less often.
+        tail: allow the texture behind the noun.
+    """
     size = dice.chance(detail * (0.5 if thing.size == "medium" else 1.0))
     texture = dice.chance(detail * (0.3 if thing.texture == "plain" else 1.0))
     return with_article(bare_phrase(thing, dice, size=size, texture=texture, tail=tail))

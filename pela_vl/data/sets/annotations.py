@@ -17,7 +17,9 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One checked element of an annotation file: `index` of the file `name`, which is number `file` of those read."""
+    """One checked element of an annotation file: number `index` of the file `name`, which is number `file` of those
+    read.
+    """
 
     name: str
     index: int
@@ -33,11 +35,16 @@ class Entry:
 def load_annotations(
     files: Sequence[PathLike], fields: Mapping[str, tuple[type, ...]], optional: Mapping[str, tuple[type, ...]] = {}
 ) -> list[Entry]:
-    """Read JSON list files one after the other and check the named fields of every element.
+    """Read JSON list files one after the other and check fields of every element.
 
-    fields: types that each required field may have; `optional` likewise for fields that may be absent. Lists must hold
-    strings. Other fields are dropped. Raises `UserError` naming file, index and field; also for a file
-    that is absent or no JSON list, and when all files together hold nothing.
+    Args:
+        files: paths of the lists.
+        fields: required fields, with the types that each may have. Elements of a list must be strings.
+        optional: fields that may be absent, likewise. Fields named in neither are dropped.
+
+    Raises:
+        UserError: Naming file, index and field; also when a file is absent or no JSON list, and when there is no entry
+            at all.
     """
     files = [files] if isinstance(files, str | os.PathLike) else list(files)
     entries = []
@@ -60,7 +67,7 @@ def load_annotations(
 
 
 def check_image(entry: Entry, image_root: PathLike) -> None:
-    """Raise `UserError` naming the entry when its image path leaves the root; nothing is looked up on disk."""
+    """Raise `UserError` naming the entry when its image path leaves the root. The disk is not read."""
     try:
         resolve(image_root, entry.values["image"])
     except UserError as error:
@@ -68,7 +75,16 @@ def check_image(entry: Entry, image_root: PathLike) -> None:
 
 
 def check_text(entry: Entry, field: str, text: str) -> None:
-    """Raise `UserError` naming the entry when no word of `text` is left after cleaning."""
+    """Check that cleaning leaves at least one word of a text.
+
+    Args:
+        entry: named in the error.
+        field: of the entry, named in the error.
+        text: to be checked.
+
+    Raises:
+        UserError: If no word is left.
+    """
     if not has_text(text):
         name = entry.values["image"]
         raise UserError(f"{entry.place}: field '{field}' of image {name}: no word in {text!r} after cleaning")

@@ -1,6 +1,6 @@
 """Image-text pairs from ALBEF's lists: `[{"image": path, "caption": text or [texts], "image_id": optional}, ...]`.
 
-Other lists have the text under another name, as grounding's have it under "text".
+The text can have another field name: grounding's lists have it under "text".
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,10 +28,11 @@ from pela_vl.data.transforms import Transform, require_transform
 
 
 class CaptionPairs(Dataset):
-    """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), whatever the workers.
+    """Training pairs for pre-training and retrieval: a pure function of (seed, epoch, index), for any number of
+    workers.
 
-    Of an entry with several captions one is drawn each time. When the transform flips the image, the words left and
-    right change places in the caption. An image that cannot be read is replaced by the next one that can.
+    Of several captions one is drawn each time. When the transform flips the image, the words left and right are swapped
+    in the caption. An unreadable image is replaced by the next readable one.
     """
 
     def __init__(
@@ -45,10 +46,20 @@ class CaptionPairs(Dataset):
         field: str = "caption",
         stored_pixels: bool = False,
     ) -> None:
-        """cache_mb: MiB of decoded images to keep in memory; worth it for small images only. field: of the text.
-        stored_pixels: leave images as they are stored, for lists whose annotations are in pixels.
+        """Read and check the lists. The images are not read yet.
 
-        Raises `UserError` for what is wrong with the files, a path outside `image_root` or a caption without words.
+        Args:
+            files: annotation lists.
+            image_root: folder of the images.
+            transform: may be None and set later, as an attribute.
+            max_words: captions are cut to this many words.
+            seed: of captions drawn and of augmentation.
+            cache_mb: MiB of decoded images to keep in memory, per worker; of use for small images only.
+            field: name of the text in the lists.
+            stored_pixels: do not apply EXIF rotation, for lists whose annotations are in pixels.
+
+        Raises:
+            UserError: For a malformed list, a path outside `image_root` or a caption without words.
         """
         entries = _load_captions(files, image_root, field)
         self.images = Texts(entry.values["image"] for entry in entries)
@@ -79,18 +90,32 @@ class CaptionPairs(Dataset):
 def draw_pair(
     image: Image.Image, captions: Sequence[str], transform: Transform, max_words: int, seed: Sequence[int]
 ) -> tuple[torch.Tensor, str]:
-    """Draw one of the captions and a view of the image, left and right changing places in both: all from `seed`."""
+    """Draw one caption and one view of an image. If the view is flipped, left and right are swapped in the caption too.
+
+    Args:
+        image: 8-bit RGB.
+        captions: of the image.
+        transform: draws the view.
+        max_words: the caption is cut to this many words.
+        seed: of all draws.
+
+    Returns:
+        The view float32 [3, H, W], and the cleaned caption.
+    """
     rng = np.random.default_rng(seed)
     caption = clean_caption(captions[int(rng.integers(len(captions)))], max_words)
     tensor, flipped = transform(image, rng)
     return tensor, swap_sides(caption) if flipped else caption
 
 
-class EvalPictures(Dataset):
-    """Images of a test, each once however many texts it has, and the texts of each.
+class EvalImages(Dataset):
+    """Images of a test set, each once, and their texts. An item is an image, float32 [3, H, W].
 
-    images: paths below the root. texts: T cleaned texts. text2image: int64 [T], the image of each text. image2texts:
-    for each image the indices of its texts. An item is an image, float32 [3, H, W].
+    Attributes:
+        images: paths below the root.
+        texts: T cleaned texts.
+        text2image: int64 [T], the image of each text.
+        image2texts: indices of the texts of each image.
     """
 
     def __init__(
@@ -101,7 +126,18 @@ class EvalPictures(Dataset):
         max_words: int = 30,
         cache_mb: float = 0,
     ) -> None:
-        """pairs: entries whose field 'image' is checked, with a text each. Raises `UserError` for an absent image."""
+        """Check that every image exists.
+
+        Args:
+            pairs: entries whose field 'image' was checked, with one text each.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: texts are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: If an image is absent.
+        """
         images: list[str] = []
         self.texts: list[str] = []
         self.image2texts: list[list[int]] = []
@@ -127,17 +163,28 @@ class EvalPictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the image. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` if it cannot be read, since leaving it out would change the test set."""
         return self.transform(self.read(self.images[index]), None)[0]
 
 
-class RetrievalEval(EvalPictures):
+class RetrievalEval(EvalImages):
     """Images and captions of a retrieval test, each image with one caption or more."""
 
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
     ) -> None:
-        """Raises `UserError` as `CaptionPairs` does, and for an image that is absent."""
+        """Read and check the list.
+
+        Args:
+            file: annotation list.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: captions are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: As `CaptionPairs`, and for an absent image.
+        """
         entries = _load_captions([file], image_root)
         pairs = ((entry, caption) for entry in entries for caption in _as_list(entry.values["caption"]))
         super().__init__(pairs, image_root, transform, max_words, cache_mb)

@@ -1,7 +1,8 @@
-"""Image-sentence pairs of visual entailment: `[{"image": path, "sentence": text, "label": class}, ...]`, ALBEF's lists.
+"""Image-sentence pairs of visual entailment, from ALBEF's lists: `[{"image": path, "sentence": text, "label": class},
+...]`.
 
-As for captions, and unlike the released code, the words left and right change places when the image is flipped:
-"the man on the left" is otherwise turned from a consequence of the image into a contradiction of it.
+When the image is flipped, the words left and right are swapped, as for captions and unlike the released code. Otherwise
+"the man on the left" would change from entailed to contradicted.
 """
 
 import os
@@ -16,7 +17,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageReader, read_or_next
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
-from pela_vl.data.sets.captions import EvalPictures, draw_pair
+from pela_vl.data.sets.captions import EvalImages, draw_pair
 from pela_vl.data.sets.flat import Texts
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, require_transform
@@ -29,7 +30,7 @@ LABELS = ("contradiction", "neutral", "entailment")
 
 @dataclass(frozen=True)
 class EntailmentSample:
-    """One training pair. target: index of `LABELS`; the other fields as those of `captions.Sample`."""
+    """One training pair. `target` is an index of `LABELS`; the other fields are those of `captions.Sample`."""
 
     image: torch.Tensor
     sentence: str
@@ -41,7 +42,14 @@ class EntailmentSample:
 
 @dataclass(frozen=True)
 class EntailmentBatch(Movable):
-    """images float32 [B, 3, H, W]; ids, mask int64 [B, L]; targets int64 [B]; the other fields as those of `collate.Batch`."""
+    """One batch.
+
+    Attributes:
+        images: float32 [B, 3, H, W].
+        ids, mask: int64 [B, L].
+        targets: int64 [B], indices of `LABELS`.
+        indices, replaced, bad: as in `collate.Batch`.
+    """
 
     images: torch.Tensor
     ids: torch.Tensor
@@ -53,9 +61,9 @@ class EntailmentBatch(Movable):
 
 
 class EntailmentPairs(Dataset):
-    """Training pairs: a pure function of (seed, epoch, index), whatever the workers.
+    """Training pairs: a pure function of (seed, epoch, index), for any number of workers.
 
-    An image that cannot be read is replaced, with its sentence and label, by the next entry whose image can.
+    An unreadable image is replaced, with its sentence and label, by the next entry with a readable one.
     """
 
     def __init__(
@@ -67,10 +75,19 @@ class EntailmentPairs(Dataset):
         seed: int = 0,
         cache_mb: float = 0,
     ) -> None:
-        """transform: may be set later, as an attribute. cache_mb: MiB of decoded images to keep in memory.
+        """Read and check the lists. The images are not read yet.
 
-        Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside `image_root`, a
-        label that is none of `LABELS` or a sentence without words.
+        Args:
+            files: annotation lists.
+            image_root: folder of the images.
+            transform: may be None and set later, as an attribute.
+            max_words: sentences are cut to this many words.
+            seed: of augmentation.
+            cache_mb: MiB of decoded images to keep in memory, per worker.
+
+        Raises:
+            UserError: Naming file, entry and field, for a malformed list, a path outside `image_root`, an unknown label
+                or a sentence without words.
         """
         entries = _load_pairs(files, image_root)
         self.images = Texts(entry.values["image"] for entry in entries)
@@ -112,16 +129,27 @@ class EntailmentCollate:
         return EntailmentBatch(ids=ids, mask=mask, targets=targets, **stack_common(samples))
 
 
-class EntailmentEval(EvalPictures):
-    """A test: every image once, with its sentences. targets: int64 [T], indices of `LABELS`, one for each of `texts`.
+class EntailmentEval(EvalImages):
+    """A test set: every image once, with its sentences. `targets` int64 [T] are indices of `LABELS`, one per text.
 
-    SNLI-VE has about 18 sentences an image, so it pays to encode each image once.
+    SNLI-VE has about 18 sentences an image, so each image is encoded once.
     """
 
     def __init__(
         self, file: PathLike, image_root: PathLike, transform: Transform, max_words: int = 30, cache_mb: float = 0
     ) -> None:
-        """Raises `UserError` as `EntailmentPairs` does, and for an image that is absent."""
+        """Read and check the list.
+
+        Args:
+            file: annotation list.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: sentences are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: As `EntailmentPairs`, and for an absent image.
+        """
         entries = _load_pairs([file], image_root)
         pairs = ((entry, entry.values["sentence"]) for entry in entries)
         super().__init__(pairs, image_root, transform, max_words, cache_mb)

@@ -1,8 +1,8 @@
-"""Long lists of text in flat buffers, which the workers of a loader share with the process that starts them.
+"""Long lists of text in flat buffers, which loader workers share with the process that starts them.
 
-A list of Python strings is copied into every worker little by little: reading an object counts a reference in it, and that
-writes to its memory page. Here all texts are the bytes of one tensor, which reading leaves as it is. Workers that are forked
-share its pages; for workers that are started anew torch moves the tensor to shared memory.
+A list of Python strings is copied into every worker little by little, because reading an object changes its reference
+count and thus writes to its memory page. Here all texts are the bytes of one tensor, which reading does not change.
+Forked workers share its pages. For spawned workers torch moves it to shared memory.
 """
 
 from array import array
@@ -13,7 +13,7 @@ import torch
 
 
 class Texts(Sequence[str]):
-    """An unchangeable list of strings: the bytes of all, and where each ends."""
+    """An immutable list of strings: all their bytes, and where each ends."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         content, ends = bytearray(), array("q", [0])
@@ -39,7 +39,7 @@ class Texts(Sequence[str]):
 
 
 class TextLists(Sequence[list[str]]):
-    """An unchangeable list of lists of strings."""
+    """An immutable list of lists of strings."""
 
     def __init__(self, lists: Iterable[Sequence[str]]) -> None:
         spans = array("q", [0])
@@ -55,7 +55,7 @@ class TextLists(Sequence[list[str]]):
     def __len__(self) -> int:
         return len(self._spans) - 1
 
-    # lists are read one by one; nobody takes a slice of them
+    # elements are read one by one; slices are not supported
     def __getitem__(self, index: int) -> list[str]:  # type: ignore[override]
         index = _checked(index, len(self))
         return [self.texts[i] for i in self.span(index)]
@@ -66,7 +66,7 @@ class TextLists(Sequence[list[str]]):
 
 
 def flat_buffer(content: bytearray | array, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of a buffer in a tensor of its own, [n]."""
+    """A new tensor [n] with the numbers of a buffer."""
     return torch.frombuffer(content, dtype=dtype).clone() if len(content) else torch.empty(0, dtype=dtype)
 
 

@@ -1,7 +1,7 @@
-"""The evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by image.
+"""Evaluation data of weakly supervised grounding: expressions, true boxes and candidate boxes by image.
 
-Boxes are in pixels of the stored files, so images are read as they are stored, whatever their EXIF orientation says.
-Training is on image-text pairs alone: `CaptionPairs(..., field="text", stored_pixels=True)` of data/sets/captions.py.
+Boxes are in pixels of the stored files, so images are read without EXIF rotation. Training uses image-text pairs alone:
+`CaptionPairs(..., field="text", stored_pixels=True)`.
 """
 
 import math
@@ -40,8 +40,8 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """path is below the image root; candidates float64 [K, 4], K may be 0; sizes in pixels."""
+class AnnotatedImage:
+    """Path below the image root, size in pixels, and candidate boxes float64 [K, 4], K >= 0."""
 
     path: str
     width: int
@@ -50,10 +50,12 @@ class Picture:
 
 
 class GroundingEval(Dataset):
-    """Pictures, each once, with their expressions. An item is an image, float32 [3, H, W].
+    """Images, each once, with their expressions. An item is an image, float32 [3, H, W].
 
-    images, expressions: in the files' order. by_image: for each image the indices of its expressions.
-    candidates_from: "detections" or "instances".
+    Attributes:
+        images, expressions: in the order of the files.
+        by_image: indices of the expressions of each image.
+        candidates_from: "detections" or "instances".
     """
 
     def __init__(
@@ -65,14 +67,23 @@ class GroundingEval(Dataset):
         max_words: int = 30,
         cache_mb: float = 0,
     ) -> None:
-        """files: lists of {image, text, ref_id}, ours or as ALBEF published them; boxes_file: of build_refcoco_plus.py.
+        """Read and check the lists and the boxes file.
 
-        Raises `UserError` for a file that does not fit, a ref_id that the boxes file does not have, a box outside its image,
-        or an absent image.
+        Args:
+            files: lists of {image, text, ref_id}, of build_refcoco_plus.py or as ALBEF published them.
+            boxes_file: of build_refcoco_plus.py.
+            image_root: folder of the images.
+            transform: applied to every image.
+            max_words: expressions are cut to this many words.
+            cache_mb: MiB of decoded images to keep in memory.
+
+        Raises:
+            UserError: For a malformed file, a ref_id that is not in the boxes file, a box outside its image, or an
+                absent image.
         """
         boxes = _load_boxes(boxes_file)
         self.candidates_from: str = boxes["candidates"]
-        self.pictures: list[Picture] = []
+        self.images: list[AnnotatedImage] = []
         self.expressions: list[Expression] = []
         self.by_image: list[list[int]] = []
         number: dict[str, int] = {}
@@ -86,15 +97,15 @@ class GroundingEval(Dataset):
                 )
             check_text(entry, "text", text)
             if path not in number:
-                number[path] = len(self.pictures)
-                self.pictures.append(_picture(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
+                number[path] = len(self.images)
+                self.images.append(_annotated(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
                 self.by_image.append([])
                 check_image(entry, image_root)
                 check_there(image_root, path, entry.place)
             self.by_image[number[path]].append(len(self.expressions))
-            picture, place = self.pictures[number[path]], f"{boxes_file}: ref {ref_id}"
+            annotated, place = self.images[number[path]], f"{boxes_file}: ref {ref_id}"
             box = tuple(_numbers(ref.get("box"), place))
-            check_box(box, picture.width, picture.height, place)
+            check_box(box, annotated.width, annotated.height, place)
             clean = clean_caption(text, max_words)
             sent_id, split = entry.values.get("sent_id"), str(ref.get("split"))
             self.expressions.append(
@@ -104,17 +115,17 @@ class GroundingEval(Dataset):
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the image. Raises `ImageError` when it cannot be read or has not the annotated size."""
-        picture = self.pictures[index]
-        image = self.read(picture.path)
-        check_size(resolve(self.read.root, picture.path), image, picture.width, picture.height)
+        annotated = self.images[index]
+        image = self.read(annotated.path)
+        check_size(resolve(self.read.root, annotated.path), image, annotated.width, annotated.height)
         return self.transform(image, None)[0]
 
 
-def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> Picture:
+def _annotated(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) -> AnnotatedImage:
     image = boxes["images"].get(str(ref.get("image_id")))
     if not isinstance(image, dict) or not isinstance(image.get("boxes"), list):
         raise UserError(f"{place}: its image {ref.get('image_id')} is not in the file; build it again")
@@ -124,7 +135,7 @@ def _picture(boxes: dict[str, Any], ref: dict[str, Any], path: str, place: str) 
     width, height = int(image["width"]), int(image["height"])
     for box in candidates:
         check_box(box, width, height, f"{place}: candidate of {path}")
-    return Picture(path, width, height, torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4))
+    return AnnotatedImage(path, width, height, torch.tensor(candidates, dtype=torch.float64).reshape(-1, 4))
 
 
 def _numbers(box: Any, place: str) -> list[float]:

@@ -24,12 +24,12 @@ from pela_vl.data.transforms import Transform, require_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 TINY_LABELS = "val_annotations.txt"
-_STREAM = 0x4D4958  # keeps a batch's mixing apart from the draws of its samples
+_STREAM = 0x4D4958  # separates a batch's mixing from the draws of its samples
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """root: folder that the images' paths start from. targets: int64 [n], places in `classes`."""
+    """Images and labels. `root` is where the images' paths start; `targets` int64 [n] are indices of `classes`."""
 
     root: str
     images: list[str]
@@ -120,7 +120,7 @@ def _tiny_val(folder: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class LabelledSample:
-    """One training image. target: its class; the other fields as those of `collate.Sample`."""
+    """One training image. `target` is its class; the other fields are those of `collate.Sample`."""
 
     image: torch.Tensor
     target: int
@@ -131,8 +131,14 @@ class LabelledSample:
 
 @dataclass(frozen=True)
 class LabelledBatch(Movable):
-    """images float32 [B, 3, H, W], mixed; targets int64 [B] before mixing; labels float32 [B, C], soft; the other fields as
-    those of `collate.Batch`."""
+    """One batch.
+
+    Attributes:
+        images: float32 [B, 3, H, W], mixed.
+        targets: int64 [B], classes before mixing.
+        labels: float32 [B, C], soft.
+        indices, replaced, bad: as in `collate.Batch`.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -143,14 +149,19 @@ class LabelledBatch(Movable):
 
 
 class LabelledImages(Dataset):
-    """Training images: a pure function of (seed, epoch, number), whatever the workers.
+    """Training images: a pure function of (seed, epoch, number), for any number of workers.
 
     Numbers from `len` on are further views of the same images: `number % len` is the image (see `data/repeated.py`). An
-    image that cannot be read is replaced, with its label, by the next one that can.
+    unreadable image is replaced, with its label, by the next readable one.
+
+    Args:
+        labelled: images and labels.
+        transform: may be None and set later, as an attribute.
+        seed: of augmentation.
+        cache_mb: MiB of decoded images to keep in memory, per worker.
     """
 
     def __init__(self, labelled: Labelled, transform: Transform | None, seed: int = 0, cache_mb: float = 0) -> None:
-        """transform: may be set later, as an attribute. cache_mb: MiB of decoded images to keep in memory."""
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
         self.read = ImageReader(labelled.root, cache_mb)
         self.transform, self.seed = transform, seed
@@ -168,7 +179,7 @@ class LabelledImages(Dataset):
 
 
 class LabelledCollate:
-    """Stack samples, and mix them by one draw that depends on `seed` and the samples' keys alone."""
+    """Stack samples and mix them. The mix depends on `seed` and the samples' keys alone."""
 
     def __init__(self, mixing: Mixing, seed: int = 0) -> None:
         self.mixing, self.seed = mixing, seed
@@ -184,7 +195,7 @@ class LabelledCollate:
 
 
 class LabelledEval(Dataset):
-    """A test: every image once. An item is an image, float32 [3, H, W]; targets int64 [n]."""
+    """A test set: every image once. An item is an image, float32 [3, H, W]; `targets` int64 [n]."""
 
     def __init__(self, labelled: Labelled, transform: Transform) -> None:
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
@@ -196,5 +207,5 @@ class LabelledEval(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Raises `ImageError` for an image that cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` if it cannot be read, since leaving it out would change the test set."""
         return self.transform(self.read(self.images[index]), None)[0]

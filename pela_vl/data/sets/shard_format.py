@@ -1,6 +1,7 @@
-"""The format of shards: what a folder's index holds and how samples lie in a tar file. Written and read by these functions.
+"""The format of shards: the index of a folder, and how samples lie in a tar file. Used for writing and reading.
 
-A folder holds `index.json` and `shard-000000.tar`, ...; a sample is two neighbouring members, `<key>.jpg` and `<key>.json`.
+A folder holds `index.json` and `shard-000000.tar`, ...; a sample is two neighbouring members, `<key>.jpg` and
+`<key>.json`.
 """
 
 import json
@@ -18,9 +19,15 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def sample_members(key: str, picture: bytes, record: Mapping[str, Any]) -> bytes:
-    """The bytes of a sample in its tar file: the image and its record ({"caption", "image_id", "source"})."""
-    return _member(f"{key}.jpg", picture) + _member(f"{key}.json", json.dumps(record).encode())
+def sample_members(key: str, jpeg: bytes, record: Mapping[str, Any]) -> bytes:
+    """The bytes of a sample in its tar file.
+
+    Args:
+        key: name of both members, without suffix.
+        jpeg: the encoded JPEG.
+        record: {"caption", "image_id", "source"}.
+    """
+    return _member(f"{key}.jpg", jpeg) + _member(f"{key}.json", json.dumps(record).encode())
 
 
 def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[str, Any]:
@@ -31,6 +38,6 @@ def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[s
 
 
 def _member(name: str, content: bytes) -> bytes:
-    member = tarfile.TarInfo(name)  # owner and time stay 0: equal corpora are equal files
+    member = tarfile.TarInfo(name)  # owner and time stay 0, so that equal corpora are equal files
     member.size = len(content)
     return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK)

@@ -1,4 +1,6 @@
-"""In which order an epoch takes the samples of shards: shuffled, yet near one another in time where near on disk."""
+"""The order in which an epoch takes the samples of shards: shuffled, yet samples that are close on disk come close in
+time.
+"""
 
 from collections.abc import Sequence
 
@@ -11,14 +13,24 @@ WINDOW = 16384
 def epoch_order(
     sizes: Sequence[int], seed: int, epoch: int, batch: int, lanes: int = LANES, window: int = WINDOW
 ) -> np.ndarray:
-    """A permutation of the samples, int64 [n], to be cut into global batches of `batch` (samples of all processes together).
+    """A permutation of the samples, to be cut into global batches.
 
-    sizes: samples of each shard. The shards are put in random order, and what follows is cut into `lanes` stretches of equal
-    length. Every batch takes as many samples of each lane, in the same rows: rank r of w has the rows of its share of the
-    lanes, and thus touches about 1/w of the shards (at most `lanes` processes gain from that). Within a lane the samples come
-    through a bounded shuffle: none comes more than `window` / `lanes` places early or late. The result depends on
-    the arguments alone, so that any number of processes and workers with the same `batch` sees the same batches, and a run can
-    start anywhere in it without reading what came before.
+    The shards are put in random order, and that sequence is cut into `lanes` stretches of equal length. Every batch
+    takes equally many samples of each lane, always in the same rows. A process takes a fixed part of the rows, so with
+    w processes it touches about 1/w of the shards (up to `lanes` processes). Within a lane the samples go through a
+    bounded shuffle. The result depends on the arguments alone: any number of processes and workers with the same
+    `batch` sees the same batches, and a run can start anywhere without reading what came before.
+
+    Args:
+        sizes: samples of each shard.
+        seed: of the run.
+        epoch: from 0.
+        batch: samples of a global batch, all processes together.
+        lanes: stretches read at the same time.
+        window: no sample moves by `window` / `lanes` places or more within its lane.
+
+    Returns:
+        int64 [n], n the sum of `sizes`.
     """
     rng = np.random.default_rng([seed, epoch])
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -36,6 +48,12 @@ def epoch_order(
 
 
 def bounded_shuffle(items: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffle such that no item moves by `window` places or more: what a shuffle buffer of that size does to a stream."""
-    # Each item is moved back by a random share of the window; an order by such keys moves nothing further than that.
+    """Shuffle such that no item moves by `window` places or more, as a shuffle buffer of that size does to a stream.
+
+    Args:
+        items: [n].
+        window: places; 1 leaves the order as it is.
+        rng: where the draws come from.
+    """
+    # Each item's key is its position plus a random fraction of the window, so sorting moves it less than the window.
     return items[np.argsort(np.arange(len(items)) + window * rng.random(len(items)), kind="stable")]

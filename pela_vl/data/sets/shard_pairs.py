@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Sample
-from pela_vl.data.images import ImageError, read_or_next, read_picture
+from pela_vl.data.images import ImageError, decode_image, read_or_next
 from pela_vl.data.sets.annotations import PathLike
 from pela_vl.data.sets.captions import CaptionPairs, draw_pair
 from pela_vl.data.sets.shard_order import epoch_order
@@ -21,18 +21,28 @@ from pela_vl.data.transforms import Transform, require_transform
 
 
 class ShardPairs(Dataset):
-    """Training pairs of shard folders, one folder after the other: as `CaptionPairs` has them of lists and loose files.
+    """Training pairs from shard folders, one folder after the other; the counterpart of `CaptionPairs` for lists and
+    files.
 
-    A sample is the same function of (seed, epoch, index); only the order of an epoch differs (`order`, for `EpochSampler`). A
+    A sample is a function of (seed, epoch, index), as there; the order of an epoch is `order`, for `EpochSampler`. A
     member that is no image, or has no caption with a word, is replaced by the next one and reported in `Sample.bad`.
-    Memory does not grow with the images or captions: both stay in the shards.
+    Images and captions stay in the shards, so memory does not grow with them.
     """
 
     def __init__(
         self, folders: Sequence[PathLike], transform: Transform | None, max_words: int = 30, seed: int = 0
     ) -> None:
-        """transform: may be set later, as an attribute. Raises `UserError` for what is wrong with an index, and for shards
-        that are absent or of another size than their index says."""
+        """Read the folders' indices.
+
+        Args:
+            folders: folders of shards.
+            transform: may be None and set later, as an attribute.
+            max_words: captions are cut to this many words.
+            seed: of captions drawn and of augmentation.
+
+        Raises:
+            UserError: If an index is malformed, or a shard is absent or of another size than its index says.
+        """
         shards = [shard for folder in folders for shard in read_index(folder)]
         self.sizes = [shard.samples for shard in shards]
         self.reader = ShardReader(shards)
@@ -44,7 +54,13 @@ class ShardPairs(Dataset):
         return len(self.reader)
 
     def order(self, seed: int, epoch: int, batch: int) -> np.ndarray:
-        """The order of an epoch: see `shard_order.epoch_order`."""
+        """The order of an epoch: see `shard_order.epoch_order`.
+
+        Args:
+            seed: of the run.
+            epoch: from 0.
+            batch: samples of a global batch.
+        """
         return epoch_order(self.sizes, seed, epoch, batch)
 
     def __getitem__(self, key: Key) -> Sample:
@@ -66,7 +82,7 @@ class ShardPairs(Dataset):
         captions = [caption for caption in captions if has_text(caption)]
         if not captions:
             raise ImageError(member.name, "has no caption with a word")
-        return read_picture(member.name, member.picture).image, captions, _image_id(member.name, member.record)
+        return decode_image(member.name, member.jpeg).image, captions, _image_id(member.name, member.record)
 
 
 def training_pairs(
@@ -77,7 +93,19 @@ def training_pairs(
     seed: int = 0,
     cache_mb: float = 0,
 ) -> CaptionPairs | ShardPairs:
-    """The training set of `data.train`: annotation lists, or folders of shards. Raises `UserError` for a mixture of both."""
+    """The training set named by `data.train`: annotation lists, or folders of shards.
+
+    Args:
+        names: paths, all of one kind.
+        image_root: folder of the lists' images; shards do not use it.
+        transform: may be None and set later, as an attribute.
+        max_words: captions are cut to this many words.
+        seed: of captions drawn and of augmentation.
+        cache_mb: MiB of decoded images to keep in memory per worker; shards do not use it.
+
+    Raises:
+        UserError: For a mixture of lists and shards.
+    """
     folders = [name for name in names if is_shard_folder(name)]
     if not folders:
         return CaptionPairs(names, image_root, transform, max_words, seed, cache_mb)

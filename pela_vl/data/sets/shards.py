@@ -34,23 +34,23 @@ class Shard:
 
 @dataclass(frozen=True)
 class Member:
-    """One sample as it lies in its shard. name: of the image, `<shard>/<key>.jpg`, for messages."""
+    """One sample of a shard. `name` is the image's, `<shard>/<key>.jpg`, for messages."""
 
     name: str
-    picture: bytes
+    jpeg: bytes
     record: dict[str, Any]
 
 
 def is_shard_folder(path: PathLike) -> bool:
-    """Whether `data.train` names shards by this path: a folder, or an address as s3://bucket/folder, is always meant as one."""
+    """Whether a path in `data.train` means shards: a folder, or an address such as s3://bucket/folder."""
     return os.path.isdir(path) or (is_remote(path) and not os.fspath(path).endswith(".json"))
 
 
 def read_index(folder: PathLike) -> list[Shard]:
-    """Read a folder's index and check that its shards are there with the size that they were written with.
+    """Read a folder's index and check that its shards are there with the sizes that it says.
 
-    Raises `UserError` for a folder without an index, an index that is damaged or of another format, and a shard that is
-    absent or has changed.
+    Raises:
+        UserError: If the index is absent, damaged or of another format, or a shard is absent or has changed.
     """
     folder = os.fspath(folder).rstrip("/")
     file = f"{folder}/{INDEX}"
@@ -82,12 +82,13 @@ def read_index(folder: PathLike) -> list[Shard]:
 
 
 class ShardReader:
-    """Read samples by number. A shard is read through once, from front to back, when the first of its samples is asked for.
+    """Reads samples by number. When the first sample of a shard is asked for, the whole shard is read once, front to
+    back.
 
-    That pass finds the members, checks the shard against the index, and brings the file into the page cache, from where its
-    samples are then taken: the disk sees sequential reads only, whatever the order of the numbers within a shard and however
-    many processes share it. Positions are kept for the last `max_open` shards used; image bytes are not kept at all. A shard at
-    an address (s3://, ...) is first copied to a temporary file without a name, which goes when the shard is given up.
+    That pass finds the members, checks the shard against the index, and brings the file into the page cache, from where
+    its samples are then read. The disk sees sequential reads only, for any order of numbers within a shard and any
+    number of processes. Positions are kept for the last `max_open` shards; image bytes are not kept. A shard at an
+    address (s3://, ...) is first copied to an unnamed temporary file, which disappears when the shard is dropped.
     """
 
     def __init__(self, shards: Sequence[Shard], max_open: int = _MAX_OPEN) -> None:
@@ -115,10 +116,10 @@ class ShardReader:
         handle, table, names = self._shard(index)
         row = number - self.starts[index]
         path = self.shards[index].path
-        picture_at, picture_size, record_at, record_size = table[row].tolist()
+        jpeg_at, jpeg_size, record_at, record_size = table[row].tolist()
         name = f"{path}/{names[row]}"
-        picture, record = read_at(handle, picture_size, picture_at), read_at(handle, record_size, record_at)
-        if len(picture) != picture_size or len(record) != record_size:
+        jpeg, record = read_at(handle, jpeg_size, jpeg_at), read_at(handle, record_size, record_at)
+        if len(jpeg) != jpeg_size or len(record) != record_size:
             raise _damaged(path, f"ends before member {names[row]} does")
         try:
             values = json.loads(record)
@@ -126,7 +127,7 @@ class ShardReader:
                 raise ValueError("no object")
         except ValueError as error:
             raise _damaged(path, f"the record of {names[row]} is not readable ({error})") from None
-        return Member(name, picture, values)
+        return Member(name, jpeg, values)
 
     def _shard(self, index: int) -> tuple[int, np.ndarray, list[str]]:
         found = self._open.get(index)
@@ -180,7 +181,7 @@ def scan_shard(shard: Shard, handle: int) -> tuple[np.ndarray, list[str]]:
 
 
 class _Stream:
-    """Take or skip bytes of a file that is read in large chunks, strictly forward."""
+    """Reads or skips bytes of a file in large chunks, strictly forward."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.chunk, self.at = file, b"", 0

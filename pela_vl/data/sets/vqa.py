@@ -33,7 +33,7 @@ Place = tuple[str, str]  # data set, path below its image root
 
 
 class Places(Sequence[Place]):
-    """An unchangeable list of places in flat buffers; see `flat`."""
+    """An immutable list of places in flat buffers; see `flat`."""
 
     def __init__(self, places: Iterable[Place]) -> None:
         datasets = bytearray()
@@ -49,7 +49,7 @@ class Places(Sequence[Place]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    # places are read one by one; nobody takes a slice of them
+    # elements are read one by one; slices are not supported
     def __getitem__(self, index: int) -> Place:  # type: ignore[override]
         return DATASETS[self.datasets[index]], self.paths[index]
 
@@ -74,13 +74,19 @@ class WeightedAnswers:
         return tuple(self.texts[index]), tuple(self.weights[span.start : span.stop].tolist())
 
 
-class PictureReader:
-    """Reads images of both data sets, each below its own root."""
+class VqaImageReader:
+    """Reads images of VQA and Visual Genome, each below its root.
+
+    Args:
+        image_root: of VQA's images.
+        genome_root: of Visual Genome's images; None: `image_root`.
+        cache_mb: MiB of decoded images to keep in memory, for both together.
+    """
 
     def __init__(self, image_root: PathLike, genome_root: PathLike | None = None, cache_mb: float = 0) -> None:
         self.roots = {"vqa": image_root, "vg": image_root if genome_root is None else genome_root}
-        share = cache_mb if genome_root is None else cache_mb / 2
-        self._readers = {name: ImageReader(root, share) for name, root in self.roots.items()}
+        megabytes = cache_mb if genome_root is None else cache_mb / 2
+        self._readers = {name: ImageReader(root, megabytes) for name, root in self.roots.items()}
 
     def __call__(self, place: Place) -> Image.Image:
         return self._readers[place[0]](place[1])
@@ -88,7 +94,7 @@ class PictureReader:
 
 @dataclass(frozen=True)
 class VqaSample:
-    """One training question. weights: of the answers; the other fields as those of `captions.Sample`."""
+    """One training question. `weights` are those of the answers; the other fields are those of `captions.Sample`."""
 
     image: torch.Tensor
     question: str
@@ -101,9 +107,16 @@ class VqaSample:
 
 @dataclass(frozen=True)
 class VqaBatch(Movable):
-    """images float32 [B, 3, H, W]; ids, mask int64 [B, L]: questions; answer_ids, answer_mask int64 [A, T]: [CLS], words,
-    [SEP], padding, those of the first question first; weights float32 [A]; counts int64 [B]: answers of each question; the
-    other fields as those of `collate.Batch`."""
+    """One batch of B questions with A answers in all, the answers of the first question first.
+
+    Attributes:
+        images: float32 [B, 3, H, W].
+        ids, mask: int64 [B, L], questions.
+        answer_ids, answer_mask: int64 [A, T]: [CLS], words, [SEP], padding.
+        weights: float32 [A], of the answers.
+        counts: int64 [B], answers of each question.
+        indices, replaced, bad: as in `collate.Batch`.
+    """
 
     images: torch.Tensor
     ids: torch.Tensor
@@ -118,9 +131,9 @@ class VqaBatch(Movable):
 
 
 class VqaQuestions(Dataset):
-    """Training questions: a pure function of (seed, epoch, index), whatever the workers.
+    """Training questions: a pure function of (seed, epoch, index), for any number of workers.
 
-    A question whose image cannot be read is replaced by the next one whose image can.
+    A question with an unreadable image is replaced by the next one with a readable image.
     """
 
     def __init__(
@@ -133,12 +146,22 @@ class VqaQuestions(Dataset):
         seed: int = 0,
         cache_mb: float = 0,
     ) -> None:
-        """genome_root: of entries of data set "vg"; None: `image_root`. transform: may be set later, as an attribute.
+        """Read and check the lists. The images are not read yet.
 
-        Raises `UserError` naming file, entry and field for what is wrong with the files, a path outside its root, a data
-        set of another name, a question without words, or an entry without an answer.
+        Args:
+            files: lists of questions and answers.
+            image_root: of the entries of data set "vqa".
+            transform: may be None and set later, as an attribute.
+            genome_root: of the entries of data set "vg"; None: `image_root`.
+            max_words: questions are cut to this many words.
+            seed: of augmentation.
+            cache_mb: MiB of decoded images to keep in memory, per worker.
+
+        Raises:
+            UserError: Naming file, entry and field, for a malformed list, a path outside its root, a data set of
+                another name, a question without words, or an entry without an answer.
         """
-        self.read = PictureReader(image_root, genome_root, cache_mb)
+        self.read = VqaImageReader(image_root, genome_root, cache_mb)
         entries = _load(files, self.read, with_answers=True)
         self.images = Places((entry.values["dataset"], entry.values["image"]) for entry in entries)
         self.questions = Texts(entry.values["question"] for entry in entries)
@@ -167,7 +190,7 @@ class VqaQuestions(Dataset):
 def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The different answers in the order of their first mention, and their weights.
 
-    Of VQA the share of people who gave the answer; of Visual Genome 0.5 for each.
+    A weight is the fraction of people who gave the answer for VQA, and 0.5 for Visual Genome.
     """
     counts = Counter([answers] if isinstance(answers, str) else answers)
     total = sum(counts.values())
@@ -175,9 +198,12 @@ def weighted_answers(answers: str | Sequence[str], dataset: str) -> tuple[tuple[
 
 
 class VqaCollate:
-    """Stack samples; tokenise questions, without [SEP], to `max_tokens` and answers, with it, to `max_answer_tokens`.
+    """Stack samples; tokenise questions without [SEP], and answers with it.
 
-    Both limits count [CLS], and that of answers the [SEP].
+    Args:
+        tokenizer: of the model.
+        max_tokens: of a question, [CLS] included.
+        max_answer_tokens: of an answer, [CLS] and [SEP] included.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, max_answer_tokens: int) -> None:
@@ -203,7 +229,7 @@ class VqaCollate:
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question of an evaluation, as it was asked. truth: None where the answers are not known."""
+    """A question of an evaluation. `truth` is None where the answers are not known."""
 
     question_id: int
     text: str
@@ -212,16 +238,29 @@ class AskedQuestion:
 
 
 class VqaEval(Dataset):
-    """Questions to answer, those about one image together. An item is an image, float32 [3, H, W].
+    """Questions to answer, sorted so that those about one image are together. An item is an image, float32 [3, H, W].
 
-    asked: questions, ordered by the first mention of their image. texts: the cleaned questions. images: every image once.
-    owner: int64, the image of each question.
+    Attributes:
+        asked: questions, ordered by the first mention of their image.
+        texts: the cleaned questions.
+        images: every image once.
+        owner: int64, index of the image of each question.
     """
 
     def __init__(
-        self, asked: Sequence[AskedQuestion], read: PictureReader, transform: Transform, max_words: int = 50
+        self, asked: Sequence[AskedQuestion], read: VqaImageReader, transform: Transform, max_words: int = 50
     ) -> None:
-        """Raises `UserError` for an image that is absent or outside its root, and for an id that stands twice."""
+        """Check that every image exists.
+
+        Args:
+            asked: the questions, in any order.
+            read: reads the images.
+            transform: applied to every image.
+            max_words: questions are cut to this many words.
+
+        Raises:
+            UserError: If an image is absent or outside its root, or a question id is repeated.
+        """
         number: dict[Place, int] = {}
         for question in asked:
             if question.image not in number:
@@ -243,11 +282,11 @@ class VqaEval(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the image. Raises `ImageError` when it cannot be read: a test without it would be another test."""
+        """Return the image. Raises `ImageError` if it cannot be read, since leaving it out would change the test set."""
         return self.transform(self.read(self.images[index]), None)[0]
 
 
-def load_asked(file: PathLike, read: PictureReader) -> list[AskedQuestion]:
+def load_asked(file: PathLike, read: VqaImageReader) -> list[AskedQuestion]:
     """The questions of one of ALBEF's lists; with the truth where the entry has answers.
 
     Raises `UserError` as `VqaQuestions` does, and for an entry without question_id.
@@ -277,7 +316,7 @@ def load_official(file: PathLike, pattern: str | None = None) -> list[AskedQuest
     ]
 
 
-def _load(files: Sequence[PathLike], read: PictureReader, with_answers: bool) -> list[Entry]:
+def _load(files: Sequence[PathLike], read: VqaImageReader, with_answers: bool) -> list[Entry]:
     fields: dict[str, tuple[type, ...]]
     optional: dict[str, tuple[type, ...]]
     answer: dict[str, tuple[type, ...]]

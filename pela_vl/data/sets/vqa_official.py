@@ -28,7 +28,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """Questions in the file's order, and what the file says of itself."""
+    """Questions in the file's order, with the file's metadata."""
 
     path: Path
     data_type: str
@@ -111,7 +111,7 @@ def _answers(place: str, entries: list[Any]) -> tuple[str, ...]:
         answers.append(typed(where, entry, "answer", str))
         number = typed(where, entry, "answer_id", int)
         if number in ids:
-            # the official evaluation tells people's equal answers apart by it
+            # the official evaluation distinguishes people's equal answers by it
             raise UserError(f"{where}.answer_id: {number} stands twice among the answers of one question")
         ids.add(number)
     return tuple(answers)
@@ -150,7 +150,16 @@ def read_genome(path: Path) -> list[GenomeQuestion]:
 
 
 def paired(file: QuestionFile, path: Path, annotations: list[Annotation]) -> list[tuple[Question, Annotation]]:
-    """Every question with its annotation. Raises `UserError` listing ids that only one of the two files has."""
+    """Every question with its annotation.
+
+    Args:
+        file: the questions.
+        path: of the annotations, for errors.
+        annotations: what was read from `path`.
+
+    Raises:
+        UserError: Listing ids that only one of the two files has, or that are about different images.
+    """
     by_id = {annotation.question_id: annotation for annotation in annotations}
     asked = set(file.ids)
     without = [number for number in file.ids if number not in by_id]
@@ -172,10 +181,16 @@ def paired(file: QuestionFile, path: Path, annotations: list[Annotation]) -> lis
 
 
 def image_path(file: QuestionFile, image_id: int, pattern: str | None = None) -> str:
-    """The path below the image root of a question's image.
+    """Path below the image root of a question's image.
 
-    pattern: with {image_id} (a format may follow, as {image_id:012d}) and {subset}; None takes the one of the file's
-    data_type. Raises `UserError` where there is none or it cannot be filled in.
+    Args:
+        file: gives data_type and data_subtype.
+        image_id: of the question.
+        pattern: with {image_id} (a format may follow, as in {image_id:012d}) and {subset}; None: that of the file's
+            data_type.
+
+    Raises:
+        UserError: If the data_type has no pattern, or the pattern cannot be filled in.
     """
     pattern = pattern or PATTERNS.get(file.data_type)
     if pattern is None:
@@ -221,7 +236,7 @@ def _refuse_repetition(path: Path, key: str, ids: list[int]) -> None:
 
 
 def read_answer_list(path: str | os.PathLike[str]) -> list[str]:
-    """A published or built answer_list.json, as it is. Raises `UserError` if it is no list of different texts."""
+    """The answers of an answer_list.json in order. Raises `UserError` if it is no list of different texts."""
     answers = read_json(path)
     if not isinstance(answers, list) or not answers:
         raise UserError(

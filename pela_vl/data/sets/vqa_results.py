@@ -1,4 +1,6 @@
-"""Predictions in the official result format, `[{"question_id": int, "answer": text}, ...]`, checked before anything is written."""
+"""VQA predictions in the official format, `[{"question_id": int, "answer": text}, ...]`, checked before they are
+written.
+"""
 
 import os
 from collections import Counter
@@ -13,10 +15,16 @@ from pela_vl.data.sets.vqa_official import listed
 
 
 def check_results(results: Any, ids: Sequence[int], place: str) -> dict[int, str]:
-    """The answer to every question of `ids`. place: what to call the results in a message.
+    """Check that there is exactly one answer to every question, and return the answers by question id.
 
-    Raises `UserError` when they are no list of objects with a whole number and a text, and, listing the ids, when a question
-    has no answer or several, or an answer no question.
+    Args:
+        results: content of a result file.
+        ids: of the questions.
+        place: name of the results in errors.
+
+    Raises:
+        UserError: If they are no list of objects with question_id and answer, or, listing the ids, if a question has no
+            answer or several, or an answer no question.
     """
     if not isinstance(results, list):
         raise UserError(f"{place}: wants a list of {{question_id, answer}}, got {kind(results)}")
@@ -35,8 +43,8 @@ def check_results(results: Any, ids: Sequence[int], place: str) -> dict[int, str
         "unknown": [number for number in answers if number not in asked],
     }
     if any(faults.values()):
-        told = "; ".join(f"{name}: {listed(found, 20)}" for name, found in faults.items() if found)
-        raise UserError(f"{place}: not one answer for each of the {len(ids)} questions: {told}")
+        problems = "; ".join(f"{name}: {listed(found, 20)}" for name, found in faults.items() if found)
+        raise UserError(f"{place}: not one answer for each of the {len(ids)} questions: {problems}")
     return answers
 
 
@@ -46,6 +54,15 @@ def read_results(path: str | os.PathLike[str], ids: Sequence[int]) -> dict[int, 
 
 
 def write_results(path: Path, answers: Mapping[int, str], ids: Sequence[int]) -> None:
-    """Write a result file in the order of `ids`, whole or not at all, once it has passed `check_results`."""
+    """Check answers and write them as a result file, completely or not at all.
+
+    Args:
+        path: of the file.
+        answers: by question id.
+        ids: of the questions, in the order to write them in.
+
+    Raises:
+        UserError: As `check_results`.
+    """
     check_results([{"question_id": n, "answer": answer} for n, answer in answers.items()], ids, os.fspath(path))
     write_list(path, [{"question_id": number, "answer": answers[number]} for number in ids])

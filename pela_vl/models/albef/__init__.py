@@ -1,1 +1,1 @@
-"""ALBEF: encoders, task models, EMA models, losses."""
+"""ALBEF: encoders, task models, losses, feature queues."""

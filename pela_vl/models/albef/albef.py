@@ -18,7 +18,15 @@ from pela_vl.models.vit import ImageEncoder
 
 
 class Albef(AlbefModel):
-    """The model of pre-training and retrieval. `mlm_head` is None in models fine-tuned without it."""
+    """The model of pre-training and retrieval.
+
+    Args:
+        visual_encoder: The ViT.
+        text_encoder: BERT with fusion layers.
+        joint_dim: Width of the joint space.
+        mlm: With the head of masked language modelling; `mlm_head` is None without.
+        temp: Temperature of the contrastive loss to start from.
+    """
 
     HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 
@@ -42,16 +50,27 @@ class Albef(AlbefModel):
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
     def match(self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], fusion_started: bool = False) -> Tensor:
-        """Image-text matching logits [B, 2] (index 1: they match) of encoded texts and images' keys/values.
+        """Image-text matching logits [B, 2]; index 1 means that the two match.
 
-        fusion_started: the texts come from `text_encoder.start_fusion`.
+        Args:
+            tokens: Encoded texts [B, L, D].
+            mask: Their real tokens [B, L], 1 or 0.
+            image: The images' keys and values for every fusion layer, of batch B or 1 (one image for all texts).
+            fusion_started: Whether `tokens` come from `text_encoder.start_fusion`.
         """
         return self.itm_head(self.text_encoder.fuse_first(tokens, mask, image, fusion_started))
 
     def masked_states(
         self, masked_ids: Tensor, mask: Tensor, image: Sequence[KeyValue], keep_hidden: bool = False
     ) -> TokenStates:
-        """All layers on masked text with the image; hidden: embeddings, text-only layers, fusion layers."""
+        """All text layers on masked texts with their images.
+
+        Args:
+            masked_ids: Tokens with masks [B, L].
+            mask: Real tokens [B, L], 1 or 0.
+            image: The images' keys and values for every fusion layer.
+            keep_hidden: Return the hidden states: embeddings, text-only layers, fusion layers.
+        """
         text = self.text_encoder.encode(masked_ids, mask, keep_hidden)
         fused = self.text_encoder.fuse(text.tokens, mask, image, keep_hidden=keep_hidden)
         return TokenStates(fused.tokens, text.hidden + fused.hidden[1:])
@@ -74,6 +93,9 @@ def build_albef(
         dropout: Of BERT.
         drop_path: Stochastic depth of the ViT.
         temp: Temperature of the contrastive loss to start from.
+
+    Raises:
+        ValueError: For a config without a joint width.
     """
     if config.joint_dim is None:
         raise ValueError("joint_dim is not set: a pre-training or retrieval model needs the joint width")

@@ -1,9 +1,9 @@
-"""Attention maps of one chosen layer, as a second path beside the ordinary forward, which never makes them.
+"""Attention maps of one chosen layer, computed beside the ordinary forward pass, which never forms them.
 
-A trace is a pair: the map, and the function that goes on from such a map to the model's output. Whoever wants gradients with
-respect to the map makes it a leaf in between. The functions here give what the ordinary forward gives.
+A trace is a pair: the map, and a function that continues from such a map to the model's output. For gradients with respect to
+the map, make it a leaf before calling the function. The results equal those of the ordinary forward pass.
 
-Shapes: B pairs, H heads, L text tokens, N image tokens (class token first; where the ViT merges, those that are left), D width.
+Shapes: B pairs, H heads, L text tokens, N image tokens (class token first; fewer where the ViT has merged some), D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,14 @@ Trace = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 def attention_map(attention: Attention, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention probabilities [B, H, L, N] of x [B, L, D] over keys [B or 1, H, N, D / H]; mask as in `Attention`."""
+    """Attention probabilities [B, H, L, N] of one attention.
+
+    Args:
+        attention: The attention of a text layer.
+        x: Its input [B, L, D], which the queries are made of.
+        keys: [B or 1, H, N, D / H].
+        mask: Bool, broadcastable to [B, 1, L, N], True = attend; None attends to all.
+    """
     query = attention.projections.split(attention.projections.query(x))
     scores = query @ keys.transpose(-2, -1) / query.shape[-1] ** 0.5
     if mask is not None:
@@ -31,15 +38,29 @@ def attention_map(attention: Attention, x: Tensor, keys: Tensor, mask: Tensor | 
 
 
 def attend_by_map(attention: Attention, probabilities: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    """The rest of `Attention.forward`, from the probabilities [B, H, L, N] on."""
+    """The rest of `Attention.forward`, from the probabilities on: [B, L, D].
+
+    Args:
+        attention: The attention of a text layer.
+        probabilities: [B, H, L, N].
+        values: [B or 1, H, N, D / H].
+        x: Residual [B, L, D].
+    """
     return attention.output((probabilities @ values).transpose(1, 2).flatten(2), x)
 
 
 def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], layer: int) -> Trace:
-    """Cross-attention [B, H, L, N] of text layer `layer`, and from there to the matching logits [B, 2].
+    """Cross-attention [B, H, L, N] of one fusion layer, and the function from there to the matching logits [B, 2].
 
-    tokens [B, L, D] are encoded texts, mask [B, L]; layer counts from the first text-only layer, as checkpoints do. Raises
-    ValueError for a layer that is no fusion layer.
+    Args:
+        model: An ALBEF.
+        tokens: Encoded texts [B, L, D].
+        mask: Their real tokens [B, L], 1 or 0.
+        image: The images' keys and values for every fusion layer.
+        layer: Text layer, counted from the first text-only one, as checkpoints do.
+
+    Raises:
+        ValueError: For a layer that is no fusion layer.
     """
     encoder = model.text_encoder
     first, layers = encoder.fusion_layer, encoder.layers
@@ -64,9 +85,15 @@ def trace_matching(model: Albef, tokens: Tensor, mask: Tensor, image: Sequence[K
 
 
 def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Merged:
-    """What block `block` of the ViT reads of images [B, 3, S, S].
+    """The input of one of the ViT's blocks.
 
-    Raises ValueError for a block that the ViT does not have.
+    Args:
+        encoder: The ViT.
+        images: [B, 3, S, S].
+        block: Number of the block, from 0.
+
+    Raises:
+        ValueError: For a block that the ViT does not have.
     """
     if not 0 <= block < len(encoder.blocks):
         raise ValueError(f"the image encoder has no block {block}; those are 0 to {len(encoder.blocks) - 1}")
@@ -77,9 +104,14 @@ def tokens_before_block(encoder: ImageEncoder, images: Tensor, block: int) -> Me
 
 
 def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace:
-    """The class token's attention [B, H, N] in block `block`, and from there to the final tokens [B, N, D].
+    """The class token's attention [B, H, N] in one of the ViT's blocks, and the function from there to the final tokens [B, N, D].
 
-    state: what `tokens_before_block` gives. The other tokens' rows need no map: they are attended the ordinary way.
+    The other tokens need no map; their attention is computed the ordinary way.
+
+    Args:
+        encoder: The ViT.
+        state: The block's input, see `tokens_before_block`.
+        block: Number of the block, from 0.
     """
     chosen: Any = encoder.blocks[block]  # timm's Block
     x = state.x
@@ -92,9 +124,9 @@ def trace_class_token(encoder: ImageEncoder, state: Merged, block: int) -> Trace
     row = scores[:, :, 0].float().softmax(-1).to(scores.dtype)
 
     def continue_from(probabilities: Tensor) -> Tensor:
-        own = probabilities[:, :, None] @ values
+        class_token = probabilities[:, :, None] @ values
         others = F.scaled_dot_product_attention(query[:, :, 1:], keys, values, attn_mask=bias)
-        mixed = torch.cat([own, others], dim=2).transpose(1, 2).flatten(2)
+        mixed = torch.cat([class_token, others], dim=2).transpose(1, 2).flatten(2)
         y, reduction = x + attention.proj(mixed), encoder.reduction(block)
         after = state.then(*after_attention(chosen, y, keys.mean(1), state.size, reduction, encoder.num_prefix_tokens))
         for number in range(block + 1, len(encoder.blocks)):

@@ -19,7 +19,16 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class Embeddings(nn.Module):
-    """Word + position + (first) token-type embeddings, LayerNorm, dropout."""
+    """Word + position + (first) token-type embeddings, LayerNorm, dropout.
+
+    Args:
+        vocab_size: Entries of the vocabulary; entry 0 is padding.
+        dim: Width.
+        max_positions: Longest text in tokens.
+        type_vocab: Entries of the token-type table, of which the first is used.
+        eps: Of the LayerNorm.
+        dropout: Rate.
+    """
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int, type_vocab: int, eps: float, dropout: float):
         super().__init__()
@@ -30,9 +39,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, first_position: int = 0, positions: Tensor | None = None) -> Tensor:
-        """ids [B, L] -> [B, L, D]; `first_position` is the position of ids[:, 0] when earlier tokens are cached.
+        """Embed tokens: [B, L, D].
 
-        positions int64 [B, L]: of every token, for tokens that do not follow one another.
+        Args:
+            ids: Tokens [B, L].
+            first_position: Position of ids[:, 0]; above 0 where earlier tokens are cached.
+            positions: Position of every token, int64 [B, L], in place of `first_position`. None: tokens follow one another.
         """
         if positions is None:
             positions = self.position_embeddings.weight[first_position : first_position + ids.shape[1]]
@@ -49,7 +61,13 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class HeadProjections(nn.Module):
-    """The query, key and value products of one attention."""
+    """The query, key and value products of one attention.
+
+    Args:
+        dim: Width of the text.
+        context_dim: Width of what is attended to.
+        heads: Attention heads.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -68,13 +86,23 @@ class HeadProjections(nn.Module):
         return self.split(self.key(context)), self.split(self.value(context))
 
     def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
-        """Self-attention's three products of x [B, L, D]: queries [B, Q, D], of the first `queries` tokens (0: of all),
-        and keys and values. One method, so that they can be one product (see inference.py)."""
+        """The three products of self-attention on x [B, L, D]: the queries, and keys and values.
+
+        `queries` above 0 gives the queries of so many first tokens alone, [B, queries, D]. One method computes the three, so that
+        an inference module can make one product of them (see deploy/inference.py).
+        """
         return self.query(x[:, :queries] if queries else x), self.keys_values(x)
 
 
 class ResidualOutput(nn.Module):
-    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT)."""
+    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT).
+
+    Args:
+        in_dim: Input width of the Linear.
+        dim: Width of the residual.
+        eps: Of the LayerNorm.
+        dropout: Rate.
+    """
 
     def __init__(self, in_dim: int, dim: int, eps: float, dropout: float):
         super().__init__()
@@ -87,7 +115,16 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a text over a context, with BERT's residual output."""
+    """Multi-head attention of a text over a context, with BERT's residual output.
+
+    Args:
+        dim: Width of the text.
+        context_dim: Width of what is attended to.
+        heads: Attention heads.
+        eps: Of the LayerNorm.
+        dropout: Rate behind the output Linear.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int, eps: float, dropout: float, attention_dropout: float):
         super().__init__()
@@ -97,16 +134,29 @@ class Attention(nn.Module):
 
     @property
     def projections(self) -> HeadProjections:
-        """The submodule "self", as the checkpoints call it; for inference, a module that does the same."""
+        """The submodule "self", as checkpoints call it. For inference another module with the same methods takes its place."""
         projections: Any = self._modules["self"]
         return projections
 
     def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
-        """x [B, L, D], keys/values [B or 1, H, N, D / H], mask bool broadcastable to [B, 1, L, N], True = attend."""
+        """Attend, and add the residual: [B, L, D].
+
+        Args:
+            x: Text tokens [B, L, D].
+            context: Keys and values, each [B or 1, H, N, D / H]; of batch 1 where one context serves all texts.
+            mask: Bool, broadcastable to [B, 1, L, N], True = attend; None attends to all.
+        """
         return self.attend(self.projections.query(x), x, context, mask)
 
     def attend(self, query: Tensor, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
-        """The same from the query product [B, L, D]; x [B, L, D] is the residual."""
+        """`forward` from the query product on.
+
+        Args:
+            query: Query product [B, L, D], not yet split into heads.
+            x: Residual [B, L, D].
+            context: Keys and values, each [B or 1, H, N, D / H].
+            mask: As in `forward`.
+        """
         shape, (keys, values) = x.shape[:2], context
         if keys.shape[0] != query.shape[0]:
             if mask is None or mask.shape[0] == mask.shape[2] == 1:
@@ -132,7 +182,18 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention where `cross`, MLP."""
+    """One layer: self-attention, cross-attention where it has one, MLP.
+
+    Args:
+        dim: Width.
+        heads: Attention heads.
+        mlp_dim: Width inside the MLP.
+        cross: With cross-attention to an image.
+        image_dim: Width of the image tokens.
+        eps: Of the LayerNorms.
+        dropout: Rate behind every Linear that ends a branch.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     def __init__(
         self,
@@ -159,18 +220,48 @@ class Layer(nn.Module):
         image_mask: Tensor | None = None,
         past: KeyValue | None = None,
     ) -> Tensor:
-        """x [B, L, D]; `past` keys/values of earlier positions are attended to before those of x."""
+        """The layer's output [B, L, D].
+
+        Args:
+            x: Text tokens [B, L, D].
+            mask: Of self-attention: bool, broadcastable to [B, 1, L, N], True = attend; None attends to all.
+            image: Keys and values of the image, for a layer with cross-attention.
+            image_mask: Of cross-attention, likewise.
+            past: Keys and values of earlier positions, which x attends to before its own.
+
+        Raises:
+            ValueError: For a layer with cross-attention and no `image`.
+        """
         return self.after_self_attention(self.self_attention(x, mask, past), image, image_mask)
 
     def self_attention(self, x: Tensor, mask: Tensor | None, past: KeyValue | None = None, queries: int = 0) -> Tensor:
-        """The text's own half of the layer, [B, L, D], or [B, Q, D] of the first `queries` tokens alone."""
+        """The first part of the layer, which no image enters.
+
+        Args:
+            x: Text tokens [B, L, D].
+            mask: As in `forward`.
+            past: As in `forward`.
+            queries: Q > 0: compute the first Q tokens alone. 0: all.
+
+        Returns:
+            [B, Q, D], or [B, L, D] for `queries` 0.
+        """
         query, (keys, values) = self.attention.projections.query_keys_values(x, queries)
         if past is not None:
             keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
         return self.attention.attend(query, x[:, :queries] if queries else x, (keys, values), mask)
 
     def after_self_attention(self, x: Tensor, image: KeyValue | None, image_mask: Tensor | None = None) -> Tensor:
-        """Cross-attention where the layer has one, and the MLP: token by token, x [B, Q, D]."""
+        """The rest of the layer: cross-attention where it has one, and the MLP. Tokens do not mix here.
+
+        Args:
+            x: Output of `self_attention` [B, Q, D].
+            image: As in `forward`.
+            image_mask: As in `forward`.
+
+        Raises:
+            ValueError: For a layer with cross-attention and no `image`.
+        """
         if self.crossattention is not None:
             if image is None:
                 raise ValueError("a fusion layer needs the image's keys and values")
@@ -180,7 +271,14 @@ class Layer(nn.Module):
     def first_token(
         self, x: Tensor, mask: Tensor | None, image: KeyValue | None = None, image_mask: Tensor | None = None
     ) -> Tensor:
-        """The layer's output [B, 1, D] at the first token: the others enter it through self-attention alone."""
+        """The layer's output at the first token alone, [B, 1, D]. Other tokens enter it through self-attention only.
+
+        Args:
+            x: Text tokens [B, L, D].
+            mask: As in `forward`.
+            image: As in `forward`.
+            image_mask: As in `forward`.
+        """
         return self.after_self_attention(self.self_attention(x, mask, queries=1), image, image_mask)
 
 
@@ -193,7 +291,22 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT whose layers from `fusion_layer` on also attend to an image."""
+    """BERT whose layers from `fusion_layer` on also attend to an image.
+
+    Args:
+        vocab_size: Entries of the vocabulary; entry 0 is padding.
+        dim: Width.
+        depth: Layers, fusion layers included.
+        heads: Attention heads.
+        mlp_dim: Width inside the MLPs.
+        fusion_layer: The first layer with cross-attention, from 0.
+        image_dim: Width of the image tokens.
+        max_positions: Longest text in tokens.
+        type_vocab: Entries of the token-type table, of which the first is used.
+        eps: Of the LayerNorms.
+        dropout: Rate behind the embeddings and every Linear that ends a branch.
+        attention_dropout: Rate on the attention probabilities.
+    """
 
     activation_checkpointing = False
 
@@ -225,7 +338,7 @@ class TextEncoder(nn.Module):
 
     @property
     def layers(self) -> Sequence[Layer]:
-        """All layers, in order. torch declares the items of a ModuleList as mere modules; this says what they are."""
+        """All layers, in order, with their type: torch types the items of a ModuleList as plain modules."""
         layers: Any = self.encoder.layer
         return layers
 
@@ -236,7 +349,13 @@ class TextEncoder(nn.Module):
         return [attention for attention in attentions if attention is not None]
 
     def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
-        """The text-only layers: ids, mask [B, L] -> tokens [B, L, D]; hidden: embeddings and every layer's output."""
+        """The text-only layers: tokens [B, L, D].
+
+        Args:
+            ids: Tokens [B, L].
+            mask: Real tokens [B, L], 1 or 0.
+            keep_hidden: Return the hidden states: embeddings and every layer's output.
+        """
         return self._run(self.embeddings(ids), _attend(mask), 0, self.fusion_layer, None, None, keep_hidden)
 
     def fuse(
@@ -248,25 +367,36 @@ class TextEncoder(nn.Module):
         keep_hidden: bool = False,
         causal: bool = False,
     ) -> TokenStates:
-        """The fusion layers on encoded text tokens [B, L, D], with one keys/values pair a fusion layer.
+        """The fusion layers on encoded texts: tokens [B, L, D].
 
-        The pairs may have batch 1 (one image for every text). `image_mask` [B, N], 1 = attend, None = all; it may have
-        batch 1 too. causal: a token does not attend to later ones.
+        Args:
+            tokens: Encoded texts [B, L, D].
+            mask: Their real tokens [B, L], 1 or 0.
+            image: Keys and values for every fusion layer, of batch B or 1 (one image for every text).
+            image_mask: Image tokens to attend to, [B or 1, N], 1 or 0; None: all.
+            keep_hidden: Return the hidden states: the input and every fusion layer's output.
+            causal: Whether a token does not attend to later ones.
         """
         attend, last = _attend(mask, causal), len(self.encoder.layer)
         return self._run(tokens, attend, self.fusion_layer, last, image, image_mask, keep_hidden)
 
     def start_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The first fusion layer's self-attention on encoded text tokens [B, L, D]: no image has entered yet, so this is
-        computed once a text, whatever number of images it meets. For `fuse_first(..., fusion_started=True)`."""
+        """The first fusion layer's self-attention on encoded texts [B, L, D], for `fuse_first(..., fusion_started=True)`.
+
+        No image has entered yet, so this is computed once for a text, however many images it meets.
+        """
         return self.layers[self.fusion_layer].self_attention(tokens, _attend(mask))
 
     def fuse_first(
         self, tokens: Tensor, mask: Tensor, image: Sequence[KeyValue], fusion_started: bool = False
     ) -> Tensor:
-        """`fuse` at the first token alone, [B, D]: the last layer is then computed for no other token.
+        """`fuse` at the first token alone, [B, D]. The last layer is computed for no other token.
 
-        fusion_started: `tokens` come from `start_fusion`. As in `fuse`, the keys and values may have batch 1.
+        Args:
+            tokens: Encoded texts [B, L, D], or what `start_fusion` makes of them.
+            mask: Their real tokens [B, L], 1 or 0.
+            image: Keys and values for every fusion layer, of batch B or 1 (one image for every text).
+            fusion_started: Whether `tokens` come from `start_fusion`.
         """
         attend, first, last = _attend(mask), self.fusion_layer, len(self.encoder.layer) - 1
         for i in range(first, last + 1):
@@ -282,7 +412,7 @@ class TextEncoder(nn.Module):
         return tokens[:, 0]
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
-        """Keys and values of image tokens [B, N, C] for every fusion layer: computed once an image, used by any text."""
+        """Keys and values of image tokens [B, N, C] for every fusion layer: computed once for an image, used by any text."""
         return [attention.projections.keys_values(image_tokens) for attention in self.fusion_attentions]
 
     def _run(
@@ -332,7 +462,16 @@ def _init_bert(module: nn.Module) -> None:
 
 
 def keep_text_layers(encoder: TextEncoder, text: int, fusion: int) -> None:
-    """Keep so many text-only and so many fusion layers of a text encoder, in place."""
+    """Keep some of a text encoder's layers, evenly spread, in place.
+
+    Args:
+        encoder: The text encoder.
+        text: Text-only layers to keep.
+        fusion: Fusion layers to keep.
+
+    Raises:
+        ValueError: For none, or more layers than there are.
+    """
     layers, first = encoder.encoder.layer, encoder.fusion_layer
     kept = [layers[i] for i in layer_map(first, text)]
     kept += [layers[first + i] for i in layer_map(len(layers) - first, fusion)]

@@ -11,8 +11,6 @@ from pela_vl.models.token_merging import check_reductions
 class AlbefConfig:
     """A ViT, a BERT with cross-attention in its upper layers, and what a task adds to them.
 
-    Raises ValueError for values that no model can be built from.
-
     Args:
         image_size: Pixels a side.
         patch_size: Pixels a side.
@@ -29,6 +27,9 @@ class AlbefConfig:
         token_merging: Image tokens to merge in every block, or one number a block (models/token_merging.py); 0 for none.
         joint_dim: Width of the joint image-text space; None in a task without contrastive heads.
         decoder_depth: Layers of the answer decoder; None in a task without one.
+
+    Raises:
+        ValueError: For values that no model can be built from.
     """
 
     image_size: int
@@ -180,7 +181,7 @@ ALBEF_SIZES: dict[str, AlbefConfig] = {
         joint_dim=64,
         max_positions=48,
     ),
-    # for tests: every part present, nothing large
+    # small, with every part, for tests
     "albef_test": AlbefConfig(
         image_size=32,
         patch_size=16,

@@ -17,7 +17,8 @@ STREAMS = ("image", "text", "mlm")
 class AlbefModel(nn.Module):
     """Base of the models of the family: a ViT and a BERT with cross-attention in its upper layers.
 
-    HEADS: Parts that stay dense when the model is compressed as published.
+    Class attributes:
+        HEADS: Parts that stay dense when the model is compressed as published.
     """
 
     HEADS: tuple[str, ...] = ()

@@ -18,7 +18,13 @@ class HeadTransform(nn.Module):
 
 
 class MaskedLanguageHead(nn.Module):
-    """BERT's MLM head. The decoder's weight is the word embedding, passed in at each call, so nothing is tied."""
+    """BERT's MLM head. The decoder's weight is the word embedding, passed in at each call, so nothing is tied.
+
+    Args:
+        dim: Width of the tokens.
+        vocab_size: Entries of the vocabulary.
+        eps: Of the LayerNorm.
+    """
 
     def __init__(self, dim: int, vocab_size: int, eps: float = 1e-12):
         super().__init__()

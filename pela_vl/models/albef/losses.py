@@ -19,12 +19,24 @@ def positive_targets(ids: Tensor, candidate_ids: Tensor) -> Tensor:
 
 
 def diagonal_targets(batch: int, candidates: int, device: torch.device | str) -> Tensor:
-    """One-hot targets [B, A]: candidate i is sample i's own pair, as in pre-training."""
+    """One-hot targets [B, A]: candidate i is sample i's own pair, as in pre-training.
+
+    Args:
+        batch: B.
+        candidates: A, at least B.
+        device: Where the targets are needed.
+    """
     return torch.eye(batch, candidates, device=device)
 
 
 def distilled_targets(momentum_similarity: Tensor, targets: Tensor, alpha: float) -> Tensor:
-    """alpha * softmax(momentum similarity [B, A]) + (1 - alpha) * targets [B, A]"""
+    """Soft targets [B, A]: alpha * softmax(momentum similarity) + (1 - alpha) * targets.
+
+    Args:
+        momentum_similarity: The EMA model's (or teacher's) similarities, divided by the temperature, [B, A].
+        targets: One-hot or evenly spread targets [B, A].
+        alpha: Weight of the soft part, 0 to 1.
+    """
     return alpha * F.softmax(momentum_similarity.float(), dim=1) + (1.0 - alpha) * targets
 
 
@@ -37,11 +49,20 @@ NO_NEGATIVE = -1
 
 
 def sample_negatives(similarity: Tensor, forbidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one in-batch negative a row, in proportion to softmax(similarity) with the forbidden pairs left out.
+    """Draw one negative of the batch for each row, in proportion to softmax(similarity) without the forbidden pairs.
 
-    similarity [B, B], forbidden bool [B, B] (own pair and every pair of the same image) -> index [B], or
-    `NO_NEGATIVE` where a row allows none (a batch of 1). A row whose allowed weights all underflow to zero draws evenly.
-    Raises FloatingPointError if a similarity is not finite.
+    A row whose allowed weights all underflow to zero draws evenly.
+
+    Args:
+        similarity: [B, B].
+        forbidden: Bool [B, B]: a sample's own pair, and every pair of the same image.
+        generator: Source of randomness; None for torch's own.
+
+    Returns:
+        Column indices [B]; `NO_NEGATIVE` where a row allows none (a batch of 1).
+
+    Raises:
+        FloatingPointError: If a similarity is not finite.
     """
     if not torch.isfinite(similarity).all():
         raise FloatingPointError("hard-negative sampling: the image-text similarities contain NaN or infinity")
@@ -63,7 +84,14 @@ def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
 def masked_language_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor | None, alpha: float) -> Tensor:
     """(1 - alpha) * cross-entropy + alpha * cross-entropy to softmax(momentum logits), mean over the masked tokens.
 
-    logits, momentum_logits [M, V] and labels [M] at masked tokens only; zero (with a graph) when M is 0.
+    Args:
+        logits: At masked tokens alone, [M, V].
+        labels: Original tokens [M].
+        momentum_logits: The EMA model's [M, V]; None for plain cross-entropy.
+        alpha: Weight of the soft part, 0 to 1.
+
+    Returns:
+        The loss; zero, with a graph, where M is 0.
     """
     if labels.numel() == 0:
         return logits.float().sum() * 0.0
@@ -77,7 +105,11 @@ def masked_language_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor
 def distilled_cross_entropy(logits: Tensor, labels: Tensor, momentum_logits: Tensor | None, alpha: float) -> Tensor:
     """(1 - alpha) * cross-entropy + alpha * cross-entropy to softmax(momentum logits), for every row: [M].
 
-    logits, momentum_logits [M, V]; labels [M]. Plain cross-entropy without momentum logits or with alpha 0.
+    Args:
+        logits: [M, V].
+        labels: [M].
+        momentum_logits: The EMA model's [M, V]; None for plain cross-entropy.
+        alpha: Weight of the soft part, 0 to 1.
     """
     logits = logits.float()
     hard = F.cross_entropy(logits, labels, reduction="none")
@@ -88,9 +120,13 @@ def distilled_cross_entropy(logits: Tensor, labels: Tensor, momentum_logits: Ten
 
 
 def weighted_answer_loss(token_losses: Tensor, mask: Tensor, weights: Tensor, questions: int) -> Tensor:
-    """Sum over the answers of weight * (sum of the answer's token losses), over the number of questions.
+    """Sum over the answers of weight * (sum of the answer's token losses), divided by the number of questions.
 
-    token_losses [M]: of every token of the answers but the first, in row-major order; mask [A, T]; weights [A].
+    Args:
+        token_losses: Of every token of the answers but the first, padding left out, in row-major order, [M].
+        mask: Real tokens of the answers [A, T], 1 or 0.
+        weights: Of the answers [A].
+        questions: Number of questions in the batch.
     """
     tokens = mask[:, 1:].bool()
     per_token = weights.float()[:, None].expand(tokens.shape)[tokens]

@@ -1,12 +1,12 @@
-"""Which of a list of answers a model finds likeliest, with all that answers share computed once.
+"""Ranks a list of answers for each question by the model's probability. What answers have in common is computed once.
 
 Shapes: B questions, L question tokens, A answers, T answer tokens, k candidates, N nodes of the list's prefix tree, P nodes
 of the largest candidates' tree, R nodes of all questions, V words, D width.
 
-Published: every candidate of every question is decoded whole, padded to the longest answer of the list, and the question's
-states are copied, and their keys and values computed, for each of the k candidates. Here a question's keys and values are
-computed once, and the candidates' prefixes form a tree whose every node is decoded once: a node attends to its
-ancestors alone. The scores are the same sums.
+The published code decodes every candidate of every question whole, padded to the longest answer of the list. It copies the
+question's states for each of the k candidates, and computes their keys and values as often. Here a question's keys and values
+are computed once. The candidates' prefixes form a tree, whose every node is decoded once and attends to its ancestors alone.
+The scores are the same sums.
 """
 
 from collections.abc import Sequence
@@ -79,12 +79,21 @@ def build_answer_tree(ids: Tensor, mask: Tensor) -> AnswerTree:
 def rank_answers(
     model: AlbefVqa, states: Tensor, mask: Tensor, tree: AnswerTree, k: int, rows: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """The `k` likeliest answers to each question, best first: (index, probability), both [B, k].
+    """The `k` likeliest answers to each question.
 
-    states [B, L, D], mask [B, L]: of `encode_question`. rows: nodes whose logits over the vocabulary are held at a time.
-    As published: the k answers with the likeliest first word are scored by the log-probability of the first word plus
-    that of the whole answer (the first word counts twice), and a softmax over these k gives the probabilities.
-    All answers are returned where there are fewer than k.
+    As published, the k answers with the likeliest first word are scored by the log-probability of the first word plus that of the
+    whole answer, so the first word counts twice. A softmax over these k gives the probabilities.
+
+    Args:
+        model: The model.
+        states: Fused questions [B, L, D], see `encode_question`.
+        mask: Their real tokens [B, L], 1 or 0.
+        tree: Of the list of answers.
+        k: Candidates; all answers where there are fewer.
+        rows: Nodes whose logits over the vocabulary are held at a time.
+
+    Returns:
+        Indices into the list and probabilities, both [B, k], best first.
     """
     decoder, k = model.text_decoder, min(k, len(tree))
     question = decoder.question_keys_values(states)
@@ -126,11 +135,11 @@ def _later_words(
     bounds = torch.searchsorted(source, torch.arange(0, len(states) + rows, rows, device=source.device)).tolist()
     total = torch.zeros(candidates.shape, dtype=torch.float32, device=mask.device)
     for i, begin in enumerate(range(0, len(states), rows)):
-        own = slice(bounds[i], bounds[i + 1])
+        edges = slice(bounds[i], bounds[i + 1])
         logits = decoder.logits(states[begin : begin + rows]).float()
-        at = source[own] - begin
-        value = logits[at, target[own]] - logits.logsumexp(1)[at]
-        total.index_put_((owner[own], which[own]), value, accumulate=True)
+        at = source[edges] - begin
+        value = logits[at, target[edges]] - logits.logsumexp(1)[at]
+        total.index_put_((owner[edges], which[edges]), value, accumulate=True)
     return total
 
 

@@ -25,13 +25,16 @@ from pela_vl.models.vit import draw_kept
 
 @dataclass(frozen=True)
 class VisionOutput:
-    """What one forward gives.
+    """What one forward pass gives.
 
-    logits [B, C], `pooled` without a classifier. pooled [B, D]: what the classifier reads, after the final norm. feature
-    [B, D]: what Figure 2 compares: a ViT's class token before the final norm (its tokens' mean if it has none), Swin's
-    `pooled`. hidden: every block's output, [B, N, D] each, before the final norm; empty unless asked for. kept [B, K]: the
-    places that the hidden states stand for where the model saw only a part of the patches. embedded [B, N, D]: what the first
-    block read; None unless hidden states were asked for.
+    Args:
+        logits: [B, C]; `pooled` for a model without a classifier.
+        pooled: What the classifier reads, after the final norm, [B, D].
+        feature: What Figure 2 compares, [B, D]: a ViT's class token before the final norm (its tokens' mean if it has none), or
+            Swin's `pooled`.
+        hidden: Every block's output before the final norm, [B, N, D] each; empty unless asked for.
+        kept: Places [B, K] that the hidden states stand for, where the model saw a part of the patches; None where it saw all.
+        embedded: What the first block read, [B, N, D]; None unless hidden states were asked for.
     """
 
     logits: Tensor
@@ -45,8 +48,9 @@ class VisionOutput:
 class VisionModel(nn.Module):
     """A timm model under `backbone.`, whose parameter names are timm's own.
 
-    activation_checkpointing: keep only each block's input for backward. keep_share: of the patches that a ViT sees in
-    training, drawn anew for every image; in evaluation it sees all.
+    Attributes:
+        activation_checkpointing: Keep only each block's input for backward.
+        keep_share: Part of the patches that a ViT sees in training, drawn anew for every image. In evaluation it sees all.
     """
 
     activation_checkpointing = False
@@ -96,8 +100,11 @@ class VisionModel(nn.Module):
         return self.backbone.embed_dim
 
     def keep_layers(self, counts: Sequence[int]) -> None:
-        """Keep so many blocks of every stage, evenly spread, in place; `config` follows. Raises ValueError for more blocks
-        than there are, and for another number of stages."""
+        """Keep so many blocks of every stage, evenly spread, in place. `config` is changed with the model.
+
+        Raises:
+            ValueError: For more blocks than there are, and for another number of stages.
+        """
         heads = tuple(stage.blocks[0].attn.num_heads for stage in self.stages)
         if self.merging:
             self.merging = tuple(self.merging[i] for i in layers.followed_layers(self.depths, list(counts)))
@@ -144,8 +151,12 @@ class VisionModel(nn.Module):
     def maps(self, images: Tensor, places: Sequence[int] | None = None) -> list[Tensor]:
         """Feature maps [B, D, h, w] of images [B, 3, H, W] before the final norm, h = ceil(H / p).
 
-        places: numbers from 0 of a ViT's blocks, or of Swin's stages, whose maps are p, 2p, 4p, ... pixels a place; all
-        by default. Raises IndexError for a number that is none.
+        Args:
+            images: [B, 3, H, W].
+            places: Numbers, from 0, of a ViT's blocks, or of Swin's stages (p, 2p, 4p, ... pixels a place). None: all.
+
+        Raises:
+            IndexError: For a number that is none of them.
         """
         images = self.pad(images)
         if self.is_swin:
@@ -200,7 +211,7 @@ class VisionModel(nn.Module):
             state = state.then(*self._run(merging_block, block, state.x, state.size, reduction, self._prefix))
             if keep_hidden:
                 hidden.append(state.spread())
-        # a mean over tokens counts a merged one as often as tokens were merged into it
+        # spread first, so that a mean over tokens counts every original token once
         last = state.x if net.global_pool == "token" else state.spread()
         feature = last[:, 0] if net.cls_token is not None else last[:, self._prefix :].mean(1)
         normed = net.norm(last)
@@ -240,7 +251,7 @@ def build_vision(config: VisionConfig) -> VisionModel:
     options |= {"drop_path_rate": config.drop_path, "pretrained": False}
     swin = "swin" in config.backbone
     if swin:
-        options["strict_img_size"] = False  # any size; the shifts stay those of image_size
+        options["strict_img_size"] = False  # any image size; the windows' shifts are those of image_size
         options |= {"depths": config.depths, "num_heads": config.heads} if config.depths else {}
     else:
         options["dynamic_img_size"] = True

@@ -1,4 +1,4 @@
-"""The numbers that decide a vision model: enough to build it again, and plain enough for a checkpoint's header."""
+"""The sizes of a vision model: enough to build it again, and plain enough for a checkpoint's header."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -78,10 +78,10 @@ class VisionConfig:
             found.append(("width", self.width, patch[0]))
         positions = shapes.get("backbone.pos_embed")
         if positions and patch:
-            side = self.image_size // patch[-1]
-            prefix = positions[1] - side**2  # class token and its like
+            patches = (self.image_size // patch[-1]) ** 2
+            prefix = positions[1] - patches  # class token and its like
             if not 0 <= prefix <= _MOST_PREFIX:
-                found.append(("positions of image_size", side**2, positions[1]))
+                found.append(("positions of image_size", patches, positions[1]))
         return [f"{name} is {ours} and the tensors say {theirs}" for name, ours, theirs in found if ours != theirs]
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What training asks of a vision model's layers: which parameters are decayed, how deep each lies, their attention scores.
+"""What training asks of a vision model's layers: which parameters are decayed, how deep each layer is, and attention scores.
 
-The model's methods of the same names call these. Shapes: B images, N tokens (places of a Swin stage), D width, H heads, W
-windows of a Swin layer, n tokens of a window.
+`VisionModel` has methods of the same names that call these functions. Shapes: B images, N tokens (places of a Swin stage), D
+width, H heads, W windows of a Swin layer, n tokens of a window.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ PREFIX = "backbone."
 
 
 def undecayed(model: "VisionModel") -> set[str]:
-    """Names of the parameters that timm's recipes do not decay: biases, 1-d weights, and the backbone's own list, which is
+    """Names of the parameters that timm's recipes do not decay: biases, 1-d weights, and the backbone's list, which is
     positions and class token of a ViT and the relative positions of Swin."""
     listed = {PREFIX + name for name in model.backbone.no_weight_decay()}
     return {n for n, p in model.named_parameters() if p.ndim <= 1 or n.endswith(".bias") or n in listed}
@@ -47,12 +47,12 @@ def layer_scales(model: "VisionModel", layer_decay: float) -> dict[str, float]:
 def keep_stage_blocks(stages: list[Any], counts: list[int]) -> None:
     """Keep so many blocks of every stage, evenly spread, in place.
 
-    Whether a Swin block shifts its windows goes by its place in the stage, as in a model built with so few blocks.
+    Whether a Swin block shifts its windows depends on its place in the stage, as in a model built with so few blocks.
     Raises ValueError for more blocks than there are.
     """
     for stage, count in zip(stages, counts, strict=True):
         before = list(stage.blocks)
-        # read first: a kept block may be one of the two that the shifts are taken from
+        # read before they are written: a kept block may be one of these two
         shifts = [(b.shift_size, b.target_shift_size, b.attn_mask) for b in before[:2] if hasattr(b, "shift_size")]
         stage.blocks = keep_blocks(stage.blocks, count)
         for place, block in enumerate(stage.blocks if shifts else ()):
@@ -60,9 +60,14 @@ def keep_stage_blocks(stages: list[Any], counts: list[int]) -> None:
 
 
 def followed_layers(deep: list[int], shallow: list[int]) -> list[int]:
-    """The deep model's block that each of the shallow one's follows, counted through all stages; arguments: blocks a stage.
+    """The deep model's block that each of the shallow model's blocks follows, counted through all stages.
 
-    Raises ValueError where the shallow model has more blocks, or another number of stages.
+    Args:
+        deep: Blocks of each stage of the deep model.
+        shallow: Blocks of each stage of the shallow model.
+
+    Raises:
+        ValueError: Where the shallow model has more blocks, or another number of stages.
     """
     found, start = [], 0
     for many, few in zip(deep, shallow, strict=True):
@@ -80,9 +85,9 @@ def vit_scores(block: Any, x: Tensor) -> Tensor:
 
 
 def swin_scores(block: Any, x: Tensor) -> Tensor:
-    """Scores [B * W, H, n, n] of a Swin block's windows, relative positions included, before mask and softmax.
+    """Scores [B * W, H, n, n] of a Swin block's windows, from its input x [B, h, w, D].
 
-    x: [B, h, w, D].
+    Relative positions are included; mask and softmax are not.
     """
     x, window, attention = block.norm1(x), block.window_size, block.attn
     if any(block.shift_size):
@@ -95,5 +100,5 @@ def swin_scores(block: Any, x: Tensor) -> Tensor:
 
 def square(x: Tensor) -> Tensor:
     """[B, N, D] of a square image as [B, h, h, D]."""
-    side = int(x.shape[1] ** 0.5)
-    return x.unflatten(1, (side, side))
+    height = int(x.shape[1] ** 0.5)
+    return x.unflatten(1, (height, height))

@@ -20,7 +20,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus import build as build_module
 from pela_vl.data.corpus.gate import Gate
-from pela_vl.data.corpus.reasons import CAPTIONS, MENDED, PICTURES
+from pela_vl.data.corpus.reasons import CAPTIONS, IMAGES, MENDED
 from pela_vl.data.corpus.report import table
 from pela_vl.data.corpus.units import source_units
 from pela_vl.data.images import read_image
@@ -90,7 +90,7 @@ def test_everything_put_in_is_reported_by_its_name(web, made):
 
 def test_every_name_is_explained_to_users():
     text = (ROOT / "docs" / "corpus.md").read_text()
-    for name, meaning in {**PICTURES, **CAPTIONS, **MENDED}.items():
+    for name, meaning in {**IMAGES, **CAPTIONS, **MENDED}.items():
         assert f"| `{name}` | {meaning} |" in text
 
 

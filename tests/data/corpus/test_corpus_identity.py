@@ -12,7 +12,7 @@ from PIL import Image
 from pela_vl.data.corpus import Filters, Request, build_corpus
 from pela_vl.data.corpus.examine import content_digest
 from pela_vl.data.corpus.lists import list_records
-from pela_vl.data.corpus.records import picture_identities
+from pela_vl.data.corpus.records import image_identities
 from pela_vl.data.corpus.units import held_out_units, source_units
 
 
@@ -86,8 +86,8 @@ def test_cocos_names_and_flickrs_numbers_count_in_any_folder(tmp_path):
 
 
 def test_identities():
-    assert picture_identities("/r", "/r/val2014/COCO_val2014_000000391895.jpg") == ["coco:391895"]
-    assert picture_identities("/r", "/r/a/b.jpg") == picture_identities(None, "a/b.jpg") == ["path:a/b.jpg"]
+    assert image_identities("/r", "/r/val2014/COCO_val2014_000000391895.jpg") == ["coco:391895"]
+    assert image_identities("/r", "/r/a/b.jpg") == image_identities(None, "a/b.jpg") == ["path:a/b.jpg"]
 
 
 def test_equal_pixels_in_another_shape_are_another_picture():

@@ -56,7 +56,7 @@ def test_evaluation_and_training_see_the_stored_pixels(turned, lists, tmp_path):
     data = load(turned, edited(lists, tmp_path / "lists", flat))
     seen = list(range(len(data)))
     train = CaptionPairs([lists / "refs_train.json"], turned, eval_transform(32), field="text", stored_pixels=True)
-    images = [(data.pictures[i].path, data[i]) for i in seen] + [(train.images[0], train[(0, 0)].image)]
+    images = [(data.images[i].path, data[i]) for i in seen] + [(train.images[0], train[(0, 0)].image)]
     for path, image in images:
         with Image.open(turned / path) as stored:
             assert torch.equal(image, eval_transform(32)(stored.convert("RGB"))[0])
@@ -70,7 +70,7 @@ def test_a_picture_of_another_size_than_annotated_is_named(turned, lists, scenes
     with pytest.raises(ImageError, match=r"\.jpg: \d+ x \d+ pixels, but annotated as \d+ x \d+; use the files"):
         data[0]
     shutil.copytree(scenes / "images", tmp_path / "images")
-    first = data.pictures[0].path
+    first = data.images[0].path
     pixels = np.zeros((16, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / first)
 

@@ -59,7 +59,7 @@ def test_an_address_gives_the_samples_of_the_folder(folder, address):
     assert len(there) == 9
     for number in (0, 8, 3, 1, 7, 2):
         a, b = here.read(number), there.read(number)
-        assert (a.picture, a.record) == (b.picture, b.record) and b.name.startswith(address)
+        assert (a.jpeg, a.record) == (b.jpeg, b.record) and b.name.startswith(address)
     assert len(there._open) == 1
     assert training_pairs([address], ".", None, 30, 0).sizes == list(SIZES)
 
@@ -90,7 +90,7 @@ def written(folder: Path, kinds: list[str], shards: Shards) -> list[list[str]]:
     writer = ShardWriter(files, shards)
     for number, kind in enumerate(kinds):
         writer.add(Finding(kind, number, 1, [], captions=["a caption"], jpeg=b"x"), number)
-    writer.finish()
+    writer.end_files()
     files.close()
     names = [name for name in files.entries if name.endswith(".tar")]
     rows = [

@@ -14,9 +14,9 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.images import ImageError
 from pela_vl.data.loader import EpochSampler, make_loader
 from pela_vl.data.sets.vqa import (
-    PictureReader,
     VqaCollate,
     VqaEval,
+    VqaImageReader,
     VqaQuestions,
     load_asked,
     load_official,
@@ -187,7 +187,7 @@ def test_a_training_entry_without_answer(roots):
 
 
 def evaluation(roots, content=None):
-    read = PictureReader(*roots)
+    read = VqaImageReader(*roots)
     return VqaEval(
         load_asked(write(roots[0], content or [e for e in entries() if "question_id" in e]), read),
         read,
@@ -223,5 +223,5 @@ def test_official_questions_are_asked_without_a_list(scenes):
     asked = load_official(file)
     raw = json.loads(file.read_text())["questions"]
     assert [q.question_id for q in asked] == [q["question_id"] for q in raw]
-    data = VqaEval(asked, PictureReader(scenes), eval_transform(32))
+    data = VqaEval(asked, VqaImageReader(scenes), eval_transform(32))
     assert len(data) == 6 and len(data.asked) == len(raw) and data.asked[0].truth is None
