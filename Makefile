@@ -12,13 +12,14 @@ export PATH := $(BIN):$(PATH)
 # nothing is ever fetched while running: weights and data come from files that the user names
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv test test-slow test-all lint format docs demo demo-all clean
+.PHONY: help venv test test-slow test-all mutation lint format docs demo demo-all clean
 
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
 	@echo "make demo-all  the same, then the other tasks on built-in data too"
 	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
+	@echo "make mutation  which share of small changes to the code the tests notice, by random samples"
 	@echo "make lint      style, import rules and types;  make format  mends style"
 	@echo "make docs      build the documentation's site in site/; a broken link or an undocumented name is an error"
 	@echo "make clean     remove the environment and caches (not data or runs)"
@@ -78,6 +79,9 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(STAMP)
 	@PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict
 	@echo "the site is in site/index.html"
+
+mutation: $(STAMP)
+	@$(BIN)/python tests/mutation.py metrics lowrank evaluation data
 
 demo: $(STAMP)
 	@$(BIN)/python tasks/demo.py

@@ -12,7 +12,7 @@ from pathlib import Path
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
 from pela_vl.base.script import script_parser
-from pela_vl.data.images import resolve_image
+from pela_vl.data.paths import resolve
 from pela_vl.data.sets.captions import load_annotations
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     fields = {"image": (str,), "image_id": (int, str), "caption": (list,)}
     entries = load_annotations([args.source / "annotations.json"], fields)
     for entry in entries:
-        path = resolve_image(args.source, entry.values["image"])
+        path = resolve(args.source, entry.values["image"])
         if not os.path.isfile(path):
             raise UserError(f"{entry.place}: field 'image': {path}: no such file")
     held_out = args.test + args.val

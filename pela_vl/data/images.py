@@ -8,13 +8,15 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.paths import absolute, find, is_file, resolve, unreadable
+from pela_vl.data.remote import content as content_at
+from pela_vl.data.remote import is_remote
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: where Pillow starts to warn of decompression bombs; here it is an error
 _ORIENTATION = 0x0112
@@ -66,31 +68,31 @@ class DecodedImage:
     changes: tuple[str, ...]
 
 
-def resolve_image(root: str | os.PathLike[str], relative: str) -> str:
-    """Join an image root and the path of an annotation.
+def check_there(root: str | os.PathLike[str], relative: str, place: str = "") -> None:
+    """Check that an image of a list is there. At an address nothing is asked: that would be a request an image.
 
-    The check is on the spelling of the path; links below the root are followed. An absolute path is accepted when it
-    lies below the root.
+    Args:
+        root: the image root.
+        relative: the path below it.
+        place: where the list has it, for the message.
 
     Raises:
-        UserError: If the path leaves the root.
+        ImageError: If there is no such file.
+        UserError: If the path leaves the root or the disk cannot tell.
     """
-    base = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(base, relative))
-    if "\0" in relative or path == base or not path.startswith(base.rstrip(os.sep) + os.sep):
-        raise UserError(
-            f"image path {relative!r} is not below the image root {base}; correct the annotation or the root"
-        )
-    return path
+    path = resolve(root, relative)
+    if not is_remote(path) and find(root, relative) is None:
+        raise ImageError(path, f"no such file ({place})" if place else "no such file", MISSING)
 
 
 def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
     """Read an image as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    Of an animation the first frame is read. With `stored_pixels` the image is not rotated.
+    Of an animation the first frame is read. With `stored_pixels` the image is not rotated. `path` may be an address (s3://, ...).
 
     Raises:
         ImageError: If the file is absent, no image, truncated or larger than `MAX_PIXELS`.
+        UserError: If the disk or the other machine does not give the file; that is no fault of the image.
     """
     return decode_image(path, stored_pixels=stored_pixels).image
 
@@ -107,8 +109,11 @@ def decode_image(
 
     Raises:
         ImageError: As `read_image`.
+        UserError: As `read_image`.
     """
-    if content is None and not os.path.isfile(path):
+    if content is None and is_remote(path):
+        content = _fetched(path)
+    if content is None and not is_file(path):
         raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file", MISSING)
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -121,7 +126,18 @@ def decode_image(
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, ...
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; a decoder's error has no number
+            raise unreadable(path, error) from None
         raise _explain(path, content, error) from error
+
+
+def _fetched(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return content_at(path)
+    except FileNotFoundError:
+        raise ImageError(path, "no such file", MISSING) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _explain(path: str | os.PathLike[str], content: bytes | None, error: Exception) -> ImageError:
@@ -242,7 +258,7 @@ class ImageReader:
     """
 
     def __init__(self, root: str | os.PathLike[str], cache_mb: float = 0, stored_pixels: bool = False) -> None:
-        self.root = str(Path(root))
+        self.root = absolute(root)
         self.cache_mb = cache_mb
         self.stored_pixels = stored_pixels
         self._room = int(cache_mb * 2**20)
@@ -255,15 +271,27 @@ class ImageReader:
         ImageReader.__init__(self, **state)
 
     def __call__(self, relative: str) -> Image.Image:
-        """Read the image, which the caller must not change in place. Raises as `resolve_image` and `read_image`."""
+        """Read the image, which the caller must not change in place. Raises as `resolve` and `read_image`."""
         image = self._cache.get(relative)
         if image is None:
-            image = read_image(resolve_image(self.root, relative), self.stored_pixels)
+            image = self._read(relative)
             size = image.width * image.height * 4  # Pillow keeps RGB in four bytes a pixel
             if size <= self._room:
                 self._room -= size
                 self._cache[relative] = image
         return image
+
+    def _read(self, relative: str) -> Image.Image:
+        path = resolve(self.root, relative)
+        try:
+            return read_image(path, self.stored_pixels)
+        except ImageError as error:
+            if error.kind != MISSING or relative.isascii() or is_remote(path):
+                raise
+            other = find(self.root, relative)  # composed or decomposed, as the disk has it
+            if other is None:
+                raise
+            return read_image(os.path.join(self.root, other), self.stored_pixels)
 
 
 def read_or_next(

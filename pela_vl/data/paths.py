@@ -1,15 +1,17 @@
 """Paths of images below an image root: the one rule that every reader follows.
 
 A path is checked by its spelling. It must stay below the root; an absolute path is accepted when it lies there. Links
-are followed.
+are followed. A root may be an address (s3://bucket/images).
 """
 
 import errno
 import os
+import posixpath
 import stat
 import unicodedata
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.remote import is_remote
 
 PathLike = str | os.PathLike[str]
 
@@ -22,14 +24,33 @@ def resolve(root: PathLike, path: str) -> str:
 
     Raises `UserError` for a path that leaves the root by its own parts.
     """
-    base = os.path.abspath(root)
-    joined = os.path.normpath(os.path.join(base, path))
+    base = absolute(root)
     if "\0" in path:
         raise UserError(f"image path {path!r} holds a NUL character; mend the entry")
+    if is_remote(base):
+        return _resolve_address(base, path)
+    joined = os.path.normpath(os.path.join(base, path))
     if joined == base or not joined.startswith(base.rstrip(os.sep) + os.sep):
         what = "is absolute and lies elsewhere than" if os.path.isabs(path) else "is not below"
         raise UserError(f"image path {path!r} {what} the image root {base}; correct the entry or the root")
     return joined
+
+
+def absolute(root: PathLike) -> str:
+    """An image root that does not depend on the working folder; an address is one already."""
+    return os.fspath(root).rstrip("/") if is_remote(root) else os.path.abspath(root)
+
+
+def _resolve_address(base: str, path: str) -> str:
+    relative = posixpath.normpath(path.removeprefix(f"{base}/"))
+    if (
+        relative.startswith(("/", "../"))
+        or relative in (".", "..")
+        or is_remote(path)
+        and not path.startswith(f"{base}/")
+    ):
+        raise UserError(f"image path {path!r} is not below the image root {base}; correct the entry or the root")
+    return f"{base}/{relative}"
 
 
 def below(root: PathLike, path: str) -> str:
@@ -81,6 +102,8 @@ def why_absent(root: PathLike, path: str) -> str:
     full = resolve(root, path)
     if "\\" in path:
         return f"{full}: no such image; its path has back slashes, write it with forward slashes"
+    if is_remote(full):
+        return f"{full}: no such image"
     if os.path.islink(full):
         return f"{full}: is a link to {os.readlink(full)}, which is not there"
     if not os.path.isdir(root):

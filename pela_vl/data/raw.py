@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_write
-from pela_vl.data.builders import how_to_build
 
 _WANTED = {str: "a text", int: "a whole number", list: "a list"}
 
@@ -61,22 +60,6 @@ def typed(place: str, entry: dict[str, Any], name: str, wanted: type) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise UserError(f"{place}.{name}: wants {_WANTED[wanted]}, got {kind(value)}")
     return value
-
-
-def read_json(path: str | os.PathLike[str], if_absent: str | None = None) -> Any:
-    """The content of a UTF-8 JSON file, with or without a byte order mark.
-
-    `if_absent` is what the error for an absent file says to do; None names the script that writes the file.
-
-    Raises:
-        UserError: If the file is absent, unreadable or malformed.
-    """
-    try:
-        advice = if_absent or how_to_build(os.fspath(path)).removeprefix("; ") or "complete the download"
-        with reading(path, advice, "download it again", encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
 
 
 def list_entries(path: Path, content: Any, key: str, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from pela_vl.base.system import usable_cores
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import read_weights
 from pela_vl.cost import Flops
-from pela_vl.data.images import resolve_image
+from pela_vl.data.paths import resolve
 from pela_vl.demo.downstream import downstream_results, list_stages, tuning_stages
 from pela_vl.demo.stages import Stage, make_stage, set_arguments
 from pela_vl.settings import ModelSettings, Settings
@@ -278,7 +278,7 @@ def _queries(paths: Paths, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _data_uri(root: Path, image: str) -> str:
     buffer = io.BytesIO()
-    with Image.open(resolve_image(root, image)) as opened:
+    with Image.open(resolve(root, image)) as opened:
         opened.convert("RGB").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

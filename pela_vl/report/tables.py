@@ -1,14 +1,59 @@
-"""The report's tables and key figures as HTML."""
+"""The report's tables and key figures: what stands in each cell; the page's templates say how."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
 from pela_vl.report.figures import count, difference, percent, significant
 from pela_vl.report.schema import RECALLS, Demo, Layer, Task
 
+_NONE = "\N{EN DASH}"
 
-def key_figures(run: Demo) -> str:
-    """One tile per model: its size relative to the teacher and its mean recall."""
+
+@dataclass(frozen=True)
+class Tile:
+    """A model's key figure with two lines under it; css: the class of its colour."""
+
+    css: str
+    name: str
+    value: str
+    text: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """small: a second line under the value, or "". bar: its length in percent, or None."""
+
+    value: str
+    small: str = ""
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """css: the class of a model's colour; "" for a row that is no model's."""
+
+    css: str
+    name: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Body:
+    """Rows under a title of their own, or ""."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Table:
+    heads: Sequence[str]
+    bodies: Sequence[Body]
+
+
+def key_figures(run: Demo) -> list[Tile]:
+    """A tile a model: what it keeps of the teacher, and its mean recall against it."""
     teacher = run.models[0]
     tiles = []
     for place, model in enumerate(run.models):
@@ -22,31 +67,30 @@ def key_figures(run: Demo) -> str:
         if model.fine_tuned and teacher.fine_tuned:
             tuned = model.fine_tuned["mean"]
             text += f" ({difference(tuned - teacher.fine_tuned['mean']) if place else f'{tuned:.1f} %'} fine-tuned)"
-        lines = f"<span>{escape(text)}</span><span>{escape(size)}</span>"
-        tiles.append(f'<div class="key m{place}"><h4>{escape(model.name)}</h4><b>{value}</b>{lines}</div>')
-    return f'<div class="keys">{"".join(tiles)}</div>'
+        tiles.append(Tile(f"m{place}", model.name, value, text, size))
+    return tiles
 
 
-def cost_table(run: Demo) -> str:
+def cost_table(run: Demo) -> Table:
+    """Size, operations and speed of each model, with the share of the teacher's under each figure."""
     teacher = run.models[0]
     rows = []
     for place, model in enumerate(run.models):
         fraction = model.params / teacher.params
         linear = model.linear_params / teacher.linear_params if teacher.linear_params else 1.0
-        bar = f'<span class="bar"><i style="width:{100 * min(fraction, 1):.1f}%"></i></span>'
         cells = [
-            count(model.params, teacher.params) + bar,
-            percent(fraction),
-            f"{count(model.linear_params, teacher.linear_params)}{_small(percent(linear), place)}",
-            f"{significant(model.gflops)}{_small(_ratio(model.gflops, teacher.gflops), place)}",
-            f"{significant(model.images_per_s)}{_small(_ratio(model.images_per_s, teacher.images_per_s), place)}",
+            Cell(count(model.params, teacher.params), bar=100 * min(fraction, 1)),
+            Cell(percent(fraction)),
+            _versus(count(model.linear_params, teacher.linear_params), percent(linear), place),
+            _versus(significant(model.gflops), _ratio(model.gflops, teacher.gflops), place),
+            _versus(significant(model.images_per_s), _ratio(model.images_per_s, teacher.images_per_s), place),
         ]
-        rows.append(_row(place, model.name, cells))
+        rows.append(Row(f"m{place}", model.name, cells))
     heads = ["Model", "Parameters", "of the teacher", "in Linear layers", "GFLOPs per pair", "images/s"]
-    return _table(heads, "<tbody>" + "".join(rows) + "</tbody>")
+    return Table(heads, [Body("", rows)])
 
 
-def recall_table(run: Demo) -> str:
+def recall_table(run: Demo) -> Table:
     """Zero-shot and fine-tuned recall, with the difference to the teacher under each figure."""
     bodies = []
     stages: list[tuple[str, Sequence[Mapping[str, float] | None]]]
@@ -54,52 +98,35 @@ def recall_table(run: Demo) -> str:
     for stage, results in stages:
         if not any(results):
             continue
-        rows = [f'<tr class="group"><th colspan="{1 + len(RECALLS)}" scope="rowgroup">{stage}</th></tr>']
+        rows = []
         for place, (model, recall) in enumerate(zip(run.models, results, strict=True)):
-            if recall is None:
-                cells = ["\N{EN DASH}"] * len(RECALLS)
-            else:
-                versus = results[0] if place else None
-                cells = [
-                    f"{recall[name]:.1f}" + (_small(difference(recall[name] - versus[name]), 1) if versus else "")
-                    for name in RECALLS
-                ]
-            rows.append(_row(place, model.name, cells))
-        bodies.append("<tbody>" + "".join(rows) + "</tbody>")
-    heads = ["Recall, %", "TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
-    return _table(heads, "".join(bodies))
+            versus = results[0] or {}
+            cells = [_points(recall[name] if recall else None, versus.get(name), place) for name in RECALLS]
+            rows.append(Row(f"m{place}", model.name, cells))
+        bodies.append(Body(stage, rows))
+    return Table(["Recall, %", "TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"], bodies)
 
 
-def task_table(task: Task) -> str:
+def task_table(task: Task) -> Table:
     """A task's percentages, with the difference to the teacher under each figure."""
     reference = next(iter(task.rows.values()))
     rows = []
     for place, (model, values) in enumerate(task.rows.items()):
-        cells = []
-        for value, versus in zip(values, reference, strict=True):
-            if value is None:
-                cells.append("\N{EN DASH}")
-            else:
-                small = "" if versus is None else _small(difference(value - versus), place)
-                cells.append(f"{value:.1f}{small}")
-        rows.append(_row(place, model, cells))
-    return _table([f"{task.name}, %", *task.columns], "<tbody>" + "".join(rows) + "</tbody>")
+        cells = [_points(value, versus, place) for value, versus in zip(values, reference, strict=True)]
+        rows.append(Row(f"m{place}", model, cells))
+    return Table([f"{task.name}, %", *task.columns], [Body("", rows)])
 
 
-def layer_table(layers: Sequence[Layer]) -> str:
+def layer_table(layers: Sequence[Layer]) -> Table:
+    """Shape, rank, weights, error and kept energy of every layer."""
     rows = []
     for layer in layers:
         dense = layer.in_features * layer.out_features
         kept = layer.rank * (layer.in_features + layer.out_features)
-        cells = [
-            f"{layer.in_features} \N{RIGHTWARDS ARROW} {layer.out_features}",
-            str(layer.rank),
-            f"{dense:,}",
-            f"{kept:,}",
-            f"{layer.rel_error:.3f}",
-            percent(layer.energy_kept),
-        ]
-        rows.append(f"<tr><td>{escape(layer.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        shape = f"{layer.in_features} \N{RIGHTWARDS ARROW} {layer.out_features}"
+        error, energy = f"{layer.rel_error:.3f}", percent(layer.energy_kept)
+        values = [shape, str(layer.rank), f"{dense:,}", f"{kept:,}", error, energy]
+        rows.append(Row("", layer.name, [Cell(value) for value in values]))
     heads = [
         "Layer",
         "in \N{RIGHTWARDS ARROW} out",
@@ -109,23 +136,20 @@ def layer_table(layers: Sequence[Layer]) -> str:
         "relative error",
         "energy kept",
     ]
-    return _table(heads, "<tbody>" + "".join(rows) + "</tbody>")
+    return Table(heads, [Body("", rows)])
+
+
+def _points(value: float | None, reference: float | None, place: int) -> Cell:
+    """A percentage and its difference to the teacher's."""
+    if value is None:
+        return Cell(_NONE)
+    return _versus(f"{value:.1f}", "" if reference is None else difference(value - reference), place)
+
+
+def _versus(value: str, small: str, place: int) -> Cell:
+    """A figure with a second line; the teacher, compared with itself, has none."""
+    return Cell(value, small if place else "")
 
 
 def _ratio(value: float, reference: float) -> str:
     return f"{value / reference:.2f}\N{MULTIPLICATION SIGN}" if reference > 0 else ""
-
-
-def _small(text: str, place: int) -> str:
-    """A second line under a figure; none for the teacher, which would be compared with itself."""
-    return f"<small>{text}</small>" if place and text else ""
-
-
-def _row(place: int, name: str, cells: Sequence[str]) -> str:
-    head = f'<th scope="row" class="dotted m{place}">{escape(name)}</th>'
-    return f'<tr class="m{place}">{head}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def _table(heads: Sequence[str], bodies: str) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'

@@ -4,7 +4,7 @@ import pytest
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.builders import how_to_build
-from pela_vl.data.raw import read_json
+from pela_vl.data.json_files import read_json
 from pela_vl.data.sets.captions import CaptionPairs
 from pela_vl.data.sets.shards import read_index
 from pela_vl.data.transforms import eval_transform

@@ -3,27 +3,51 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import resolve_image
 from pela_vl.data.paths import below, find, is_file, resolve, why_absent
 
 PARTS = st.lists(st.sampled_from(["a", "b c", "..", ".", "é", "d\\e", ""]), min_size=1, max_size=6)
 
 
-@given(PARTS, st.booleans())
-def test_what_builders_accept_is_what_training_accepts(parts, absolute):
-    path = ("/root/" if absolute else "") + "/".join(parts)
+def accepted(root: str, path: str) -> str | None:
     try:
-        expected = resolve_image("/root/images", path)
+        return resolve(root, path)
     except UserError:
-        with pytest.raises(UserError):
-            resolve("/root/images", path)
-    else:
-        assert resolve("/root/images", path) == expected
-        assert resolve("/root/images", below("/root/images", path)) == expected
+        return None
+
+
+@settings(max_examples=40, deadline=None)
+@given(PARTS, st.booleans())
+def test_accepted_paths_are_those_that_end_below_the_root(parts, absolute):
+    """Against a walk part by part, of folders and of addresses."""
+    path = ("/root/" if absolute else "") + "/".join(parts)
+    place: list[str] = [] if path.startswith("/") else ["root", "images"]
+    for part in path.split("/"):
+        if part == "..":
+            place = place[:-1]
+        elif part not in ("", "."):
+            place.append(part)
+    inside = place[:2] == ["root", "images"] and len(place) > 2
+    found = accepted("/root/images", path)
+    assert found == ("/" + "/".join(place) if inside else None)
+    if found is not None:
+        assert resolve("/root/images", below("/root/images", path)) == found
+    if not path.startswith("/"):
+        there = accepted("s3://bucket/images/", path)
+        assert there == (f"s3://bucket/images/{'/'.join(place[2:])}" if inside else None)
+        if there is not None:
+            assert resolve("s3://bucket/images", there) == there
+
+
+@pytest.mark.parametrize(
+    "path", ["/x.jpg", "s3://bucket/other/x.jpg", "s3://bucket/images/../x.jpg", "s3://bucket/images", "a\0"]
+)
+def test_what_is_not_below_an_address_is_refused(path):
+    with pytest.raises(UserError, match="image path"):
+        resolve("s3://bucket/images", path)
 
 
 def test_reasons(tmp_path):

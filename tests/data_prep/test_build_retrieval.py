@@ -117,7 +117,7 @@ def test_malformed_entries(tmp_path, root, images, spoil, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("{", "not valid JSON"), ("[]", "no list 'images'"), ('{"images": {}}', "no list"), ('{"images": []}', "empty")],
+    [("{", "malformed JSON"), ("[]", "no list 'images'"), ('{"images": {}}', "no list"), ('{"images": []}', "empty")],
 )
 def test_malformed_files(tmp_path, root, text, message):
     path = tmp_path / "bad.json"

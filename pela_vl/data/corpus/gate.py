@@ -2,8 +2,11 @@
 
 import json
 
+from pela_vl.base.errors import UserError
+
+from .keys import KeySet, key
 from .outputs import DROPPED, AppendedFiles, Writer
-from .records import Finding, key
+from .records import Finding
 from .state import Counts, State
 
 HELD_OUT = ""  # stands for the source in the counts of held-out images
@@ -22,6 +25,11 @@ class Gate:
     def __init__(self, state: State, files: AppendedFiles, writer: Writer) -> None:
         self.state, self.files, self.writer = state, files, writer
         self.admitted: int = state.fact("admitted", 0)
+        if state.fact("records", 0) and state.fact("seen", None) is None:
+            raise UserError(f"{state.path}: was begun by another version of pela_vl; remove its folder and begin again")
+        self.seen = KeySet(state.path.with_name("seen.keys"), state.fact("seen", 0))
+        self.held_out = KeySet(state.path.with_name("held_out.keys"), state.fact("held_out", 0))
+        self.scopes: set[str] = set(state.fact("scopes", []))  # sources that something is held out of, "" for all
         self.counts = Counts()
 
     def take(self, finding: Finding) -> None:
@@ -40,39 +48,48 @@ class Gate:
     def save(self) -> None:
         """Write admissions and counts to the state; they count once it is committed."""
         self.state.set_fact("admitted", self.admitted)
+        self.state.set_fact("seen", self.seen.save())
+        self.state.set_fact("held_out", self.held_out.save())
+        self.state.set_fact("scopes", sorted(self.scopes))
         self.state.count(self.counts)
         self.counts.clear()
 
     def _hold_out(self, finding: Finding) -> None:
-        keys = [key for scope in finding.held_out_of or [""] for key in _known_by(finding, scope)]
         if finding.digest is not None:
             self.counts[HELD_OUT, "pictures", "by_content"] += 1
         else:
             self.counts[HELD_OUT, "unread", str(finding.reason)] += 1
         self.counts[HELD_OUT, "pictures", "listed"] += 1
-        self.state.hold_out(keys)
+        for scope in finding.held_out_of or [""]:
+            self.scopes.add(scope)
+            for number in _known_by(finding, scope):
+                self.held_out.add(number)
 
     def _leak(self, finding: Finding) -> str | None:
         for scope in ("", finding.source):
+            if scope not in self.scopes:
+                continue
             keys = _known_by(finding, scope)
-            content = keys.pop() if finding.digest is not None else None
-            leak = "held_out_id" if any(map(self.state.is_held_out, keys)) else None
-            if leak is None and content is not None and self.state.is_held_out(content):
+            names = keys if finding.digest is None else keys[:-1]
+            if any(number in self.held_out for number in names):
+                leak = "held_out_id"
+            elif finding.digest is not None and keys[-1] in self.held_out:
                 leak = "held_out_content"
-            if leak is not None:
-                # hold out its other identities and its pixels too, for sources that know it only by those
-                self.state.hold_out([*keys, content] if content is not None else keys)
-                return leak
+            else:
+                continue
+            for number in keys:  # its other names and its pixels are held out too, for sources that know it by those
+                self.held_out.add(number)
+            return leak
         return None
 
     def _duplicate(self, finding: Finding) -> str | None:
         id_key = key("id", finding.source, type(finding.id).__name__, finding.id)
-        if self.state.has_seen(id_key):
+        if id_key in self.seen:
             return "duplicate_id"
         assert finding.digest is not None  # what is fit was read
-        if not self.state.is_new(key("content", finding.digest.hex())):
+        if not self.seen.add(key("content", finding.digest.hex())):
             return "duplicate_content"
-        self.state.is_new(id_key)
+        self.seen.add(id_key)
         return None
 
     def _write_drop(self, finding: Finding, reason: str) -> None:
@@ -99,7 +116,7 @@ class Gate:
                 counts[source, "dropped_captions", "with_picture"] += len(finding.captions)
 
 
-def _known_by(finding: Finding, scope: str) -> list[bytes]:
+def _known_by(finding: Finding, scope: str) -> list[int]:
     """Keys of an image's identities, then of its content, in a scope: one source, or "" for all."""
     keys = [key("identity", scope, identity) for identity in finding.identities]
     return keys if finding.digest is None else [*keys, key("content", scope, finding.digest.hex())]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.json_files import json_items
 
-from .json_stream import json_items
 from .records import Record
 
 _FOLDERS = ("VG_100K", "VG_100K_2", ".")

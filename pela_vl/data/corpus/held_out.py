@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.json_files import json_items
 from pela_vl.data.paths import is_file
 from pela_vl.data.plain_pickle import read_plain_pickle
 
-from .json_stream import json_items
 from .records import Record, image_identities
 
 _SPLITS = {"val", "test", "testA", "testB", "testC", "dev"}

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.json_files import json_items
 from pela_vl.data.paths import resolve
 
-from .json_stream import json_items
 from .records import Record, image_identities
 
 

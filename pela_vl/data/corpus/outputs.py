@@ -101,9 +101,12 @@ class ListWriter:
 
     def __init__(self, files: AppendedFiles, image_root: str, sources: Iterable[str]) -> None:
         self.files, self.image_root, self.sources = files, image_root, list(sources)
+        self._start = os.path.join(os.path.normpath(image_root), "")
 
     def add(self, finding: Finding, number: int) -> None:
-        path = os.path.relpath(finding.path, self.image_root)
+        path = os.path.normpath(finding.path)
+        below = path.startswith(self._start)
+        path = path.removeprefix(self._start) if below else os.path.relpath(path, self.image_root)
         entry = {"image": path, "caption": _captions(finding), "image_id": finding.id}
         name = f"{finding.source}.json"
         opening = ",\n" if self.files.samples(name) else "[\n"

@@ -1,6 +1,5 @@
 """An image with its captions, before (Record) and after (Finding) it was examined."""
 
-import hashlib
 import json
 import os
 import re
@@ -104,9 +103,3 @@ def image_identities(root: str | None, path: str) -> list[str]:
         return [f"coco:{int(match[1])}"]
     relative = os.path.relpath(path, root) if root is not None and os.path.isabs(path) else os.path.normpath(path)
     return [f"path:{relative.replace(os.sep, '/')}"]
-
-
-def key(kind: str, *parts: object) -> bytes:
-    """A 16-byte hash of some values, for the key tables on disk."""
-    text = "\0".join((kind, *map(str, parts)))
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

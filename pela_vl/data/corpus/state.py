@@ -1,9 +1,8 @@
-"""Progress of a corpus build, on disk: position, keys seen, counts, file lengths. Changes take effect at `commit`."""
+"""Progress of a corpus build, on disk: position, counts, file lengths. Changes take effect at `commit`."""
 
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ CREATE TABLE IF NOT EXISTS units (number INTEGER PRIMARY KEY, records INTEGER);
 CREATE TABLE IF NOT EXISTS counts (source TEXT, what TEXT, name TEXT, number INTEGER,
                                    PRIMARY KEY (source, what, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, bytes INTEGER, samples INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS held_out (key BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 Counts = Counter[tuple[str, str, str]]
-_CACHE_MIB = 256
 
 
 def unwritable(path: Path, error: sqlite3.Error) -> UserError:
@@ -33,14 +29,8 @@ class State:
         self.path = path
         try:
             self._table = sqlite3.connect(path, isolation_level=None)
-            # Keys come in random order, so every page of their B-trees is rewritten many times and must stay in memory.
-            # 14M images have about 28M keys of 16 bytes.
-            self._table.execute(f"PRAGMA cache_size = -{_CACHE_MIB * 1024}")
-            self._table.execute(
-                "PRAGMA journal_mode = WAL"
-            )  # a commit only appends; pages are copied back at checkpoints
+            self._table.execute("PRAGMA journal_mode = WAL")  # a commit only appends
             self._table.execute("PRAGMA synchronous = NORMAL")  # a resumed run checks the files' lengths
-            self._table.execute("PRAGMA wal_autocheckpoint = 16384")
             self._table.executescript(_TABLES)
             self._table.execute("BEGIN")
         except sqlite3.Error as error:
@@ -87,19 +77,6 @@ class State:
     def counts(self) -> Counts:
         rows = self._run("SELECT source, what, name, number FROM counts")
         return Counter({(source, what, name): number for source, what, name, number in rows})
-
-    def is_new(self, key: bytes) -> bool:
-        """Whether `key` has not been asked for before; it is recorded."""
-        return self._run("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
-
-    def has_seen(self, key: bytes) -> bool:
-        return self._run("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None
-
-    def hold_out(self, keys: Iterable[bytes]) -> None:
-        self._run("INSERT OR IGNORE INTO held_out VALUES (?)", [(key,) for key in keys], many=True)
-
-    def is_held_out(self, key: bytes) -> bool:
-        return self._run("SELECT 1 FROM held_out WHERE key = ?", (key,)).fetchone() is not None
 
     def files(self) -> dict[str, tuple[int, int]]:
         """(bytes, samples) of each output file as of the last commit, in the order of names."""

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import below, find, why_absent
-from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
+from pela_vl.data.raw import kind, list_entries, typed, write_list
 from pela_vl.data.text import has_text
 
 SPLITS = ("train", "val", "test")

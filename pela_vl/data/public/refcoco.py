@@ -9,9 +9,10 @@ from typing import Any
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
+from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import below, find, why_absent
 from pela_vl.data.plain_pickle import read_plain_pickle
-from pela_vl.data.raw import kind, list_entries, read_json, typed, write_list
+from pela_vl.data.raw import kind, list_entries, typed, write_list
 from pela_vl.data.sets.grounding import FORMAT
 from pela_vl.data.text import has_text
 

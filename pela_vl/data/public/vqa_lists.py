@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import find, unreadable, why_absent
-from pela_vl.data.raw import kind, read_json, typed
+from pela_vl.data.raw import kind, typed
 from pela_vl.data.sets.vqa_official import (
     Annotation,
     GenomeQuestion,

@@ -1,6 +1,5 @@
 """Annotation lists as ALBEF published them: JSON files holding a list of objects, read and checked field by field."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.builders import how_to_build
-from pela_vl.data.images import resolve_image
+from pela_vl.data.json_files import read_json
+from pela_vl.data.paths import resolve
 from pela_vl.data.text import has_text
 
 PathLike = str | os.PathLike[str]
@@ -70,7 +69,7 @@ def load_annotations(
 def check_image(entry: Entry, image_root: PathLike) -> None:
     """Raise `UserError` naming the entry when its image path leaves the root. The disk is not read."""
     try:
-        resolve_image(image_root, entry.values["image"])
+        resolve(image_root, entry.values["image"])
     except UserError as error:
         raise UserError(f"{entry.place}: field 'image': {error}") from error
 
@@ -111,20 +110,9 @@ def dense_image_ids(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def _read_list(file: PathLike) -> list[Any]:
-    name = os.fspath(file)
-    try:
-        with open(file, encoding="utf-8-sig") as stream:
-            content = json.load(stream)
-    except OSError as error:
-        raise UserError(f"{name}: cannot read the annotations: {error.strerror}{how_to_build(name)}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}: line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise UserError(f"{name}: malformed JSON: nested too deeply") from error
+    content = read_json(file, if_garbled="mend it")
     if not isinstance(content, list):
-        raise UserError(f"{name}: wants a JSON list of entries, got {_kind(content)}")
+        raise UserError(f"{os.fspath(file)}: wants a JSON list of entries, got {_kind(content)}")
     return content
 
 

@@ -3,7 +3,6 @@
 The text can have another field name: grounding's lists have it under "text".
 """
 
-import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Sample
-from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.images import ImageReader, check_there, read_or_next
+from pela_vl.data.paths import resolve
 from pela_vl.data.sets.annotations import (
     Entry,
     PathLike,
@@ -145,10 +145,9 @@ class EvalImages(Dataset):
         owner: list[int] = []
         for entry, text in pairs:
             image = entry.values["image"]
-            path = resolve_image(image_root, image)
+            path = resolve(image_root, image)
             if path not in number:
-                if not os.path.isfile(path):
-                    raise ImageError(path, f"no such file ({entry.place})")
+                check_there(image_root, image, entry.place)
                 number[path] = len(images)
                 images.append(image)
                 self.image2texts.append([])

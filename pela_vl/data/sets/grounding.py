@@ -4,7 +4,6 @@ Boxes are in pixels of the stored files, so images are read without EXIF rotatio
 `CaptionPairs(..., field="text", stored_pixels=True)`.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -15,7 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, ImageReader, check_box, check_size, resolve_image
+from pela_vl.data.images import ImageReader, check_box, check_size, check_there
+from pela_vl.data.json_files import read_json
+from pela_vl.data.paths import resolve
 from pela_vl.data.sets.annotations import PathLike, check_image, check_text, load_annotations
 from pela_vl.data.text import clean_caption
 from pela_vl.data.transforms import Transform
@@ -100,9 +101,7 @@ class GroundingEval(Dataset):
                 self.images.append(_annotated(boxes, ref, path, f"{boxes_file}: ref {ref_id}"))
                 self.by_image.append([])
                 check_image(entry, image_root)
-                full = resolve_image(image_root, path)
-                if not os.path.isfile(full):
-                    raise ImageError(full, f"no such file ({entry.place})")
+                check_there(image_root, path, entry.place)
             self.by_image[number[path]].append(len(self.expressions))
             annotated, place = self.images[number[path]], f"{boxes_file}: ref {ref_id}"
             box = tuple(_numbers(ref.get("box"), place))
@@ -122,7 +121,7 @@ class GroundingEval(Dataset):
         """Return the image. Raises `ImageError` when it cannot be read or has not the annotated size."""
         annotated = self.images[index]
         image = self.read(annotated.path)
-        check_size(resolve_image(self.read.root, annotated.path), image, annotated.width, annotated.height)
+        check_size(resolve(self.read.root, annotated.path), image, annotated.width, annotated.height)
         return self.transform(image, None)[0]
 
 
@@ -147,15 +146,8 @@ def _numbers(box: Any, place: str) -> list[float]:
 
 
 def _load_boxes(file: PathLike) -> dict[str, Any]:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot read the boxes: {error.strerror}; make it with build_refcoco_plus.py"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{file}: malformed JSON: {error}") from None
+    again = "make it with build_refcoco_plus.py"
+    content = read_json(file, again, again)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{file}: is no boxes file of build_refcoco_plus.py (format {FORMAT})")
     return content

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
-from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.images import ImageReader, check_there, read_or_next
 from pela_vl.data.mixing import Mixing, mix_images, mixing_generator
+from pela_vl.data.paths import absolute, resolve
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
 from pela_vl.data.transforms import Transform, require_transform
 
@@ -54,7 +55,7 @@ def load_labelled(
     lists = [source for source in sources if not os.path.isdir(source)]
     if lists and not image_root:
         raise UserError(f"{os.fspath(lists[0])}: a list needs the folder of its images: give image_root")
-    root = os.path.abspath(image_root or (os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""))
+    root = absolute(image_root or (os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""))
     found: list[tuple[str, str, str]] = []  # path below the root, label, place for messages
     for folder in folders:
         base = os.path.relpath(os.path.abspath(folder), root)
@@ -110,7 +111,7 @@ def _tiny_val(folder: str) -> list[tuple[str, str]]:
         if len(cells) < 2 or not cells[0] or not cells[1]:
             raise UserError(f"{file}: line {number}: wants an image and a class, parted by a tab")
         path = os.path.join("images", cells[0])
-        resolve_image(folder, path)
+        resolve(folder, path)
         found.append((path, cells[1]))
     if not found:
         raise UserError(f"{file}: names no image")
@@ -200,8 +201,7 @@ class LabelledEval(Dataset):
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
         self.read, self.transform = ImageReader(labelled.root), transform
         for image in self.images:
-            if not os.path.isfile(path := resolve_image(labelled.root, image)):
-                raise ImageError(path, "no such file")
+            check_there(labelled.root, image)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -16,8 +16,9 @@ import numpy as np
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.system import open_to_read, read_at
+from pela_vl.data.json_files import read_json
+from pela_vl.data.remote import copied, is_remote, size_of
 from pela_vl.data.sets.annotations import PathLike
-from pela_vl.data.sets.remote import content, copied, is_remote, size_of
 from pela_vl.data.sets.shard_format import BLOCK, FORMAT, INDEX
 
 _CHUNK = 8 * 2**20  # bytes read at a time
@@ -54,16 +55,12 @@ def read_index(folder: PathLike) -> list[Shard]:
     folder = os.fspath(folder).rstrip("/")
     file = f"{folder}/{INDEX}"
     again = "write it again with data_prep/build_pretrain_corpus.py"
+    index = read_json(file, f"so {folder} is no finished folder of shards; {again}", again)
     try:
-        index = json.loads(content(file))
         if index["format"] != FORMAT:
             raise UserError(f"{file}: format {index['format']!r}, {FORMAT!r} is wanted; {again}")
         rows = [(str(row["name"]), int(row["samples"]), int(row["bytes"])) for row in index["shards"]]
         total = int(index["samples"])
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file, so {folder} is no finished folder of shards; {again}") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged index ({type(error).__name__}: {error}); {again}") from None
     if not rows or total != sum(samples for _, samples, _ in rows) or any(min(row[1:]) < 1 for row in rows):

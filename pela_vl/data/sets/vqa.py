@@ -5,7 +5,6 @@ Visual Genome has one, which counts half. As for captions, and unlike the releas
 in question and answers when the image is flipped.
 """
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
-from pela_vl.data.images import ImageError, ImageReader, read_or_next, resolve_image
+from pela_vl.data.images import ImageReader, check_there, read_or_next
 from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_text, load_annotations
 from pela_vl.data.sets.flat import TextLists, Texts, flat_buffer
 from pela_vl.data.sets.vqa_official import image_path, read_questions
@@ -265,9 +264,7 @@ class VqaEval(Dataset):
         number: dict[Place, int] = {}
         for question in asked:
             if question.image not in number:
-                path = resolve_image(read.roots[question.image[0]], question.image[1])
-                if not os.path.isfile(path):
-                    raise ImageError(path, f"no such file (question {question.question_id})")
+                check_there(read.roots[question.image[0]], question.image[1], f"question {question.question_id}")
                 number[question.image] = len(number)
         self.asked = sorted(asked, key=lambda question: number[question.image])
         twice = [i for i, count in Counter(q.question_id for q in asked).items() if count > 1]

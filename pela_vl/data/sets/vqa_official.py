@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import kind, read_json, typed
+from pela_vl.data.json_files import read_json
+from pela_vl.data.raw import kind, typed
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 PATTERNS = {

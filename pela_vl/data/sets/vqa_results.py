@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.raw import kind, read_json, typed, write_list
+from pela_vl.data.json_files import read_json
+from pela_vl.data.raw import kind, typed, write_list
 from pela_vl.data.sets.vqa_official import listed
 
 

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.corpus import json_stream
+from pela_vl.data import json_files
 from pela_vl.data.corpus.coco import coco_records
 from pela_vl.data.corpus.genome import genome_records
 from pela_vl.data.corpus.img2dataset import find_shards, shard_records
-from pela_vl.data.corpus.json_stream import json_items
 from pela_vl.data.corpus.records import Record, flickr_identity
 from pela_vl.data.corpus.table import downloaded_names, table_records
 from pela_vl.data.corpus.units import source_units, unit_records
+from pela_vl.data.json_files import json_items
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -37,7 +37,7 @@ def test_json_elements_are_those_of_json_load(tmp_path, document, indent, ascii_
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document, indent=indent, ensure_ascii=ascii_only), "utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_stream, "_PIECE", piece)
+        patch.setattr(json_files, "_PIECE", piece)
         found = list(json_items(path))
     if isinstance(document, list):
         assert found == [(None, element) for element in document]

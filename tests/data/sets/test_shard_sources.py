@@ -65,7 +65,7 @@ def test_an_address_gives_the_samples_of_the_folder(folder, address):
 
 
 def test_what_is_not_there_or_cannot_be_opened_is_one_line(address, tmp_path):
-    with pytest.raises(UserError, match="index.json: no such file, so .* is no finished folder of shards"):
+    with pytest.raises(UserError, match="index.json: no such file; so .* is no finished folder of shards"):
         read_index(f"{address}-2")
     with pytest.raises(UserError, match="nothing://x/index.json: nothing:// cannot be opened"):
         read_index("nothing://x")

@@ -200,11 +200,11 @@ def test_a_shard_that_goes_during_the_run(folder, workers, damage):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "damaged index"),
+        ("{", "line 1, column 2: malformed JSON: .*; write it again"),
         ("[]", "damaged index"),
         ('{"format": "pela_vl shards 2"}', "format 'pela_vl shards 2', 'pela_vl shards 1' is wanted"),
         ('{"format": "pela_vl shards 1", "samples": 0, "shards": []}', "damaged index, its counts"),
-        (None, "no such file, so .* is no finished folder of shards"),
+        (None, "no such file; so .* is no finished folder of shards"),
     ],
 )
 def test_a_folder_without_a_usable_index(folder, content, message):

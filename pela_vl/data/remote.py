@@ -3,11 +3,15 @@
 import os
 import re
 import tempfile
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pela_vl.base.errors import UserError
 
 PathLike = str | os.PathLike[str]
+Answer = TypeVar("Answer")
+_PAUSES = (0.5, 2.0)  # seconds before a request that failed is made again
 _CHUNK = 8 * 2**20  # bytes copied at a time
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
@@ -24,7 +28,7 @@ def content(path: PathLike) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     system, name = _system(os.fspath(path))
-    return _answer(os.fspath(path), lambda: system.cat_file(name))
+    return _answer(lambda: system.cat_file(name))
 
 
 def size_of(path: PathLike) -> int | None:
@@ -33,7 +37,7 @@ def size_of(path: PathLike) -> int | None:
         return os.path.getsize(path) if os.path.isfile(path) else None
     system, name = _system(os.fspath(path))
     try:
-        return _answer(os.fspath(path), lambda: system.size(name))
+        return _answer(lambda: system.size(name))
     except FileNotFoundError:
         return None
 
@@ -44,11 +48,13 @@ def copied(path: str) -> int:
     with tempfile.TemporaryFile() as copy:
 
         def fetch() -> None:
+            copy.seek(0)
+            copy.truncate()
             with system.open(name, "rb", block_size=_CHUNK, cache_type="readahead") as file:
                 while piece := file.read(_CHUNK):
                     copy.write(piece)
 
-        _answer(path, fetch)
+        _answer(fetch)
         copy.flush()
         copy.seek(0)
         return os.dup(copy.fileno())
@@ -66,11 +72,16 @@ def _system(path: str) -> tuple[Any, str]:
         raise UserError(f"{path}: {scheme}:// cannot be opened ({' '.join(str(error).split())}){hint}") from None
 
 
-def _answer(path: str, ask: Any) -> Any:
-    """Call a file system; errors of its library that are no OSError become one."""
-    try:
-        return ask()
-    except OSError:
-        raise
-    except Exception as error:  # each library has errors of its own
-        raise OSError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+def _answer(ask: Callable[[], Answer]) -> Answer:
+    """Call a file system. A request that fails is made again twice and then raises OSError, whatever its library raises."""
+    for pause in (*_PAUSES, None):
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as error:  # each library has errors of its own
+            if pause is None:
+                reason = " ".join(str(error).split())
+                raise OSError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from None
+            time.sleep(pause)
+    raise AssertionError  # the last turn returns or raises

@@ -1,4 +1,8 @@
-"""Large JSON files read element by element. Memory is that of one element."""
+"""JSON files that users give: whole ones, and large ones element by element, whose memory is that of one element.
+
+ijson reads large files too. It refuses what downloads have and the builder must count instead: bytes that are no UTF-8, halves
+of surrogate pairs, byte order marks, NaN.
+"""
 
 import json
 import os
@@ -6,11 +10,40 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from pela_vl.base.errors import UserError
+from pela_vl.data.builders import how_to_build
+from pela_vl.data.remote import content
 
 _PIECE = 1 << 20  # characters
 _LARGEST = 1 << 26  # characters of one element; a longer one counts as malformed
 _BLANKS = " \t\r\n"
 _AFTER = frozenset(_BLANKS + ",:]}")  # what ends a value
+
+
+def read_json(path: str | os.PathLike[str], if_absent: str | None = None, if_garbled: str = "download it again") -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark; the file may be at an address.
+
+    Raises `UserError`, one line, for a file that is absent, unreadable or malformed.
+
+    Args:
+        path: the file.
+        if_absent: what to do when it is absent; None says which script builds it.
+        if_garbled: what to do when it is malformed.
+    """
+    name = os.fspath(path)
+    try:
+        return json.loads(content(path).decode("utf-8-sig"))
+    except FileNotFoundError:
+        advice = if_absent or how_to_build(name).removeprefix("; ") or "complete the download"
+        raise UserError(f"{name}: no such file; {advice}") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start}; {if_garbled}") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{name}: {place}: malformed JSON: {error.msg}; {if_garbled}") from None
+    except RecursionError:
+        raise UserError(f"{name}: malformed JSON: nested too deeply; {if_garbled}") from None
 
 
 def json_items(path: str | os.PathLike[str]) -> Iterator[tuple[str | None, Any]]:
