@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, resolve_image
+from pela_vl.data.images import ImageError
+from pela_vl.data.paths import resolve
 from pela_vl.data.raw import kind, list_entries, read_json, typed
 
 IGNORED = 255
@@ -79,7 +80,7 @@ def read_label_values(path: str | os.PathLike[str]) -> LabelValues:
 
 def read_label_image(root: str | os.PathLike[str], relative: str) -> np.ndarray:
     """uint8 [H, W] as stored, palette indices included. Raises `ImageError` for a file that is no label image."""
-    path = resolve_image(root, relative)
+    path = resolve(root, relative)
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):

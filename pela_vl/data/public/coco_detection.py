@@ -9,7 +9,7 @@ from typing import Any
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
-from pela_vl.data.images import resolve_image
+from pela_vl.data.paths import resolve
 from pela_vl.data.raw import read_json
 from pela_vl.data.sets.annotations import load_annotations
 from pela_vl.data.sets.coco_file import CocoFile, learned, read_coco
@@ -120,7 +120,7 @@ def from_photographs(source: Path, output: Path, held_out: int) -> dict[str, dic
         for place, (entry, things) in enumerate(zip(entries, objects, strict=True)):
             if (place in chosen) != (split == "val"):
                 continue
-            path = resolve_image(source, entry.values["image"])
+            path = resolve(source, entry.values["image"])
             if not os.path.isfile(path):
                 raise UserError(f"{entry.place}: field 'image': {path}: no such file")
             values = entry.values

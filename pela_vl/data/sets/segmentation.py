@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
-from pela_vl.data.images import ImageError, ImageReader, check_size, read_or_next, resolve_image
+from pela_vl.data.images import ImageError, ImageReader, check_size, read_or_next
 from pela_vl.data.label_images import LabelValues, read_label_image
+from pela_vl.data.paths import resolve
 from pela_vl.data.segmentation_transforms import WholeTransform, fitted
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
 
@@ -35,7 +36,7 @@ def load_pairs(files: Sequence[PathLike], image_root: PathLike) -> list[Pair]:
     for entry in load_annotations(files, {"image": (str,), "labels": (str,)}):
         check_image(entry, image_root)
         try:
-            resolve_image(image_root, entry.values["labels"])
+            resolve(image_root, entry.values["labels"])
         except UserError as error:
             raise UserError(f"{entry.place}: field 'labels': {error}") from error
         found.append((entry.values["image"], entry.values["labels"]))
@@ -58,7 +59,7 @@ class PairReader:
     def __call__(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
         """RGB image and uint8 [H, W]. Raises `ImageError` for what cannot be read or does not fit together."""
         image = self.images(pair[0])
-        path = resolve_image(self.root, pair[1])
+        path = resolve(self.root, pair[1])
         pixels = read_label_image(self.root, pair[1])
         check_size(path, Image.fromarray(pixels), image.width, image.height)
         return image, self.values.decode(pixels, path)
@@ -176,7 +177,7 @@ class SegmentedEval(Dataset):
     def _size(self, pair: Pair) -> tuple[int, int]:
         """Height and width."""
         for relative in reversed(pair):
-            path = resolve_image(self.read.root, relative)
+            path = resolve(self.read.root, relative)
             if not os.path.isfile(path):
                 raise ImageError(path, "no such file")
         try:
