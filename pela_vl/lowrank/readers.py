@@ -56,8 +56,8 @@ def _paths_read(cls: type[nn.Module]) -> frozenset[Path]:
             methods |= {f.name: (f, names) for f in found.body if isinstance(f, ast.FunctionDef)}
     follow = _Follow(methods)
     if "forward" in methods:
-        function, names = methods["forward"]
-        follow.function(function, names, {function.args.args[0].arg: ()} if function.args.args else {}, 0)
+        function, known = methods["forward"]
+        follow.function(function, known, {function.args.args[0].arg: ()} if function.args.args else {}, 0)
     return frozenset(follow.read)
 
 

@@ -153,7 +153,8 @@ def _dense_targets(
     """The blocks' outputs by item, and the roots L [D, D] of their metrics, G = L L^T of unit mean diagonal."""
     generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
     metrics: dict[str, OutputMetric] = {}
-    found, scales = [], []
+    found: list[_Targets] = []
+    scales: list[float] = []
     for item in items:
         outputs: dict[tuple[str, int], Tensor] = {}
         squares: dict[tuple[str, int], Tensor] = {}
@@ -278,7 +279,7 @@ def _refine(
 
 def _trained(block: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of a block's low-rank layers and norms."""
-    found = {}
+    found: dict[str, nn.Parameter] = {}
     for name, module in block.named_modules():
         if isinstance(module, LowRankLinear) or "norm" in type(module).__name__.lower():
             found |= {f"{name}.{key}" if name else key: parameter for key, parameter in module.named_parameters()}
