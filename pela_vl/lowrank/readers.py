@@ -52,7 +52,7 @@ def _paths_read(cls: type[nn.Module]) -> frozenset[Path]:
             continue
         found = _parsed(base)
         if isinstance(found, ast.ClassDef):
-            names = vars(sys.modules.get(base.__module__, object()) or object())
+            names: Mapping[str, Any] = getattr(sys.modules.get(base.__module__), "__dict__", {})
             methods |= {f.name: (f, names) for f in found.body if isinstance(f, ast.FunctionDef)}
     follow = _Follow(methods)
     if "forward" in methods:
