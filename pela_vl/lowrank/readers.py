@@ -78,7 +78,14 @@ class _Follow:
         self._seen: set[tuple] = set()
 
     def function(self, function: ast.FunctionDef, names: Mapping[str, Any], known: dict[str, Path], depth: int) -> None:
-        """Follow a function. names: its module's. known: paths of the submodules that its arguments are."""
+        """Follow a function.
+
+        Args:
+            function: its syntax tree.
+            names: its module's.
+            known: paths of the submodules that its arguments are; those of local names are added.
+            depth: calls from `forward`.
+        """
         key = (id(function), *sorted(known.items()))
         if depth > _DEPTH or key in self._seen:
             return

@@ -185,8 +185,8 @@ def position_scales(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
     scales = dict.fromkeys(names, 1.0)
     for blocks in lists.values():
         for place, block in enumerate(blocks):
-            share = place / max(len(blocks) - 1, 1)
-            scales |= {name: EARLY ** (1 - share) for name in names if name.startswith(block + ".")}
+            depth = place / max(len(blocks) - 1, 1)
+            scales |= {name: EARLY ** (1 - depth) for name in names if name.startswith(block + ".")}
     return scales
 
 

@@ -98,7 +98,13 @@ def feature_scales(parts: Sequence[Tensor]) -> list[float]:
 
 
 def probe_gradients(parts: Sequence[Tensor], scales: Sequence[float], generator: torch.Generator) -> None:
-    """One backward pass a probe from features [B, F] times their scales, each with a v of its own."""
+    """Run one backward pass a probe, each with a v of its own.
+
+    Args:
+        parts: features [B, F].
+        scales: what each of them is multiplied by.
+        generator: of v.
+    """
     for probe in range(PROBES):
         value = reduce(
             torch.add,

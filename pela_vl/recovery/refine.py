@@ -124,9 +124,9 @@ def refine_blocks(
             calls = [_calls(student, blocks, name, features, *each) for each in zip(items, kept, targets, strict=True)]
             reports.append(_refine(name, block, calls, metrics[name], steps, rate, seed + number))
             with torch.no_grad():
-                for i, own in enumerate(calls):
-                    if own:
-                        kept[i][name] = block(*own[0].args, **own[0].kwargs)
+                for i, found in enumerate(calls):
+                    if found:
+                        kept[i][name] = block(*found[0].args, **found[0].kwargs)
             if progress is not None:
                 progress(number + 1, len(order), "refinement")
     return reports
@@ -165,7 +165,7 @@ def _dense_targets(
             metrics[call[0]].add(g)
             squares[call] = squares.get(call, 0) + g.detach().float().square().sum(-1)
 
-        def note(name: str, module: nn.Module, args: tuple, output: Any, outputs: dict = outputs) -> Any:
+        def record(name: str, module: nn.Module, args: tuple, output: Any, outputs: dict = outputs) -> Any:
             state, call = _first(output), (name, sum(block == name for block, _ in outputs))
             leaf = not state.requires_grad  # nothing before it wants a gradient
             state = state.detach().requires_grad_() if leaf else state
@@ -173,7 +173,7 @@ def _dense_targets(
             state.register_hook(partial(gradient, call))
             return _with_first(output, state) if leaf else None
 
-        handles = [teacher.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+        handles = [teacher.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
         try:
             with torch.enable_grad():
                 parts = feature_list(features(teacher, item))
@@ -210,13 +210,13 @@ def _calls(
     wanted = [target for (block, _), target in targets.items() if block == name]
     found: list[_Call] = []
 
-    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
         found.append(_Call(args, kwargs, wanted[len(found)]))
         if len(found) == len(wanted):
             raise _Reached
 
     replaced = [blocks[before] for before in kept if "forward" not in vars(blocks[before])]
-    handle = blocks[name].register_forward_pre_hook(note, with_kwargs=True)
+    handle = blocks[name].register_forward_pre_hook(record, with_kwargs=True)
     try:
         for before, output in kept.items():
             if blocks[before] in replaced:
@@ -240,8 +240,8 @@ def _refine(
     name: str, block: nn.Module, calls: Sequence[list[_Call]], root: Tensor, steps: int, rate: float, seed: int
 ) -> BlockReport:
     every = min(HELD_OUT, len(calls))
-    held = [call for own in calls[every - 1 :: every] for call in own]
-    trained = [call for number, own in enumerate(calls) if number % every != every - 1 for call in own]
+    held = [call for found in calls[every - 1 :: every] for call in found]
+    trained = [call for number, found in enumerate(calls) if number % every != every - 1 for call in found]
     parameters = _trained(block)
     if not (held and trained and parameters and steps > 0):
         return BlockReport(name, 0.0, 0.0, ())

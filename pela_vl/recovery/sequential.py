@@ -125,6 +125,11 @@ def held_out_strength(folds: Folds, metric: Tensor | None, centred: bool) -> flo
 
     D of one half tells a D of the other: a = sum <G D_k, E t x~^T> / sum <G D_k, D_k C~>, both moments of the other half. The
     D of all batches has half the noise, so that its a is 2 a / (1 + a). No gain, and too few rows: 0.
+
+    Args:
+        folds: Moments of the two halves.
+        metric: G [O, O]; None: all outputs count alike.
+        centred: The layer has a bias, which takes the means.
     """
     gain = size = 0.0
     for fitted, other in (folds, folds[::-1]):

@@ -67,7 +67,9 @@ def test_seeds_differ_where_something_is_trained_and_only_there():
 def test_tables_share_the_runs_they_have_in_common():
     scale = SCALES["demo"]
     pretrained = [
-        {run.name for run in commands(name, scale) if run.name.startswith("pretrain/pela/")} for name in TABLES
+        {run.name for run in commands(name, scale) if run.name.startswith("pretrain/pela/")}
+        for name in TABLES
+        if name != "beyond_svd"  # which trains at a rate of its own
     ]
     assert all(names == {"pretrain/pela/seed0", "pretrain/pela/seed1"} for names in pretrained)
 
