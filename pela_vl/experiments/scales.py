@@ -178,8 +178,8 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
     )
     small = ("train.batch_size=32", f"data.image_root={scenes}")
 
-    def steps(task: str, share: int = 1) -> tuple[str, ...]:
-        count = (4 if quick else _STEPS[task]) // share
+    def steps(task: str, divisor: int = 1) -> tuple[str, ...]:
+        count = (4 if quick else _STEPS[task]) // divisor
         return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
 
     data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
@@ -242,7 +242,7 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
     """The paper's data sets and hyper-parameters, on 4 GPUs or, with gradient accumulation, on 2 or 1.
 
     Args:
-            root: folder of all runs.
+        root: folder of all runs.
         teacher: the dense pre-trained checkpoint.
         gpus: 1, 2 or 4.
 
