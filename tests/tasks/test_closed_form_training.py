@@ -24,6 +24,7 @@ WAYS = {
     "allocated": {"ranks": "allocated", "kappa": 2.0},
     "measured": {"ranks": "allocated", "measured": True},
     "sequential": {"sequential": True},
+    "refined": {"refine_steps": 3},
     "all": {"ranks": "allocated", "measured": True, "sequential": True, "strength": 0.3, "kappa": 1.5},
 }
 
@@ -36,7 +37,8 @@ def test_every_task_trains_from_every_way(lists, script, tmp_path, task, way):
     settings = whitened(task, lists, tmp_path, **WAYS[way], init="gauss_newton")
     given = ["--init", "gauss_newton", "--samples", SAMPLES, "--threads", 1, "--image-root", lists]
     for key, value in WAYS[way].items():
-        given += [f"--{key}"] if value is True else [f"--{key}", value]
+        word = f"--{key.replace('_', '-')}"
+        given += [word] if value is True else [word, value]
     file = f"{lists / LISTS.get(task, 'lists/scenes')}_train.json"
     if task == "grounding":  # whose lists call a caption "text"
         entries = [entry | {"caption": entry["text"]} for entry in json.loads(open(file).read())]
