@@ -103,11 +103,11 @@ def make_trainee(low_rank: bool, without: set[str], world: World) -> Trainee:
     if teacher is not None:
         cast_weights(teacher.model, torch.bfloat16)
     run = RunModel(model, Header("albef", ALBEF_SIZES["albef_base"]), autocast, world)
+    casts = WeightCasts(model, torch.bfloat16)
+    method.use_casts(casts)
     groups = parameter_groups(model.named_parameters(), 1e-5, 0.02, "published", {})
     optimizer = torch.optim.AdamW(groups, fused=True)
-    return Trainee(
-        run, step, method, LocalBackend(step, optimizer, 1, 0.0, autocast, WeightCasts(model, torch.bfloat16))
-    )
+    return Trainee(run, step, method, LocalBackend(step, optimizer, 1, 0.0, autocast, casts))
 
 
 def count(low_rank: bool, world_size: int, without: set[str]) -> Dispatches:

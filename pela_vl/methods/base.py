@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
+from pela_vl.models.precision import WeightCasts
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher, Model
 from pela_vl.settings import Settings
@@ -74,6 +75,9 @@ class Method:
             prepared: What `prepare` returned for the batch.
         """
         return {}
+
+    def use_casts(self, casts: WeightCasts) -> None:
+        """Know the casts of the trained model's weights, whose gradients a term's own may join."""
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """What a checkpoint of the model holds."""

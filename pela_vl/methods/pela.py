@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pela_vl.base.errors import UserError
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.methods.base import Method, require_teacher
+from pela_vl.models.precision import WeightCasts
 from pela_vl.recovery.features import Features, feature_distillation
 from pela_vl.recovery.perturbation import Largest, Perturbation
 from pela_vl.recovery.teacher import FrozenTeacher
@@ -54,6 +55,7 @@ class Pela(Method):
         if unpaired:
             raise UserError(f"init.teacher: no Linear of the teacher is called {', '.join(unpaired[:3])}")
         self.perturbation = Perturbation(layers, weights) if losses.rwp else None
+        self.casts: WeightCasts | None = None
 
     @classmethod
     def create(cls, model: nn.Module, teacher: FrozenTeacher | None, settings: Settings) -> Self:
@@ -69,6 +71,9 @@ class Pela(Method):
         """
         return cls(model, require_teacher("pela", teacher), settings.losses)
 
+    def use_casts(self, casts: WeightCasts) -> None:
+        self.casts = casts
+
     def prepare(self, batch: Any) -> Prepared:
         # RWP's largest differences are searched here, while no activation of the student is held
         features = self.teacher.features(batch, self.streams) if self.losses.fd else None
@@ -79,6 +84,7 @@ class Pela(Method):
         if prepared.features is not None:
             terms["fd"] = losses.fd * feature_distillation(features, prepared.features, losses.fd_form)
         if self.perturbation is not None:
-            value = self.perturbation.penalty(losses.rwp_epsilon, losses.rwp_form, prepared.largest)
+            routes = None if self.casts is None else self.casts.routes
+            value = self.perturbation.penalty(losses.rwp_epsilon, losses.rwp_form, prepared.largest, routes)
             terms["rwp"] = losses.rwp * value
         return terms

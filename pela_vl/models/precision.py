@@ -8,6 +8,7 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -56,10 +57,14 @@ class WeightCasts:
     Args:
         model: Its parameters stay as they are.
         dtype: What autocast casts to.
+
+    Attributes:
+        routes: Of the latest pass, by the id of a trained parameter that was cast: where further gradients of it may join.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.dtype = dtype
+        self.routes: dict[int, GradientRoute] = {}
         modules = dict(model.named_modules())
         self._blocks: dict[tuple[str, bool], list[tuple[dict[str, Any], str]]] = {}
         for full, parameter in cast_at_use(model).items():
@@ -72,10 +77,15 @@ class WeightCasts:
     def in_place(self) -> Iterator[None]:
         """While open, the modules see their weights in `dtype`."""
         kept: list[tuple[dict[str, Any], str, Any]] = []
+        self.routes = {}
         try:
             for places in self._blocks.values():
                 parameters = [owner[name] for owner, name in places]
-                for (owner, name), cast in zip(places, _Cast.apply(self.dtype, *parameters), strict=True):
+                further: dict[int, Tensor] = {}
+                *casts, anchor = _Cast.apply(self.dtype, further, *parameters)
+                if anchor.requires_grad:
+                    self.routes |= {id(parameter): GradientRoute(anchor, further) for parameter in parameters}
+                for (owner, name), cast in zip(places, casts, strict=True):
                     kept.append((owner, name, owner[name]))
                     owner[name] = cast
             yield
@@ -84,24 +94,47 @@ class WeightCasts:
                 owner[name] = parameter
 
 
+@dataclass(frozen=True)
+class GradientRoute:
+    """How a gradient of some parameters joins those of a pass, in one operation for a block of them.
+
+    Args:
+        anchor: What a function has as its input whose backward adds to `further`; it then runs before the block's.
+        further: Gradients to be added, by the id of their parameters.
+    """
+
+    anchor: Tensor
+    further: dict[int, Tensor]
+
+
 class _Cast(torch.autograd.Function):
-    """Several tensors in another type."""
+    """Several tensors in another type, and an anchor (see `GradientRoute`)."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, dtype: torch.dtype, further: dict[int, Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        return tuple(_cast(tensors, [dtype] * len(tensors)))
+        ctx.dtypes, ctx.ids, ctx.further = (
+            [tensor.dtype for tensor in tensors],
+            [id(tensor) for tensor in tensors],
+            further,
+        )
+        return *_cast(tensors, [dtype] * len(tensors)), tensors[0].new_empty(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        present = [(place, gradient) for place, gradient in enumerate(gradients) if gradient is not None]
+        present = [(place, gradient) for place, gradient in enumerate(gradients[:-1]) if gradient is not None]
         cast = _cast([gradient for _, gradient in present], [ctx.dtypes[place] for place, _ in present])
-        found: list[Tensor | None] = [None] * len(gradients)
+        found: list[Tensor | None] = [None] * len(ctx.ids)
         for (place, _), gradient in zip(present, cast, strict=True):
             found[place] = gradient
-        return None, *found
+        further = [ctx.further.pop(number, None) for number in ctx.ids]
+        both = [
+            (own, other) for own, other in zip(found, further, strict=True) if own is not None and other is not None
+        ]
+        if both:
+            torch._foreach_add_([own for own, _ in both], [other for _, other in both])
+        return None, None, *(own if own is not None else other for own, other in zip(found, further, strict=True))
 
 
 def _cast(tensors: Any, dtypes: list[torch.dtype]) -> list[Tensor]:

@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from pela_vl.lowrank import LowRankLinear
 
+Routes = Mapping[int, Any]
+"""By a parameter's id: an object with an `anchor` and a dictionary `further`, see `models.precision.GradientRoute`."""
+
 _CPU_GROUP_BYTES, _GROUP_BYTES = 2**24, 2**28
 """Of the dense differences of one group: what a CPU's cache holds, and a few large products on a GPU."""
 
@@ -83,27 +86,41 @@ class Perturbation:
         """Where the differences are largest, a group each; of the factors as they are now."""
         return [_search(layers, original) for layers, original in self._groups]
 
-    def values(self, found: Sequence[Largest] | None = None) -> Tensor:
+    def values(self, found: Sequence[Largest] | None = None, routes: Routes | None = None) -> Tensor:
         """The largest absolute difference of every layer, [K], in the layers' order.
 
         Args:
             found: Of a `search` since which the factors have not changed; None searches now.
+            routes: By which the factors' gradients join those of a pass, by the factor's id; None leaves that to torch, which
+                adds them one by one.
         """
-        values = [
-            _Picked.apply(places, *(layer.up.weight for layer in layers), *(layer.down.weight for layer in layers))
-            for (layers, _), places in zip(self._groups, self.search() if found is None else found, strict=True)
-        ]
+        values = []
+        for (layers, _), places in zip(self._groups, self.search() if found is None else found, strict=True):
+            factors = [layer.up.weight for layer in layers] + [layer.down.weight for layer in layers]
+            known = [(routes or {}).get(id(factor)) for factor in factors]
+            if all(known):
+                anchors = {id(route.anchor): route.anchor for route in known if route}
+                values.append(_Picked.apply(places, factors, known, *anchors.values()))
+            else:
+                values.append(_Picked.apply(places, factors, None, *factors))
         return torch.cat(values).index_select(0, self._order)
 
-    def penalty(self, epsilon: float, form: str = "paper", found: Sequence[Largest] | None = None) -> Tensor:
+    def penalty(
+        self,
+        epsilon: float,
+        form: str = "paper",
+        found: Sequence[Largest] | None = None,
+        routes: Routes | None = None,
+    ) -> Tensor:
         """RWP of the layers.
 
         Args:
             epsilon: What a weight may differ by.
             form: "paper": sum over the layers of (max |dW| - epsilon), eq. 6; "released": the mean of its square.
             found: See `values`.
+            routes: See `values`.
         """
-        excess = self.values(found) - epsilon
+        excess = self.values(found, routes) - epsilon
         return excess.square().mean() if form == "released" else excess.sum()
 
 
@@ -119,11 +136,15 @@ def _search(layers: Sequence[LowRankLinear], original: Tensor) -> Largest:
 
 
 class _Picked(torch.autograd.Function):
-    """|up[row] . down[:, column] - original| of a group, [G]; the factors come as G `up` and G `down` weights."""
+    """|up[row] . down[:, column] - original| of a group, [G]; the factors come as G `up` and G `down` weights.
+
+    What is differentiated are the factors, or the anchors of their routes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, found: Largest, *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, found: Largest, factors: list[Tensor], routes: list[Any] | None, *inputs: Tensor) -> Tensor:
         half = len(factors) // 2
+        ctx.routes, ctx.ids, ctx.inputs = routes, [id(factor) for factor in factors], len(inputs)
         ctx.shapes = (half, *factors[0].shape), (half, *factors[half].shape)
         difference = (found.up * found.down).sum(1) - found.original
         ctx.save_for_backward(found.row, found.column, found.up, found.down, difference.sign())
@@ -138,4 +159,9 @@ class _Picked(torch.autograd.Function):
         of_up, of_down = (slope.new_zeros(shape) for shape in ctx.shapes)
         of_up[group, row] = slope * down
         of_down[group, :, column] = slope * up
-        return None, *of_up.unbind(), *of_down.unbind()
+        gradients = *of_up.unbind(), *of_down.unbind()
+        if ctx.routes is None:
+            return None, None, None, *gradients
+        for route, number, factor_gradient in zip(ctx.routes, ctx.ids, gradients, strict=True):
+            route.further[number] = factor_gradient
+        return None, None, None, *[None] * ctx.inputs

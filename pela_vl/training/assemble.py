@@ -231,7 +231,7 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
         run.ema = step.ema.model
     dtype = compute_dtype(settings.train.precision, world.device)
     if dtype is not None:
-        if step.ema is not None:
+        if step.ema is not None and not task.ema_is_result:  # it gives soft targets
             step.ema.compute_in(dtype)
         if teacher is not None and run_method.teacher_under_autocast:
             cast_weights(teacher.model, dtype)  # RWP holds the fp32 weights that it reads
@@ -241,7 +241,12 @@ def assemble(task: Task, settings: Settings, world: World, data: Dataset | None 
             compile_blocks(step.ema.for_targets)
         if teacher is not None:
             compile_blocks(teacher.model)
-    backend = make_backend(settings, step, trained, run.autocast, world)
+    casts = None
+    # activation checkpointing runs blocks again when the casts are gone; a compiled block makes its own
+    if dtype is not None and not settings.train.activation_checkpointing and not settings.train.compile:
+        casts = WeightCasts(model, dtype)
+        run_method.use_casts(casts)
+    backend = make_backend(settings, step, trained, run.autocast, world, casts)
     return Trainee(run, step, run_method, backend, loaded.notes)
 
 
@@ -251,6 +256,7 @@ def make_backend(
     trained: list[tuple[str, nn.Parameter]],
     autocast: Callable[[], Any],
     world: World,
+    casts: WeightCasts | None = None,
 ) -> Backend:
     """The optimiser and what runs the step: this process alone, or DeepSpeed under a launcher.
 
@@ -260,6 +266,7 @@ def make_backend(
         trained: Name and parameter of all that is optimised, the method's own parameters too.
         autocast: Gives the context that forward passes run in.
         world: This process and the others; DeepSpeed is used where a launcher started them.
+        casts: Of the trained model's weights; None leaves them to autocast.
 
     Raises:
         UserError: For a DeepSpeed stage above 2, or options that the model does not have.
@@ -268,10 +275,6 @@ def make_backend(
     groups = model_groups(step.model, trained, optim)
     fused = True if world.device.type == "cuda" and not world.launched else None
     optimizer = make_optimizer(groups, (optim.betas[0], optim.betas[1]), fused)
-    dtype, casts = compute_dtype(cfg.precision, world.device), None
-    # activation checkpointing runs blocks again when the casts are gone; a compiled block holds its own
-    if dtype is not None and not cfg.activation_checkpointing and not cfg.compile:
-        casts = WeightCasts(step.model, dtype)
     if world.launched:
         deepspeed = settings.deepspeed
         return DeepSpeedBackend(

@@ -17,7 +17,7 @@ from pela_vl.workloads import contrastive
 from pela_vl.workloads.albef import AlbefPass
 
 
-def perturbation(self, epsilon, form="paper", found=None):
+def perturbation(self, epsilon, form="paper", found=None, routes=None):
     """Eq. 6 with every layer's difference kept for backward."""
     excess = []
     for layers, originals in self._groups:
@@ -93,10 +93,11 @@ def plain_forms():
         yield
 
 
-def run(folder, **more):
+def run(folder, change=lambda loop: None, **more):
     """Steps as logged, the queue and the weights; without dropout, whose draws depend on the order of the passes."""
     log = Log()
     loop = make_loop(folder, method="pela", dropout=0.0, total_steps=3, accumulation=2, queue=10, lr=1e-3, **more)
+    change(loop)
     fit(loop, log)
     return log, loop.trainee.step.state_dict()
 

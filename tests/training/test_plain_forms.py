@@ -16,7 +16,9 @@ def test_one_process(tmp_path):
 
 def test_the_comparison_sees_a_wrong_form(tmp_path, monkeypatch):
     found = run(tmp_path / "a")
-    monkeypatch.setattr("plain_forms.perturbation", lambda self, epsilon, form="paper", found=None: torch.zeros(()))
+    monkeypatch.setattr(
+        "plain_forms.perturbation", lambda self, epsilon, form="paper", found=None, routes=None: torch.zeros(())
+    )
     with plain_forms(), pytest.raises(AssertionError):
         check_equal(found, run(tmp_path / "b"))
 
@@ -58,12 +60,19 @@ def test_bf16_weights_cast_once_change_nothing(tmp_path):
     def bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
+    casts = []
+
     def casting(step, *arguments):
         step.ema.compute_in(torch.bfloat16)
-        return LocalBackend(step, *arguments, WeightCasts(step.model, torch.bfloat16))
+        casts.append(WeightCasts(step.model, torch.bfloat16))
+        return LocalBackend(step, *arguments, casts[0])
+
+    def attach(loop):
+        loop.trainee.method.use_casts(casts[0])
 
     log, state = run(tmp_path / "a", autocast=bf16)
-    other, other_state = run(tmp_path / "b", autocast=bf16, backend=casting)
+    other, other_state = run(tmp_path / "b", change=attach, autocast=bf16, backend=casting)
+    assert len(casts[0].routes) > 0
     assert log.losses == other.losses and log.norms == other.norms
     assert all(torch.equal(value, other_state[name]) for name, value in state.items())
     assert {value.dtype for value in other_state.values()} <= {torch.float32, torch.int64}

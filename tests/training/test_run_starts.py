@@ -102,10 +102,12 @@ def test_a_run_prints_a_line_for_what_it_leaves_behind(every_list, tmp_path, cap
 def test_a_temperature_out_of_range_is_clamped_in_pretraining_alone(published, task, clamped, outside):
     settings, _ = published("pretrain")
     settings.losses.mlm = 1.0 if clamped else None
-    step = assemble(task(), settings, ONE).step
+    trainee = assemble(task(), settings, ONE)
+    step = trainee.step
     with torch.no_grad():
         step.model.temp.fill_(outside)
     batch = tiny_batch(3, length=7, mlm=clamped)
     batch.images.resize_(3, 3, 16, 16).normal_()
-    step.prepare(batch, 0.4, True)
+    with trainee.run.autocast():
+        step.prepare(batch, 0.4, True)
     assert step.model.temp.item() == pytest.approx(min(max(outside, 0.001), 0.5) if clamped else outside)

@@ -55,6 +55,17 @@ class Embeddings(nn.Module):
         )
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that a product of x is computed in: autocast's, or x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def in_compute_dtype(x: Tensor) -> Tensor:
+    """What several products read, cast once and not by autocast for each of them."""
+    return x.to(compute_dtype(x))
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, D] -> [B, H, L, D / H]"""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -91,6 +102,7 @@ class HeadProjections(nn.Module):
         `queries` above 0 gives the queries of so many first tokens alone, [B, queries, D]. One method computes the three, so that
         an inference module can make one product of them (see deploy/inference.py).
         """
+        x = in_compute_dtype(x)
         return self.query(x[:, :queries] if queries else x), self.keys_values(x)
 
 
@@ -443,6 +455,7 @@ class TextEncoder(nn.Module):
 
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """Keys and values of image tokens [B, N, C] for every fusion layer: computed once for an image, used by any text."""
+        image_tokens = in_compute_dtype(image_tokens)
         return [attention.projections.keys_values(image_tokens) for attention in self.fusion_attentions]
 
     def _run(
@@ -480,9 +493,7 @@ def _attend(mask: Tensor, x: Tensor, causal: bool = False) -> Tensor:
     attend = mask[:, None, None, :].bool()
     if causal:
         attend = attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril()
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return torch.zeros_like(attend, dtype=dtype).masked_fill(attend.logical_not(), float("-inf"))
+    return torch.zeros_like(attend, dtype=compute_dtype(x)).masked_fill(attend.logical_not(), float("-inf"))
 
 
 def select_images(image: Sequence[KeyValue], index: Tensor) -> list[KeyValue]:
