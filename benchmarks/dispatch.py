@@ -1,9 +1,10 @@
 """Count what a step asks of a device: kernels, casts among them, and places where the host waits for the device.
 
 The counts are of torch's dispatcher, one for each operation that computes or copies. They do not depend on the device or on
-sizes, so a CPU counts what a GPU would be asked to do. A GPU differs in three ways: a `_foreach` or fused operation over
-many tensors is several launches there (about one for every 20 million elements), autocast takes LayerNorm in fp32 there
-(a cast or two more), and attention with dropout is one kernel there where the CPU computes it in about ten.
+sizes, so a CPU counts what a GPU would be asked to do. A GPU differs in three ways. A `_foreach` or fused operation over
+many tensors is several launches there, about one for every 20 million elements. Autocast takes LayerNorm in fp32 there, a
+cast or two more. Dropout, and attention with dropout, are one kernel there where the CPU takes three and about ten: see
+`fused_as_on_a_gpu`.
 """
 
 from collections import Counter
@@ -14,8 +15,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 OTHER = "other"
 _NO_KERNEL = {
@@ -101,6 +103,12 @@ class Dispatches(TorchDispatchMode):
 
         return counted
 
+    def add(self, name: str) -> None:
+        """Count one kernel of this name."""
+        counts = self._current()
+        counts.kernels += 1
+        counts.by_name[name] += 1
+
     def total(self) -> Counts:
         """Of all parts."""
         return sum(self.parts.values(), Counts())
@@ -115,6 +123,48 @@ class Dispatches(TorchDispatchMode):
             return method(tensor, *args, **kwargs)
 
         return counted
+
+
+@contextmanager
+def fused_as_on_a_gpu(dispatches: Dispatches) -> Iterator[None]:
+    """While open, attention with dropout, and dropout, count as one kernel forward and one backward."""
+
+    def one(name: str) -> Callable[..., Tensor]:
+        original = getattr(F, name)
+
+        def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not torch.is_grad_enabled() or not kwargs.get("dropout_p", 1.0):
+                return original(x, *args, **kwargs)
+            return _OneKernel.apply(dispatches, name, lambda *parts: original(*parts, **kwargs), x, *args)
+
+        return run
+
+    names = ("scaled_dot_product_attention", "dropout")
+    with patch.object(F, names[0], one(names[0])), patch.object(F, names[1], one(names[1])):
+        yield
+
+
+class _OneKernel(torch.autograd.Function):
+    """A function whose own operations are not counted."""
+
+    @staticmethod
+    def forward(ctx: Any, dispatches: Dispatches, name: str, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        ctx.dispatches, ctx.name = dispatches, name
+        with _disable_current_modes(), torch.enable_grad():
+            ctx.inputs = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
+            ctx.out = run(*ctx.inputs)
+            out = ctx.out.detach()
+        dispatches.add(name)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        wanted = [x for x in ctx.inputs if isinstance(x, Tensor) and x.requires_grad]
+        with _disable_current_modes():
+            found = iter(torch.autograd.grad(ctx.out, wanted, gradient))
+        ctx.dispatches.add(f"{ctx.name}_backward")
+        needed = [isinstance(x, Tensor) and x.requires_grad for x in ctx.inputs]
+        return None, None, None, *(next(found) if need else None for need in needed)
 
 
 def on_host(tensor: Tensor) -> Tensor:

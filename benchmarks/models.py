@@ -1,6 +1,7 @@
 """Models of published size with random weights: what they compute means nothing, how long it takes is the same."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,11 +12,11 @@ from pela_vl.models.albef.config import ALBEF_SIZES
 HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
 
 
-def albef_base(image_size: int, low_rank: bool, mlm: bool = False, rank_multiple: int = 1) -> Albef:
+def albef_base(image_size: int, low_rank: bool, mlm: bool = False, rank_multiple: int = 1, **changes: Any) -> Albef:
     """ALBEF base, dense or with the factors of kappa 3, in eval mode."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = build_albef(replace(ALBEF_SIZES["albef_base"], image_size=image_size), mlm=mlm)
+        model = build_albef(replace(ALBEF_SIZES["albef_base"], image_size=image_size, **changes), mlm=mlm)
     if low_rank:
         exclude = [name for name in HEADS if getattr(model, name) is not None]
         apply_plan(model, plan_ranks(model, 3, exclude=exclude, rank_multiple=rank_multiple), init="empty")

@@ -5,7 +5,8 @@ from tiny_albef import tiny_batch
 from tiny_runs import Log, make_loop
 
 from benchmarks.dispatch import OTHER, Counts, Dispatches, on_host
-from benchmarks.launches import host_batch, table
+from benchmarks.launch_step import host_batch
+from benchmarks.launches import table
 from pela_vl.training.engine import fit
 
 KERNELS = 1700

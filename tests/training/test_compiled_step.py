@@ -1,0 +1,37 @@
+"""train.compile: blocks."""
+
+import pytest
+import torch
+from tiny_albef import tiny_batch
+from tiny_runs import Log, make_loop
+
+from pela_vl.base.errors import UserError
+from pela_vl.models import compiled
+from pela_vl.training.engine import fit
+
+
+def losses(folder, compile):
+    loop = make_loop(
+        folder, method="pela", dropout=0.0, total_steps=3, make_batch=lambda epoch, batch: tiny_batch(4, seed=batch)
+    )
+    if compile:
+        for model in (loop.trainee.run.model, loop.trainee.step.ema.for_targets, loop.trainee.method.teacher.model):
+            compiled.compile_blocks(model)
+    log = Log()
+    fit(loop, log)
+    return log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not compiled.can_compile(), reason="torch.compile has no C++ compiler here")
+def test_compiled_blocks_give_the_losses_of_the_plain_ones(tmp_path):
+    plain, quick = losses(tmp_path / "a", False), losses(tmp_path / "b", True)
+    assert quick.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert quick.norms == pytest.approx(plain.norms, rel=1e-3)
+
+
+def test_without_a_compiler_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(compiled, "can_compile", lambda: False)
+    with pytest.raises(UserError, match="C\\+\\+ compiler"):
+        compiled.compile_blocks(torch.nn.Sequential())
