@@ -21,12 +21,14 @@ class Backbone:
         name: Of its folder and its configuration.
         title: For people.
         kappa: Of its compression.
+        image_size: Pixels a side.
         exclude: Patterns kept dense beside the heads.
     """
 
     name: str
     title: str
     kappa: float
+    image_size: int
     exclude: tuple[str, ...] = ()
 
     @property
@@ -41,7 +43,7 @@ class Backbone:
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    one.name: one for one in (Backbone("deit", "DeiT", 3), Backbone("swin", "Swin Transformer", 3))
+    one.name: one for one in (Backbone("deit", "DeiT", 3, 64), Backbone("swin", "Swin Transformer", 3, 32))
 }
 
 
@@ -61,7 +63,11 @@ class VisionPaths:
     """Where the demo keeps things."""
 
     root: Path
-    images: Path
+    folder: Path
+
+    def images(self, backbone: Backbone) -> Path:
+        """The folder of the images of a backbone's size."""
+        return self.folder / str(backbone.image_size)
 
     def checkpoint(self, backbone: Backbone, model: str) -> Path:
         """The checkpoint of one of MODELS."""
@@ -78,9 +84,15 @@ class VisionPaths:
         return self.root / backbone.name / {TEACHER: "teacher", TRUNCATED: "svd", FITTED: "fit", PELA: "pela"}[model]
 
 
-def render_arguments(images: Path, sizes: VisionSizes) -> list[str]:
-    """Of data_prep/build_objects.py."""
-    counts = {"--train": sizes.train, "--val": sizes.val, "--test": sizes.test, "--image-size": 32}
+def render_arguments(images: Path, sizes: VisionSizes, pixels: int) -> list[str]:
+    """Of data_prep/build_objects.py.
+
+    Args:
+        images: Folder to write.
+        sizes: How many.
+        pixels: Width and height.
+    """
+    counts = {"--train": sizes.train, "--val": sizes.val, "--test": sizes.test, "--image-size": pixels}
     return ["--output", str(images), "--plain", *(str(part) for pair in counts.items() for part in pair)]
 
 
@@ -91,15 +103,16 @@ def data_changes(images: Path) -> list[str]:
 
 def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
     """The commands, in order."""
-    arguments = [*render_arguments(paths.images, sizes), "--workers", str(sizes.workers)]
-    steps = [make_stage("render single objects", "data_prep/build_objects.py", arguments, [], True)]
+    steps = []
     for backbone in BACKBONES.values():
         steps += _stages_of(backbone, paths, sizes)
     return steps
 
 
 def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
-    data, script = data_changes(paths.images), "tasks/classify.py"
+    images, script = paths.images(backbone), "tasks/classify.py"
+    data = data_changes(images)
+    render = [*render_arguments(images, sizes, backbone.image_size), "--workers", str(sizes.workers)]
 
     def evaluate(model: str) -> Stage:
         folder = paths.results(backbone, model)
@@ -121,8 +134,16 @@ def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> li
     if sizes.steps:
         changes += [f"train.steps={sizes.steps}", f"optim.warmup_steps={sizes.steps // 20}"]
     train = ["--config", backbone.config, "--resume", *set_arguments(changes)]
-    samples = ("--calibration", f"{paths.images}/train", "--samples", str(_FITTED_SAMPLES), "--resize", "32")
+    samples = (
+        "--calibration",
+        f"{images}/train",
+        "--samples",
+        str(_FITTED_SAMPLES),
+        "--resize",
+        str(backbone.image_size),
+    )
     return [
+        make_stage(f"{backbone.title}, render single objects", "data_prep/build_objects.py", render, [], True),
         evaluate(TEACHER),
         compress(TRUNCATED),
         evaluate(TRUNCATED),

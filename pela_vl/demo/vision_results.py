@@ -93,7 +93,7 @@ def _samples(backbone: Backbone, paths: VisionPaths) -> list[Sample]:
     chosen = list(first.values())[:: max(len(first) // _SAMPLES, 1)][:_SAMPLES]
     return [
         Sample(
-            _data_uri(paths.images / "test" / rows[0][place]["image"]),
+            _data_uri(paths.images(backbone) / "test" / rows[0][place]["image"]),
             rows[0][place]["label"],
             tuple(found[place]["predicted"] for found in rows),
         )
@@ -108,7 +108,13 @@ def _data_uri(file: Path) -> str:
 
 @torch.no_grad()
 def measure_speeds(checkpoints: Mapping[str, Path], batch: int = 100, rounds: int = 7) -> dict[str, float]:
-    """Images a second through each classifier, the models taking turns; the median of the rounds."""
+    """Images a second through each classifier, the models taking turns; the median of the rounds.
+
+    Args:
+        checkpoints: By the models' names.
+        batch: Images at a time.
+        rounds: Timed ones; one before them warms up.
+    """
     loaded = {name: load_classifier(ModelSettings(), str(path), None) for name, path in checkpoints.items()}
     times: dict[str, list[float]] = {name: [] for name in loaded}
     for turn in range(rounds + 1):

@@ -264,8 +264,8 @@ def table(costs: Sequence[StepCost], request: Request, folder: Path) -> str:
         f"**Table 8: a training step by {first.config}, batch {first.batch}, {first.precision}, on {first.device}, "
         f"{first.threads} thread(s)**"
     )
-    note = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
-    text = "\n".join([what, "", *lines, "", note])
+    remark = f"Ratios are to the dense row. Of the memory, {first.start_gib:.2f} GiB are the process before it builds a model."
+    text = "\n".join([what, "", *lines, "", remark])
     rows = [",".join(asdict(first)), *(",".join(map(str, asdict(cost).values())) for cost in costs)]
     paths = []
     for suffix, content in ((".md", text), (".csv", "\n".join(rows))):

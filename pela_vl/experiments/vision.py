@@ -77,7 +77,13 @@ class VisionScale(Scale):
     backbone: Backbone = field(default=_FULL[0])
 
     def run(self, task: str, variant: Variant, seed: int) -> Run:
-        """The evaluation of a variant, after its training if it has any."""
+        """The evaluation of a variant, after its training if it has any.
+
+        Args:
+            task: "classify".
+            variant: What is compared.
+            seed: Of its training.
+        """
         chosen = self.tasks[task]
         checkpoint, needs = self.pretrained(variant, seed)
         if variant.pretrain is None:
@@ -99,9 +105,10 @@ def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = 
     for backbone in _DEMO:
         folder = root / "vision" / backbone.name
         images, shipped = folder / "data" / "objects", BACKBONES[backbone.name].teacher
+        pixels = BACKBONES[backbone.name].image_size
         render = Run(
             "data/render",
-            ("data_prep/build_objects.py", *render_arguments(images, sizes)),
+            ("data_prep/build_objects.py", *render_arguments(images, sizes, pixels)),
             (images,),
             resumable=True,
         )
@@ -121,7 +128,7 @@ def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = 
                 calibration=(f"{images}/train", "."),
                 numbers={"rwp": backbone.rwp, "merged": backbone.merged},
                 threads=("--set", "train.threads={threads}"),
-                compress=("--resize", "32", *_excluded(backbone)),
+                compress=("--resize", str(pixels), *_excluded(backbone)),
                 backbone=backbone,
             )
         )

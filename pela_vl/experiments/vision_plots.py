@@ -49,7 +49,7 @@ def sizes(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None:
             )
     panel.set_xlim(left=0)
     panel.set_xlabel("parameters, millions", fontsize=8)
-    _finish(panel, "top-1, %")
+    _style(panel, "top-1, %")
 
 
 def similarity(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None:
@@ -73,7 +73,7 @@ def similarity(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None
                 panel.hist(some, edges, histtype="stepfilled", alpha=0.25, color=colour)
                 panel.hist(some, edges, histtype="step", lw=1.6, color=colour, label=name)
     panel.set_xlabel("mean cosine between the features of a class's images", fontsize=8)
-    _finish(panel, "classes" if len(found.seeds) < 2 else f"classes, {len(found.seeds)} seeds together")
+    _style(panel, "classes" if len(found.seeds) < 2 else f"classes, {len(found.seeds)} seeds together")
 
 
 def similarities(found: Found, scale: Scale, grid: Grid) -> dict[str, list[float]]:
@@ -120,10 +120,10 @@ def accuracies(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None
     panel.set_xticks(kappas, [f"{kappa:g}" for kappa in kappas], fontsize=8)
     panel.minorticks_off()
     panel.set_xlabel("kappa (dashed: the dense model)", fontsize=8)
-    _finish(panel, "%")
+    _style(panel, "%")
 
 
-def _finish(panel, label: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib is an extra
+def _style(panel, label: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib is an extra
     panel.set_ylabel(label, fontsize=8)
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)

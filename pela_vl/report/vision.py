@@ -97,11 +97,11 @@ def vision_table(run: VisionRun) -> str:
             for row in rows
         ]
         blocks.append("\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]))
-    note = (
+    remark = (
         f"Percent of {run.images:,} test images of {run.classes} classes. Similarity: mean cosine between the features of "
         "a class's images, mean over the classes."
     )
-    return "\n\n".join([*blocks, note])
+    return "\n\n".join([*blocks, remark])
 
 
 _HEADS = ("params", "of teacher", "MFLOPs/image", "images/s", "top-1", "vs teacher", "top-5", "similarity")
@@ -263,7 +263,7 @@ def similarity_chart(family: Family) -> str:
     chart = Chart(f"{family.title}: similarity", (low, high), (0, top * 1.1), _WIDE, (30, 150, 38, 44))
     chart.axes("mean cosine inside a class", "classes", 5, 5)
     for place, (model, counts) in enumerate(zip(family.models, lines, strict=True)):
-        edges = [(low + width * (i + side), n) for i, n in enumerate(counts) for side in (0, 1)]
+        edges = [(low + width * (i + end), n) for i, n in enumerate(counts) for end in (0, 1)]
         chart.line(edges, f"m{place}")
         chart.text(chart.x.stop + 6, chart.y.stop + 30 * place + 6, model.name.split(" (")[0][:22], f"name m{place}")
         chart.text(chart.x.stop + 6, chart.y.stop + 30 * place + 20, f"mean {model.mean_similarity:.3f}", "note")
