@@ -88,6 +88,9 @@ def test_a_small_grid_killed_on_the_way_goes_on_and_writes_its_table(tmp_path):
         (("table4", "--teacher", "none.pth"), "none.pth is missing"),
         (("table4", "--jobs", "0"), "positive"),
         (("table4", "--scale", "full", "--jobs", "2"), "--jobs"),
+        (("table4", "--family", "vision"), "table4 is not of --family vision"),
+        (("table1",), "table1 is not of --family albef"),
+        (("table1", "--family", "vision", "--teacher", "nowhere"), "missing; name the dense"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
