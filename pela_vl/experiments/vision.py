@@ -60,10 +60,6 @@ _FULL = (
 _RWP = 0.01  # as in configs/demo/vision_*.yaml
 _DEMO = (
     Backbone(
-        "deit", "small DeiT on single objects", "DeiT-Base", BACKBONES["deit"].config, BACKBONES["deit"].kappa, (), (3,),
-        True, 1, _RWP,
-    ),
-    Backbone(
         "swin", "small Swin on single objects", "Swin-Base", BACKBONES["swin"].config, BACKBONES["swin"].kappa, (), (1, 2),
         False, 0, _RWP,
     ),
