@@ -12,11 +12,12 @@ export PATH := $(BIN):$(PATH)
 # nothing is ever fetched while running: weights and data come from files that the user names
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv test test-slow test-all mutation lint format docs demo demo-all clean
+.PHONY: help venv test test-slow test-all mutation lint format docs demo demo-all demo-vision clean
 
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
 	@echo "make demo-all  the same, then the other tasks on built-in data too"
+	@echo "make demo-vision  image classifiers: a small Swin on built-in data"
 	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make mutation  which share of small changes to the code the tests notice, by random samples"
@@ -88,6 +89,9 @@ demo: $(STAMP)
 
 demo-all: $(STAMP)
 	@$(BIN)/python tasks/demo.py --all-tasks
+
+demo-vision: $(STAMP)
+	@$(BIN)/python tasks/demo_vision.py
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache

@@ -83,7 +83,7 @@ def _grid(args: argparse.Namespace, tables: list, scale) -> None:
     from pela_vl.experiments.tables import table_runs, trained_variants
 
     runs = [run for seed in args.seeds for table in tables for run in table_runs(table, scale, seed)]
-    grid = Grid(runs, scale.root, [scale.teacher] if scale.teacher.is_file() or not args.dry_run else [])
+    grid = Grid(runs, scale.root, [path for path in scale.inputs if path.is_file() or not args.dry_run])
     if args.dry_run:
         from pela_vl.experiments.plan import launch_plan
 

@@ -32,9 +32,9 @@ class Backbone:
     exclude: tuple[str, ...] = ()
 
     @property
-    def teacher(self) -> Path:
-        """The shipped checkpoint."""
-        return Path(f"pela_vl/assets/objects_{self.name}.safetensors")
+    def teacher_config(self) -> str:
+        """Of the teacher's training."""
+        return f"configs/demo/vision_teacher_{self.name}.yaml"
 
     @property
     def config(self) -> str:
@@ -47,12 +47,22 @@ BACKBONES: Mapping[str, Backbone] = {one.name: one for one in (Backbone("swin", 
 
 @dataclass(frozen=True)
 class VisionSizes:
-    """How much of everything; the defaults are those of `make demo-vision`. steps: instead of the configuration's."""
+    """How much of everything; the defaults are those of `make demo-vision`.
+
+    Attributes:
+        train, val, test: images of each split.
+        teacher_train, teacher_val: images that the teacher is trained and chosen on.
+        steps, teacher_steps: of PELA's pre-training and of the teacher's training; None for the configurations'.
+        workers: processes that render.
+    """
 
     train: int = 8000
     val: int = 500
     test: int = 2000
+    teacher_train: int = 30000
+    teacher_val: int = 1000
     steps: int | None = None
+    teacher_steps: int | None = None
     workers: int = 1
 
 
@@ -67,11 +77,15 @@ class VisionPaths:
         """The folder of the images of a backbone's size."""
         return self.folder / str(backbone.image_size)
 
+    def teacher_images(self, backbone: Backbone) -> Path:
+        """The folder of the other images that the teacher is trained on."""
+        return self.folder / f"teacher_{backbone.image_size}"
+
     def checkpoint(self, backbone: Backbone, model: str) -> Path:
         """The checkpoint of one of MODELS."""
         folder = self.root / backbone.name
         return {
-            TEACHER: backbone.teacher,
+            TEACHER: folder / "dense" / "best.safetensors",
             TRUNCATED: folder / "truncated.safetensors",
             FITTED: folder / "fitted.safetensors",
             PELA: folder / "pela" / "best.safetensors",
@@ -94,6 +108,33 @@ def render_arguments(images: Path, sizes: VisionSizes, pixels: int) -> list[str]
     return ["--output", str(images), "--plain", *(str(part) for pair in counts.items() for part in pair)]
 
 
+def teacher_render_arguments(images: Path, sizes: VisionSizes, pixels: int) -> list[str]:
+    """Of data_prep/build_objects.py, for the teacher: another seed, so none of the demo's images.
+
+    Args:
+        images: Folder to write.
+        sizes: How many.
+        pixels: Width and height.
+    """
+    counts = {"--train": sizes.teacher_train, "--val": sizes.teacher_val, "--seed": 1, "--image-size": pixels}
+    return ["--output", str(images), "--plain", *(str(part) for pair in counts.items() for part in pair)]
+
+
+def teacher_arguments(backbone: Backbone, images: Path, output: Path, steps: int | None) -> list[str]:
+    """Of tasks/classify.py, for the teacher's training.
+
+    Args:
+        backbone: The teacher's.
+        images: Those of `teacher_render_arguments`.
+        output: Folder of the run.
+        steps: Instead of the configuration's.
+    """
+    changes = [f"data.train=[{images}/train]", f"data.val={images}/val", f"output={output}"]
+    if steps:
+        changes += [f"train.steps={steps}", f"optim.warmup_steps={steps // 20}", "train.evaluate_every=0"]
+    return ["--config", backbone.teacher_config, "--resume", *set_arguments(changes)]
+
+
 def data_changes(images: Path) -> list[str]:
     """What a configuration of the demo says of these images."""
     return [f"data.train=[{images}/train]", f"data.val={images}/val", f"data.test={images}/test"]
@@ -109,6 +150,9 @@ def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
 
 def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
     images, script = paths.images(backbone), "tasks/classify.py"
+    teacher, own = paths.checkpoint(backbone, TEACHER), paths.teacher_images(backbone)
+    others = [*teacher_render_arguments(own, sizes, backbone.image_size), "--workers", str(sizes.workers)]
+    training = teacher_arguments(backbone, own, teacher.parent, sizes.teacher_steps)
     data = data_changes(images)
     render = [*render_arguments(images, sizes, backbone.image_size), "--workers", str(sizes.workers)]
 
@@ -121,13 +165,13 @@ def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> li
     def compress(model: str, *options: str) -> Stage:
         output = paths.checkpoint(backbone, model)
         record = output.with_suffix(".json")
-        arguments = ["--checkpoint", str(backbone.teacher), "--output", str(output), "--kappa", f"{backbone.kappa:g}"]
+        arguments = ["--checkpoint", str(teacher), "--output", str(output), "--kappa", f"{backbone.kappa:g}"]
         arguments += ["--exclude", *backbone.exclude] if backbone.exclude else []
         arguments += [*options, "--json", str(record)]
         return make_stage(f"{backbone.title}, compress: {model}", "tasks/compress.py", arguments, [output, record])
 
     run = paths.results(backbone, PELA)
-    changes = [*data, f"init.checkpoint={paths.checkpoint(backbone, TRUNCATED)}", f"init.teacher={backbone.teacher}"]
+    changes = [*data, f"init.checkpoint={paths.checkpoint(backbone, TRUNCATED)}", f"init.teacher={teacher}"]
     changes.append(f"output={run}")
     if sizes.steps:
         changes += [f"train.steps={sizes.steps}", f"optim.warmup_steps={sizes.steps // 20}"]
@@ -142,6 +186,8 @@ def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> li
     )
     return [
         make_stage(f"{backbone.title}, render single objects", "data_prep/build_objects.py", render, [], True),
+        make_stage(f"{backbone.title}, render the teacher's images", "data_prep/build_objects.py", others, [], True),
+        make_stage(f"{backbone.title}, train the teacher", script, training, [teacher.parent], True),
         evaluate(TEACHER),
         compress(TRUNCATED),
         evaluate(TRUNCATED),

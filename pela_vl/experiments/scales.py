@@ -67,6 +67,11 @@ class Scale:
     compress: tuple[str, ...] = ()
     lengths: tuple[str, str] = ("shorter", "whole")
 
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that runs start from and no run makes."""
+        return [self.teacher]
+
     def compressed(self, variant: Variant) -> Run:
         """The run that compresses the dense model. Variants with the same factors have the same run."""
         output = self.root / "compressed" / _factors(variant) / "model.safetensors"

@@ -1,10 +1,18 @@
 """The paper's tables and figures of the vision half, a grid a backbone: on ImageNet, or on single objects on a CPU."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pela_vl.demo.vision import BACKBONES, VisionSizes, data_changes, render_arguments
+from pela_vl.demo.vision import (
+    BACKBONES,
+    VisionSizes,
+    data_changes,
+    render_arguments,
+    teacher_arguments,
+    teacher_render_arguments,
+)
+from pela_vl.demo.vision import Backbone as DemoBackbone
 from pela_vl.experiments import paper
 from pela_vl.experiments.runs import Run
 from pela_vl.experiments.scales import Scale, Task, paper_batch
@@ -68,9 +76,27 @@ _DEMO = (
 
 @dataclass(frozen=True)
 class VisionScale(Scale):
-    """A scale with one backbone; its tables have one task, "classify": the test of a checkpoint."""
+    """A scale with one backbone; its tables have one task, "classify": the test of a checkpoint.
+
+    Attributes:
+        backbone: the dense model.
+        training: the run that makes the dense model; None where it is a file.
+    """
 
     backbone: Backbone = field(default=_FULL[0])
+    training: Run | None = None
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [] if self.training else [self.teacher]
+
+    def compressed(self, variant: Variant) -> Run:
+        run = super().compressed(variant)
+        return replace(run, needs=(*run.needs, self.training)) if self.training else run
+
+    def start(self, variant: Variant) -> tuple[Path, tuple[Run, ...]]:
+        checkpoint, needs = super().start(variant)
+        return checkpoint, needs or ((self.training,) if self.training else ())
 
     def run(self, task: str, variant: Variant, seed: int) -> Run:
         """The evaluation of a variant, after its training if it has any.
@@ -94,14 +120,15 @@ def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = 
     Args:
         root: Folder of everything; each scale has its own in it.
         quick: Next to no steps and images; the figures mean nothing.
-        teachers: Folder of the dense models; None for the shipped ones.
+        teachers: Folder of dense models <backbone>.safetensors; None trains them first.
     """
     found = []
-    sizes = VisionSizes(300, 100, 200) if quick else VisionSizes()
+    sizes = VisionSizes(300, 100, 200, 300, 100, teacher_steps=6) if quick else VisionSizes()
     for backbone in _DEMO:
         folder = root / "vision" / backbone.name
-        images, shipped = folder / "data" / "objects", BACKBONES[backbone.name].teacher
-        pixels = BACKBONES[backbone.name].image_size
+        images, known = folder / "data" / "objects", BACKBONES[backbone.name]
+        pixels = known.image_size
+        training = None if teachers else _teacher_run(folder, known, sizes)
         render = Run(
             "data/render",
             ("data_prep/build_objects.py", *render_arguments(images, sizes, pixels)),
@@ -118,7 +145,7 @@ def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = 
             VisionScale(
                 name="quick" if quick else "demo",
                 root=folder,
-                teacher=shipped if teachers is None else teachers / shipped.name,
+                teacher=training.makes[0] if training else Path(teachers or "") / f"{backbone.name}.safetensors",
                 tasks={"classify": Task("tasks/classify.py", backbone.config, changes, needs=(render,), evaluate=True)},
                 pretrain=Task("tasks/classify.py", backbone.config, (*changes, *short), needs=(render,)),
                 calibration=(f"{images}/train", "."),
@@ -126,9 +153,20 @@ def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = 
                 threads=("--set", "train.threads={threads}"),
                 compress=("--resize", str(pixels), *_excluded(backbone)),
                 backbone=backbone,
+                training=training,
             )
         )
     return found
+
+
+def _teacher_run(folder: Path, backbone: DemoBackbone, sizes: VisionSizes) -> Run:
+    images, output = folder / "data" / "teacher_objects", folder / "teacher"
+    arguments = teacher_render_arguments(images, sizes, backbone.image_size)
+    render = Run("data/teacher_render", ("data_prep/build_objects.py", *arguments), (images,), resumable=True)
+    training = teacher_arguments(backbone, images, output, sizes.teacher_steps)
+    threads = ("--set", "train.threads={threads}")
+    command = ("tasks/classify.py", *training)
+    return Run("teacher", command, (output / "best.safetensors",), (render,), resumable=True, threads=threads)
 
 
 def vision_full_scales(root: Path, teachers: Path, gpus: int) -> list[VisionScale]:
