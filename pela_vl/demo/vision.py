@@ -150,9 +150,9 @@ def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
 
 def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
     images, script = paths.images(backbone), "tasks/classify.py"
-    teacher, own = paths.checkpoint(backbone, TEACHER), paths.teacher_images(backbone)
-    others = [*teacher_render_arguments(own, sizes, backbone.image_size), "--workers", str(sizes.workers)]
-    training = teacher_arguments(backbone, own, teacher.parent, sizes.teacher_steps)
+    teacher, source = paths.checkpoint(backbone, TEACHER), paths.teacher_images(backbone)
+    others = [*teacher_render_arguments(source, sizes, backbone.image_size), "--workers", str(sizes.workers)]
+    training = teacher_arguments(backbone, source, teacher.parent, sizes.teacher_steps)
     data = data_changes(images)
     render = [*render_arguments(images, sizes, backbone.image_size), "--workers", str(sizes.workers)]
 
