@@ -48,9 +48,9 @@ def step_cost(row: str, backbone: str, batch: int, steps: int, pixels: int) -> d
             module.eval()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     images, labels = torch.randn(batch, 3, pixels, pixels), torch.randint(150, (batch, pixels, pixels))
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(steps + 1):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         output = model(images)
         assert output.auxiliary is not None
         loss = pixel_cross_entropy(output.logits, labels)[0] + 0.4 * pixel_cross_entropy(output.auxiliary, labels)[0]
@@ -58,6 +58,7 @@ def step_cost(row: str, backbone: str, batch: int, steps: int, pixels: int) -> d
         loss.backward()
         optimizer.step()
         seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
     peak = usage_since(0.0).peak_mib / 1024
     return {
         "row": row,
@@ -65,6 +66,7 @@ def step_cost(row: str, backbone: str, batch: int, steps: int, pixels: int) -> d
         "gib": peak,
         "start_gib": start,
         "seconds": statistics.median(seconds[1:]),
+        "cpu_seconds": statistics.median(cpu_seconds[1:]),
         "threads": torch.get_num_threads(),
     }
 
@@ -89,7 +91,7 @@ def main() -> None:
         cost = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{row:<9} {cost['parameters']:>12,} parameters  {cost['gib']:.2f} GiB at most ({cost['start_gib']:.2f} before the "
-            f"model)  {cost['seconds']:.2f} s a step  {cost['threads']} thread(s)",
+            f"model)  {cost['seconds']:.2f} s a step ({cost['cpu_seconds']:.2f} CPU s)  {cost['threads']} thread(s)",
             flush=True,
         )
 
