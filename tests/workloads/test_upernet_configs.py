@@ -41,8 +41,10 @@ def test_a_published_configuration(name, tmp_path):
     assert {group["weight_decay"] for group in groups} == {0.0, 0.01}
     still = {name for group in groups if not group["weight_decay"] for name in group["names"]}
     decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
-    norms = [n for n, _ in model.named_parameters() if "norm" in n and n in still | decayed]
-    assert norms and not decayed & set(norms)
+    norms = {n for n in still | decayed if "norm" in n and not n.startswith(("decode_head.", "auxiliary_head."))}
+    assert norms and norms <= still
+    assert {n for n in still | decayed if n.endswith(".bias")} - norms <= decayed
+    assert "decode_head.bottleneck.batch_norm.weight" in decayed
     positions = [n for n in still | decayed if n.endswith(("pos_embed", "cls_token", "relative_position_bias_table"))]
     assert positions and set(positions) <= still
     rate = schedule_of(settings.optim, settings.train.steps, 1263)

@@ -98,6 +98,15 @@ class UperNet(VisionModel):
         """Modules that PELA keeps dense in this family, the heads and the map norms among them."""
         return (*super().HEADS, *self.trained_heads)
 
+    def undecayed(self) -> set[str]:
+        """Names of the parameters that mmseg's recipes do not decay: norms, positions and class token of the backbone.
+
+        The recipes go by names; the heads' batch normalisations are called otherwise there, and are decayed.
+        """
+        listed = ("norm", "relative_position_bias_table", "pos_embed", "cls_token")
+        names = [name for name, _ in self.named_parameters() if name.startswith(("backbone.", "norms."))]
+        return {name for name in names if any(part in name for part in listed)}
+
     def forward(self, images: Tensor, keep_hidden: bool = False) -> UperOutput:  # type: ignore[override]
         """images [B, 3, H, W] of any size, padded with zeros on the right and below to whole patches. keep_hidden: no effect."""
         return self.decode(self.encode(images).maps)
