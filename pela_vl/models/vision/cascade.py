@@ -117,6 +117,10 @@ class CascadeDetector(VisionModel):
         found = super().layer_scales(layer_decay)
         return {name: scale if name.startswith("backbone.") else 1.0 for name, scale in found.items()}
 
+    def forward(self, images: Tensor, keep_hidden: bool = False) -> Pyramid:  # type: ignore[override]
+        """The maps that the heads read; what comes after depends on whether it learns or detects."""
+        return self.pyramid(images, keep_hidden)
+
     def pyramid(self, images: Tensor, keep_hidden: bool = False) -> Pyramid:
         """The maps of images [B, 3, H, W], the hidden states too where asked for."""
         images, hidden = self.pad(images), []

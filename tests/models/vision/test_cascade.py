@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms
 
+from pela_vl import optimize_for_inference
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import dense_heads
 from pela_vl.cost import count_parameters, linear_conv_flops
@@ -179,6 +180,26 @@ def test_the_backbone_is_the_classifiers_and_is_kept_low_rank_alone():
     assert "backbone.layers.0.blocks.0.attn.qkv.bias" not in undecayed
     plan = set(low_rank_layers(compress(model, 1.5, exclude=dense_heads(model))))
     assert len(plan) == 20 and all(".blocks." in name for name in plan)
+
+
+def test_made_quick_it_finds_the_same():
+    model, images = detector(score=0.1), torch.randn(1, 3, 96, 96)
+    compress(model, 2, exclude=dense_heads(model))
+    model.eval()
+    before = model.detect(images, [(96, 96)])[0]
+    after = optimize_for_inference(model).detect(images, [(96, 96)])[0]
+    assert len(before.scores) == len(after.scores) > 0
+    torch.testing.assert_close(after.scores, before.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.masks, before.masks, rtol=1e-3, atol=1e-3)
+
+
+def test_boxes_and_losses_are_fp32_under_autocast():
+    model, objects = detector().train(), truth(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.losses(model.pyramid(torch.randn(1, 3, 96, 96)), [(96, 96)], [objects])
+        assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values())
+        found = model.eval().detect(torch.randn(1, 3, 96, 96), [(96, 96)])[0]
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
 
 
 def test_impossible_numbers_are_named():
