@@ -75,6 +75,9 @@ test-slow: $(STAMP)
 test-all: test
 	@$(MAKE) --no-print-directory test-slow
 
+mutation: $(STAMP)
+	@$(BIN)/python tests/mutation.py metrics lowrank evaluation data
+
 # mkdocs-material prints an advertisement of another program otherwise
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(STAMP)

@@ -1,9 +1,10 @@
 """Measure the corpus builder's gate, the one process that admits images in order: images a second as the corpus grows.
 
 Findings as workers hand them over (two names, a digest and a caption an image) are checked against 50,000 held-out images,
-deduplicated and written to a list, with a commit every two seconds as in a build. No image is read.
+deduplicated and written to a list, with a commit every two seconds as in a build. No image is read. With --start the gate begins
+with the keys of so many images, random ones, and the images that come after them are measured.
 
-Example: python -m benchmarks.corpus_gate --images 4000000
+Example: python -m benchmarks.corpus_gate --start 3500000 --images 500000
 """
 
 import argparse
@@ -13,6 +14,8 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.corpus import table
 from pela_vl.base.errors import run_main
@@ -35,10 +38,14 @@ def finding(number: int, held_out: bool = False) -> Finding:
     return Finding("web", number, 1, names, held_out, captions=[caption], digest=digest, path=f"/images/{path}")
 
 
-def measure(folder: Path, images: int, every: int) -> list[dict[str, object]]:
-    """A row for each `every` images."""
+def measure(folder: Path, start: int, images: int, every: int) -> list[dict[str, object]]:
+    """A row for each `every` images that come after `start` others."""
     rows: list[dict[str, object]] = []
     with closing(State(folder / "state.sqlite")) as state:
+        if start:  # an image has two keys: its id's and its content's
+            np.random.default_rng(0).integers(0, 2**64, 2 * start, dtype=np.uint64).tofile(folder / "seen.keys")
+            state.set_fact("seen", 2 * start)
+            state.commit()
         files = AppendedFiles(folder / "out", state)
         gate = Gate(state, files, ListWriter(files, "/images", ["web"]))
         save = partial(build._save, state, files, gate, [0, 0])
@@ -53,7 +60,7 @@ def measure(folder: Path, images: int, every: int) -> list[dict[str, object]]:
             if (number + 1) % every == 0:
                 now, cpu = time.monotonic(), cpu_seconds()
                 rows.append({
-                    "images": number + 1,
+                    "images": start + number + 1,
                     "images_per_second": round(every / (now - started)),
                     "images_per_processor_second": round(every / (cpu - used)),
                     "peak_mib": round(peak_memory() / 2**20),
@@ -68,11 +75,12 @@ def measure(folder: Path, images: int, every: int) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4_000_000)
+    parser.add_argument("--start", type=int, default=0, help="images whose keys are there already (default 0)")
     parser.add_argument("--every", type=int, default=500_000, help="images of a row (default 500,000)")
     parser.add_argument("--scratch", type=Path, help="where a folder is made and removed (default: the system's)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gate-benchmark-", dir=args.scratch) as scratch:
-        print("\n" + table(measure(Path(scratch), args.images, args.every)))
+        print("\n" + table(measure(Path(scratch), args.start, args.images, args.every)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ TESTS = {
         "tests/models/albef/test_attention_maps.py",
         "tests/evaluation/test_localisation_merged.py",
     ],
-    "lowrank": ["tests/lowrank", "tests/recovery/test_sequential.py"],
+    "lowrank": ["tests/lowrank"],
     "evaluation": ["tests/evaluation"],
     "data": ["tests/data", "tests/data_prep"],
 }

@@ -101,7 +101,7 @@ def test_refs_unc_with_dets(tmp_path):
         (1, "testB", [9.0, 8.0, 70.0, 60.0], ((2, "the dog"),)),
     ]
     assert corpus.candidates[581839] == [[9.5, 8.25, 71.0, 58.5], [400.0, 10.0, 90.0, 200.0]]
-    assert corpus.pictures[581839].path == "train2014/COCO_train2014_000000581839.jpg"
+    assert corpus.images[581839].path == "train2014/COCO_train2014_000000581839.jpg"
     assert read_corpus(*files).candidates[581839] == [[9.0, 8.0, 70.0, 60.0]]  # the crowd is none
     held_out = list(refs_held_out(str(tmp_path / "refs(unc).p"), None))
     assert [record.identities for record in held_out] == [["coco:581839"]]

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.detection_transforms import DetectionTransform, FixedTransform, Shown, pad, padded, to_pixels
-from pela_vl.data.images import ImageError, ImageReader, check_size, read_or_next
+from pela_vl.data.images import ImageReader, check_size, check_there, read_or_next
 from pela_vl.data.paths import resolve
 from pela_vl.data.sets.coco_file import CocoFile, CocoImage, objects_of, read_coco, run_lengths
 
@@ -172,8 +172,7 @@ class DetectionEval(Dataset):
         ids = {name: number for number, name in self.file.categories.items()}
         self.category: Mapping[int, int] = {place: ids[name] for place, name in enumerate(self.classes) if name in ids}
         for image in self.file.images:
-            if not os.path.isfile(path := resolve(image_root, image.file_name)):
-                raise ImageError(path, "no such file")
+            check_there(image_root, image.file_name)
 
     def __len__(self) -> int:
         return len(self.file.images)
