@@ -14,8 +14,8 @@ from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.files import atomic_json
 from pela_vl.base.script import script_parser
+from pela_vl.data.json_files import read_json
 from pela_vl.data.public.coco_detection import from_photographs, gather, show
-from pela_vl.data.raw import read_json
 
 MANIFEST, STARTED = "detection.json", ".detection.json"
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.images import ImageError
+from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import resolve
-from pela_vl.data.raw import kind, list_entries, read_json, typed
+from pela_vl.data.raw import kind, list_entries, typed
 
 IGNORED = 255
 """Class of a pixel that counts neither in training nor in evaluation."""

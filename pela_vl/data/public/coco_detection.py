@@ -9,8 +9,8 @@ from typing import Any
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
+from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import resolve
-from pela_vl.data.raw import read_json
 from pela_vl.data.sets.annotations import load_annotations
 from pela_vl.data.sets.coco_file import CocoFile, learned, read_coco
 
