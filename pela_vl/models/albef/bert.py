@@ -58,7 +58,9 @@ class Embeddings(nn.Module):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a product of x is computed in: autocast's, or x's own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == "meta" or not torch.is_autocast_enabled(device):  # meta, where operations are counted, knows no autocast
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def in_compute_dtype(x: Tensor) -> Tensor:
