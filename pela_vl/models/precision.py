@@ -112,6 +112,14 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, further: dict[int, Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Cast.
+
+        Args:
+            ctx: Of the backward pass.
+            dtype: What to cast to.
+            further: See `GradientRoute`.
+            tensors: What is cast.
+        """
         ctx.set_materialize_grads(False)
         ctx.dtypes, ctx.ids, ctx.further = (
             [tensor.dtype for tensor in tensors],
@@ -130,11 +138,17 @@ class _Cast(torch.autograd.Function):
             found[place] = gradient
         further = [ctx.further.pop(number, None) for number in ctx.ids]
         both = [
-            (own, other) for own, other in zip(found, further, strict=True) if own is not None and other is not None
+            (first, second)
+            for first, second in zip(found, further, strict=True)
+            if first is not None and second is not None
         ]
         if both:
-            torch._foreach_add_([own for own, _ in both], [other for _, other in both])
-        return None, None, *(own if own is not None else other for own, other in zip(found, further, strict=True))
+            torch._foreach_add_([first for first, _ in both], [second for _, second in both])
+        return (
+            None,
+            None,
+            *(first if first is not None else second for first, second in zip(found, further, strict=True)),
+        )
 
 
 def _cast(tensors: Any, dtypes: list[torch.dtype]) -> list[Tensor]:

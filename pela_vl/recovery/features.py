@@ -77,6 +77,14 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mask: Tensor | None, targets: list[Tensor], *states: Tensor) -> Tensor:
+        """The sum.
+
+        Args:
+            ctx: Of the backward pass.
+            mask: Real tokens [B, L], 1 or 0; None for all.
+            targets: Of every layer.
+            states: Of every layer.
+        """
         difference = torch.stack(states).sub_(torch.stack(targets))
         if mask is not None:
             difference.mul_(mask[..., None])

@@ -143,6 +143,15 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, found: Largest, factors: list[Tensor], routes: list[Any] | None, *inputs: Tensor) -> Tensor:
+        """The differences.
+
+        Args:
+            ctx: Of the backward pass.
+            found: Where they are.
+            factors: All `up` weights of the group, then all `down` weights.
+            routes: Of the factors' gradients; None gives them to torch.
+            inputs: The routes' anchors, or the factors themselves.
+        """
         half = len(factors) // 2
         ctx.routes, ctx.ids, ctx.inputs = routes, [id(factor) for factor in factors], len(inputs)
         ctx.shapes = (half, *factors[0].shape), (half, *factors[half].shape)

@@ -248,9 +248,9 @@ def _read(
         UserError: In every process, if a loss or the gradient of any of them is not finite.
     """
     names = list(values[0])
-    own = torch.stack([value.float() for batch in values for value in batch.values()]).view(len(values), -1)
-    means = mean_over_processes(own.mean(0))
-    *rows, found = torch.cat([own, means[None]]).tolist()
+    scalars = torch.stack([value.float() for batch in values for value in batch.values()]).view(len(values), -1)
+    means = mean_over_processes(scalars.mean(0))
+    *rows, found = torch.cat([scalars, means[None]]).tolist()
     is_loss = [not name.startswith("metric/") for name in names]
     if not all(math.isfinite(value) for value, counts in zip(found, is_loss, strict=True) if counts):
         raise _not_finite(gather_objects(_bad_rows(names, rows, indices)), step)
