@@ -1,5 +1,6 @@
 """Runs a vision model on a few training images, so that a compression measures what its layers are fed."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ class ImageCalibration:
 
     def __init__(self, data: Any, indices: Sequence[int], transform: Any, show: bool):
         self.data, self.indices, self.transform, self.show = data, indices, transform, show
+        self._reading = threading.Lock()  # batches run side by side, and the data set has one transform at a time
 
     def __call__(self, model: nn.Module) -> None:
         with Progress(len(self.indices), "calibrate", unit="sample", enabled=self.show) as progress:
@@ -41,9 +43,10 @@ class ImageCalibration:
             yield self.indices[start : start + CALIBRATION_BATCH]
 
     def _features(self, chosen: Sequence[int], model: nn.Module) -> list[Tensor]:
-        before, self.data.transform = self.data.transform, self.transform
-        try:
-            images = torch.stack([self.data[0, index].image for index in chosen])
-        finally:
-            self.data.transform = before
+        with self._reading:
+            before, self.data.transform = self.data.transform, self.transform
+            try:
+                images = torch.stack([self.data[0, index].image for index in chosen])
+            finally:
+                self.data.transform = before
         return [model(images.to(next(model.parameters()).device)).logits]

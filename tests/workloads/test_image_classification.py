@@ -1,6 +1,7 @@
 """Image classification: the step's losses, what random draws follow from, resuming, evaluation, and every method."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import load_ours
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights
+from pela_vl.data.sets.labelled import LabelledImages, load_labelled
+from pela_vl.data.vision_transforms import CentreTransform
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.models.token_merging import reductions
 from pela_vl.training import engine, runner
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.classification import Classification
+from pela_vl.workloads.image_calibration import ImageCalibration
 
 RANKS = World(0, 1, torch.device("cpu"), False)
 
@@ -321,3 +325,19 @@ def test_whitened_factors_keep_the_outputs_on_training_images_better(images, den
         student, teacher = trainee.run.model.eval(), trainee.method.teacher.model
         errors[init] = (student(batch.images).pooled - teacher(batch.images).pooled).square().mean().item()
     assert errors["whitened"] < 0.7 * errors["svd"]
+
+
+def test_calibration_batches_that_run_side_by_side_read_the_same_images(images):
+    data = LabelledImages(load_labelled([images / "train"]), None)
+    calibration = ImageCalibration(data, [i % len(data) for i in range(80)], CentreTransform(32, 36), False)
+
+    class Model(torch.nn.Linear):
+        def forward(self, pixels):
+            return type("Output", (), {"logits": pixels})
+
+    model = Model(1, 1)
+    alone = [run(model)[0] for run in calibration]
+    with ThreadPoolExecutor(5) as pool:
+        together = list(pool.map(lambda run: run(model)[0], calibration))
+    assert data.transform is None and len(alone) == 5
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
