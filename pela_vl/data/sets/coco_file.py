@@ -1,6 +1,5 @@
 """Object annotations in COCO's layout: images, categories, boxes and masks, read and checked."""
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -12,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.builders import how_to_build
+from pela_vl.data.json_files import read_json
 
 Annotation = Mapping[str, Any]
 
@@ -64,13 +63,7 @@ class Objects:
 def read_coco(path: str | os.PathLike[str]) -> CocoFile:
     """Read a file of instances. Raises `UserError` naming the file and the entry that is not as COCO has it."""
     name = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            document = json.load(stream)
-    except OSError as error:
-        raise UserError(f"{name}: cannot read the annotations: {error.strerror}{how_to_build(name)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: malformed JSON: {error}") from error
+    document = read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise UserError(f"{name}: has no list {key!r}; a file of instances in COCO's layout is wanted")
