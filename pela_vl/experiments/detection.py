@@ -169,11 +169,8 @@ def _cost(checkpoint: Path | None) -> list[str]:
         return ["-", "-"]
     model: Any = build_meta(header).eval()
     size = header.config.image_size
-
-    def run(detector: Any) -> None:
-        detector.counted(torch.empty(1, 3, size, size, device="meta"), PROPOSALS)
-
-    flops = linear_conv_flops(model, run)
+    images = torch.empty(1, 3, size, size, device="meta")
+    flops = linear_conv_flops(model, lambda _: model.counted(images, PROPOSALS))
     return [f"{count_parameters(model):,}", f"{flops.layers / 1e9:.3f}"]
 
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import PATIENCE, ROOT, environment
+from tiny_runs import ROOT, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+PATIENCE = 600  # seconds of a run, which takes 20 of a core
 PHOTOGRAPHS = ROOT.parent / "shared/data/coco_ccby_small"
 CONFIG = """method: full
 model: {{size: swin_tiny_patch4_window7_224, image_size: 128, drop_path: 0.2,
@@ -19,7 +20,7 @@ data: {{train: ["{data}/train.json"], val: "{data}/val.json", image_root: "{data
 detection: {{masks: false, channels: 16, box_convs: 1, box_width: 32, proposals: [60, 30], anchors: 64, samples: 32,
   anchor_scale: 4.0, short: [96, 112, 128], long: 256, test_short: 128, score: 0.01, detections: 20}}
 optim: {{lr: 1.0e-3, decay: mmdet, schedule: step, milestones: [1], warmup_steps: 4, warmup_lr: 1.0e-6}}
-train: {{steps: 24, batch_size: 2, accumulation: 2, checkpoint_every: 3, evaluate_every: 0, threads: 1, device: cpu,
+train: {{steps: 20, batch_size: 2, accumulation: 2, checkpoint_every: 3, evaluate_every: 0, threads: 1, device: cpu,
   precision: fp32}}
 """
 
@@ -49,7 +50,7 @@ def test_a_killed_run_on_photographs_ends_with_the_same_bits(tmp_path):
     seed = random.randrange(10**6)
     draws, killed, kills = random.Random(seed), tmp_path / "killed", 0
     print(f"moments of the kills: seed {seed}")
-    for least in (2, 9, 15):
+    for least in (2, 8, 13):
         process, moment = start(config, killed), least + draws.randrange(5)
         while process.poll() is None and steps_logged(killed) < moment:
             time.sleep(0.002)
@@ -72,5 +73,5 @@ def test_a_killed_run_on_photographs_ends_with_the_same_bits(tmp_path):
         }
         for name in ("whole", "killed")
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == 24
-    assert losses[0][23] < losses[0][0]
+    assert losses[0] == losses[1] and len(losses[0]) == 20
+    assert losses[0][19] < losses[0][0]
