@@ -58,7 +58,9 @@ class Embeddings(nn.Module):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a product of x is computed in: autocast's, or x's own."""
     device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # meta, where operations are counted, knows no autocast
+    if device == "meta" or not torch.is_autocast_enabled(
+        device
+    ):  # meta, where operations are counted, knows no autocast
         return x.dtype
     return torch.get_autocast_dtype(device)
 
