@@ -7,15 +7,15 @@ Examples: python data_prep/build_ade20k.py --ade ADEChallengeData2016.zip --outp
 No image is copied, but a zip file is unpacked. data.image_root is the folder that is printed.
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.script import script_parser
 from pela_vl.data.public.segmentation import find_ade, find_broken, find_camvid, find_pairs, unpack_ade, write_found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--ade", type=Path, help="ADEChallengeData2016.zip, or the folder that it was unpacked to")
     source.add_argument("--camvid", type=Path, help="CamVid's folder with train/, trainannot/ and so on")

@@ -4,17 +4,17 @@ Example: python data_prep/build_scenes_segmentation.py --output data/scenes_ade 
 Run it again after an interruption to go on; a finished set is left as it is. The lists are in OUTPUT/lists.
 """
 
-import argparse
 from pathlib import Path
 
 from pela_vl.base.errors import run_main
+from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
 from pela_vl.data.public.segmentation import find_ade, write_found
 from pela_vl.data.scenes.segmented import SegmentedRequest, build_segmented
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for images/, annotations/ and lists/")
     parser.add_argument("--train", type=int, default=2000, help="images for training (default %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="images for validation (default %(default)s)")

@@ -71,7 +71,7 @@ def test_the_files_names_are_all_mapped():
     state |= {"decoder.upconv2.weight": torch.zeros(256, 128, 4, 4), "decoder.bn3.running_var": torch.ones(64)}
     with torch.device("meta"):
         wanted = FocusModel().state_dict()
-    for name, value in _renamed(state).items():
+    for name, value in _renamed(state, 16).items():
         assert wanted[name].shape == value.shape, name
 
 

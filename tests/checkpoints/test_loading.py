@@ -151,7 +151,7 @@ def training_settings(checkpoint, tokenizer, mlm, method="full"):
 def one_step(trainee, mlm, size=16):
     batch = tiny_batch(3, mlm=mlm, length=7)
     batch.images.resize_(3, 3, size, size).normal_()
-    with torch.no_grad():
+    with torch.no_grad(), trainee.run.autocast():
         prepared = trainee.step.prepare(batch, 0.4, True)
         extra = trainee.method.prepare(batch)
     output = trainee.backend.forward(batch, prepared)
@@ -249,7 +249,11 @@ def test_a_low_rank_student_with_its_dense_teacher_named(tmp_path, tokenizer):
     settings.init.teacher, settings.losses.fd, settings.losses.rwp = dense, 1.0, 1.0
     trainee = assemble(Pretraining(), settings, ONE)
     name = "visual_encoder.blocks.0.mlp.fc1"
-    assert torch.equal(trainee.method.originals[name], state[f"{name}.weight"])
+    layer = trainee.run.model.get_submodule(name)
+    places = [
+        stacked[layers.index(layer)] for layers, stacked in trainee.method.perturbation._groups if layer in layers
+    ]
+    assert len(places) == 1 and torch.equal(places[0], state[f"{name}.weight"])
     assert not any(p.requires_grad for p in trainee.method.teacher.model.parameters())
     optimised = {id(p) for group in trainee.backend.optimizer.param_groups for p in group["params"]}
     assert optimised == {id(p) for p in trainee.run.model.parameters()}
