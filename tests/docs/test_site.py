@@ -95,3 +95,22 @@ def test_the_notebook_runs(tmp_path) -> None:
     assert score["dense"] > 0.9
     assert score["plain SVD"] < score["whitened"] < score["the same, layer after layer"] <= score["dense"] + 0.02
     assert score["plain SVD, recovered"] > score["plain SVD"] + 0.5 * (score["dense"] - score["plain SVD"])
+
+
+def test_a_sentence_has_a_line_of_its_own() -> None:
+    """In paragraphs and lists of the documentation; tables, code and headings are as they are."""
+    wrong = []
+    for path in [page for page in (ROOT / "docs").rglob("*.md")]:
+        fenced = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            fenced ^= line.lstrip().startswith("```")
+            if (
+                fenced
+                or line.startswith(("    ", "|", "#"))
+                or line.lstrip().startswith(("- ", "1", "2", "3", "4", "5"))
+            ):
+                continue
+            plain = re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)|\([^)]*\)|\*\*[^*]*\*\*", "x", line)
+            if re.search(r"[a-z][.!?] [A-Z][a-z]", plain) and not re.search(r"\b(et al|e\.g|i\.e)\.", plain):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}")
+    assert wrong == []
