@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import timm
+
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.albef import describe_parts, load_any, load_model
 from pela_vl.checkpoints.loading import LoadedModel
@@ -38,6 +40,10 @@ def load_dense(checkpoint: str | None, size: str | None, image_size: int | None 
         if size in ALBEF_SIZES:
             vocabulary = Tokenizer.load("bert-base-uncased").vocab_size
             return load_model(settings, None, mlm=None, vocab_size=vocabulary)
+        if size is None or not timm.is_model(size):
+            raise UserError(
+                f"--random: {size!r} is none of {', '.join(ALBEF_SIZES)}, and timm has no model of that name"
+            )
         return load_classifier(settings, None, [str(number) for number in range(1000)])
     if is_classifier(checkpoint):
         return load_classifier(settings, checkpoint, None)

@@ -42,7 +42,7 @@ class Log(Protocol):
 
         Args:
             name: What happened, such as "evaluation".
-            values: Numbers, texts, lists or named groups of these.
+            values: Numbers, strings, lists or named groups of these.
             step: Optimiser step that it belongs to; None for the latest one.
         """
 

@@ -9,6 +9,7 @@ from tiny_albef import tiny_albef, tiny_batch
 from torch import nn
 
 import pela_vl
+from pela_vl.cost import count_parameters
 from pela_vl.lowrank import PlanError, low_rank_layers, make_recipe, measure_metrics, rank_plan
 from pela_vl.recovery.sequential import _Regression, compress_sequentially, held_out_strength
 from pela_vl.recovery.streams import find_writers
@@ -106,14 +107,15 @@ def test_first_layers_of_a_block_by_hand():
 
 @pytest.mark.parametrize("build", [vit, lambda: vit(init_values=0.3), swin], ids=["vit", "vit with LayerScale", "swin"])
 def test_beats_closed_form_factors(build):
-    """On samples that did not calibrate, at the same ranks."""
+    """On samples that did not calibrate, with the same number of weights at most."""
     dense, items = build(), images(24)
     known, fresh = items[:16], items[16:]
     models = [
         pela_vl.compress(copy.deepcopy(dense), 3, exclude=["head"], calibration=known, sequential=flag, **OPTIONS)
         for flag in (False, True)
     ]
-    assert rank_plan(models[0]) == rank_plan(models[1])
+    # the sequential step's ranks count early errors less
+    assert count_parameters(models[1]) <= 1.005 * count_parameters(models[0])
     assert error(models[1], dense, fresh) < 0.85 * error(models[0], dense, fresh)
 
 

@@ -141,7 +141,7 @@ def test_samples_are_padded_nowhere(data, listed):
         (["--sequential"], "compress.sequential: needs compress.init: gauss_newton, not svd"),
         (["--calibration", "albef.json"], "go together"),
         (["--init", "whitened", "--calibration", "albef.json", "--samples", 0], "--samples 0"),
-        (["--init", "whitened", "--calibration", "none.json"], "none.json: cannot read"),
+        (["--init", "whitened", "--calibration", "none.json"], "none.json: no such file"),
         (["--init", "whitened", "--calibration", "vqa.json"], "field 'caption' is missing"),
         (["--init", "whitened", "--calibration", "albef.json", "--image-root", "nowhere"], "nowhere"),
     ],
