@@ -96,8 +96,8 @@ def plain(node: Node) -> Any:
 
 
 def merge(below: Node, above: Node) -> Node:
-    """Merge one tree into another: mappings key by key, anything else is replaced."""
-    if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
+    """Merge one tree into another: mappings key by key, anything else is replaced, also by an empty mapping."""
+    if not (isinstance(below.value, dict) and isinstance(above.value, dict)) or not above.value:
         return above
     merged = dict(below.value)
     for key, node in above.value.items():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,13 @@ class Kind:
 
 KINDS: dict[str, Kind] = {}
 """By the name that headers store."""
+_REGISTERED_BY = {
+    "classification": "pela_vl.checkpoints.vision_loading",
+    "segmentation": "pela_vl.checkpoints.segmentation_loading",
+    "detection": "pela_vl.checkpoints.detection_loading",
+    **dict.fromkeys(("albef", "pretrain", "retrieval", "entailment", "vqa"), "pela_vl.checkpoints.albef"),
+}
+"""The modules that register our kinds; one is imported when a header first names its kind."""
 
 
 def register_kind(name: str, config: type, build: Callable[..., nn.Module], optional: tuple[str, ...] = ()) -> None:
@@ -87,6 +95,8 @@ def parse_header(text: str) -> Header:
     if not isinstance(values, dict) or set(values) != {entry.name for entry in fields(Header)}:
         raise ValueError(f"its header wants the entries {', '.join(entry.name for entry in fields(Header))}")
     kind, ranks, tokenizer, notes = (values[name] for name in ("kind", "ranks", "tokenizer", "notes"))
+    if isinstance(kind, str) and kind not in KINDS and kind in _REGISTERED_BY:
+        import_module(_REGISTERED_BY[kind])
     if kind not in KINDS:
         raise ValueError(f"its kind {kind!r} is none of {', '.join(KINDS)}")
     if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):

@@ -14,7 +14,6 @@ import torch
 
 from pela_vl.base.files import atomic_write
 from pela_vl.base.progress import clock
-from pela_vl.checkpoints import segmentation_loading  # noqa: F401 (lets headers be read)
 from pela_vl.checkpoints.loading import build_meta
 from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters, linear_conv_flops

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pela_vl.base.config import dump_yaml, from_dict, load, to_dict
 from pela_vl.base.errors import UserError, expand_home
+from pela_vl.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -246,3 +247,12 @@ def test_long_texts_are_not_folded() -> None:
 def test_merge_keys_and_aliases_keep_working() -> None:
     text = GOOD + "stages:\n  - &first {lr: 1, clip: 2}\n  - <<: *first\n    lr: 3\n"
     assert load(Config, write(text)).stages == [Optim(1.0, clip=2.0), Optim(3.0, clip=2.0)]
+
+
+def test_an_empty_mapping_replaces_what_a_file_has(tmp_path):
+    (tmp_path / "base.yaml").write_text("model:\n  overrides: {depth: 3, heads: [2]}\n  image_size: 32\n")
+    (tmp_path / "next.yaml").write_text("base: base.yaml\nmodel:\n  overrides: {}\n")
+    given = load(Settings, tmp_path / "base.yaml", ["model.overrides={}"]).model
+    assert given.overrides == {} and given.image_size == 32
+    assert load(Settings, tmp_path / "next.yaml").model.overrides == {}
+    assert load(Settings, tmp_path / "base.yaml", ["model.overrides={depth: 4}"]).model.overrides["heads"] == [2]

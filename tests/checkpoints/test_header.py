@@ -1,12 +1,15 @@
 """Headers of our checkpoints: what is damaged, newer or does not fit the tensors is one clear line, before anything is built."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_albef import CONFIG, tiny_albef
+from tiny_runs import ROOT
 from tiny_vqa import VQA_CONFIG, tiny_vqa
 
 from pela_vl.base.errors import UserError
@@ -109,3 +112,20 @@ def test_a_further_kind_is_registered_saved_and_loaded(tmp_path):
         assert torch.equal(loaded.model.weight, model.weight)
     finally:
         del KINDS["linear"]
+
+
+def test_kinds_are_registered_when_a_header_names_them():
+    """In a process that has imported nothing else."""
+    code = """
+import json
+from pela_vl.checkpoints.header import FORMAT, parse_header
+
+for kind in ("detection", "segmentation", "classification", "vqa", "albef"):
+    header = {"kind": kind, "config": {"none": 1}, "ranks": {}, "tokenizer": None, "normalization": {}, "notes": {}}
+    try:
+        parse_header(json.dumps({"format": FORMAT, "header": header}))
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("its config does not have the entries of a") == 5, done.stdout + done.stderr[-2000:]

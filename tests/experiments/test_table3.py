@@ -26,13 +26,6 @@ def test_a_table_of_nothing_done_has_empty_cells(tmp_path):
     assert "| PELA | - | - | - |" in text and (tmp_path / "table3.md").exists()
 
 
-@pytest.mark.parametrize("name", ["detection", "segmentation"])
-def test_checkpoints_are_read_where_nothing_else_was_imported(name):
-    code = f"import pela_vl.experiments.{name}; from pela_vl.checkpoints.header import KINDS; print({name!r} in KINDS)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr[-2000:]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_table_with_next_to_no_steps(tmp_path):
