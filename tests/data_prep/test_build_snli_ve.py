@@ -54,6 +54,7 @@ def test_published_counts_add_up():
     assert {split: PUBLISHED[split]["pairs"] for split in SPLITS} == {s: sum(counts) for s, counts in table.items()}
 
 
+@pytest.mark.slow
 def test_scenes_pass_through_the_script_into_the_data_sets(scenes, tmp_path):
     done = run("--source", scenes, "--image-root", scenes, "--picture", SCENES, "--output", tmp_path)
     assert done.returncode == 0, done.stderr

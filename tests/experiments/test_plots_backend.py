@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import os, sys
@@ -15,6 +17,7 @@ assert os.environ["MPLBACKEND"] == sys.argv[2]
 """
 
 
+@pytest.mark.slow
 def test_a_notebooks_backend_does_not_matter(tmp_path):
     backend = "module://not.there.backend_inline!"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": backend}

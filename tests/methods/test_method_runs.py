@@ -14,7 +14,7 @@ from pela_vl.workloads.pretraining import Pretraining
 from pela_vl.workloads.retrieval import Retrieval
 
 TERMS = {"tinybert": {"hidden", "attention"}, "maskalign": {"align"}, "pela": {"fd", "rwp"}}
-QUICK = (("pretraining", "maskalign"), ("retrieval", "lora"), ("entailment", "tinybert"), ("vqa", "tinybert"))
+QUICK = (("pretraining", "maskalign"), ("retrieval", "lora"))
 RUNS = [
     pytest.param(task, method, marks=() if (task, method) in QUICK else pytest.mark.slow)
     for task, more in (("pretraining", ()), ("retrieval", ()), ("entailment", ("pela",)), ("vqa", ("pela",)))
@@ -62,6 +62,7 @@ def test_a_killed_run_goes_on_bit_by_bit_and_its_checkpoint_builds_itself(
         assert runner.evaluate(workload, again)["test"] == pytest.approx(metrics["test"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_pela_and_token_merging_combine(every_list, tmp_path):
     settings = settings_of("pretraining", "pela", every_list, tmp_path / "run")
     settings.model.token_merging = [2, 0]

@@ -19,6 +19,7 @@ def compressed(dense: nn.Module, items: list, **options) -> nn.Module:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [vit, swin])
 def test_new_samples_gain(build):
     dense, items = build(), images(16)

@@ -29,6 +29,7 @@ print("metrics " + json.dumps(runner.evaluate(Classification(), settings)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_counts(tmp_path, forked_processes):
 
     write_images(tmp_path / "train", 2, 0)

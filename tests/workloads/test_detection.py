@@ -90,6 +90,7 @@ def load_before(settings):
     return task.load(settings, None).model.state_dict()
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(images, dense, tmp_path, monkeypatch):
     def settings(name):
         return started(detection_settings(images, tmp_path / name, detection__crop=True), dense, "svd", data__val=None)

@@ -97,6 +97,7 @@ def test_every_draw_follows_from_seed_epoch_and_index(ade, backbones, tmp_path):
     assert not torch.equal(first[0].images, first[1].images)
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(ade, backbones, tmp_path, monkeypatch):
     def settings(name):
         made = started(segmentation_settings(ade, tmp_path / name), backbones["vit", None], "pela")

@@ -147,6 +147,7 @@ def test_same_bytes_with_more_workers_and_other_chunks(made, tmp_path, monkeypat
     assert digest(tmp_path / "again") == digest(made)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(tmp_path):
     def command(folder: str) -> list[str]:
         sizes = ["--train", "420", "--val", "5", "--test", "5", "--workers", "1"]
