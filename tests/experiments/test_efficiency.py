@@ -36,7 +36,7 @@ UNMET = {(name, method) for name in (UPERNETS[0], UPERNETS[2]) for method in ("t
 LONG |= UNMET
 LONG |= {("Swin-Base Cascade Mask R-CNN", method) for method in ("lora", "tinybert", "maskalign")}
 # the two detectors' and UperNets' counts take half a minute
-LONG |= {(name, method) for name in (UPERNETS[0], "Swin-Base Cascade Mask R-CNN") for method in ("full", "pela")}
+LONG |= {(name, "full") for name in (UPERNETS[0], "Swin-Base Cascade Mask R-CNN")}
 PARAMETERS = {  # dense, PELA: to the unit
     "DeiT-Base": (86567656, 44081896),
     "Swin-Base": (87768224, 62164128),
