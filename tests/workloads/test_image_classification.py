@@ -119,6 +119,7 @@ def test_fd_on_the_pooled_feature_alone(images, dense, tmp_path):
     assert set(output.features.layers) == {"pooled"}
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(images, dense, tmp_path, monkeypatch):
     def settings(name):
         return started(

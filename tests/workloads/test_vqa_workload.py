@@ -57,6 +57,7 @@ def test_a_run_leaves_weights_predictions_and_pictures(settings, vqa_listed, tmp
     assert len(losses) == 3 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_low_rank_from_a_dense_start(settings, vqa_listed, tmp_path):
     """Compressed when it starts, fine-tuned, and read back with its rank plan."""
     settings.compress.kappa, settings.data.val = 3, None

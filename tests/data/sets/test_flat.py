@@ -49,6 +49,7 @@ def reads_back(texts: Texts, asked, answers) -> None:
     asked.get()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_started_anew_reads_shared_memory():
     context = torch.multiprocessing.get_context("spawn")
     asked, answers = context.Queue(), context.Queue()

@@ -1,5 +1,6 @@
 """A UperNet on two processes with half a batch each computes what one process computes of the whole."""
 
+import pytest
 import torch
 
 from pela_vl.models.vision.uper import UperConfig, build_uper
@@ -35,6 +36,7 @@ CONFIG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_upernet_on_two_processes_is_one_on_one(tmp_path, forked_processes):
     torch.manual_seed(0)
     images, target = torch.randn(4, 3, 32, 32), torch.randn(4, 5, 4, 4)
