@@ -84,9 +84,6 @@ docs: $(STAMP)
 	@PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict
 	@echo "the site is in site/index.html"
 
-mutation: $(STAMP)
-	@$(BIN)/python tests/mutation.py metrics lowrank evaluation data
-
 demo: $(STAMP)
 	@$(BIN)/python tasks/demo.py
 
