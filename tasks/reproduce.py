@@ -2,7 +2,7 @@
 
 python tasks/reproduce.py table4                          scenes on a CPU; also table5, table6, table7, figure4, table8
 python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
-python tasks/reproduce.py table2 table3 --seeds 0 1       segmentation and detection on scenes
+python tasks/reproduce.py table2 table3 table9 --seeds 0 1    segmentation and detection on scenes
 python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
@@ -28,7 +28,7 @@ NAMES = {
     "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd"),
     "vision": ("table1", "table7", "figure1", "figure2", "figure4", "table8"),
 }
-DENSE = {"table2": "segmentation", "table3": "detection"}
+DENSE = {"table2": "segmentation", "table3": "detection", "table9": "batch_scaling"}
 """Tables of dense prediction, which belong to no --family: the module of pela_vl.experiments that runs each."""
 
 
@@ -99,17 +99,17 @@ def _grid(args: argparse.Namespace, tables: list, scale) -> None:
 
 
 def _dense(args: argparse.Namespace, name: str, root: Path) -> None:
-    module = import_module(f"pela_vl.experiments.{DENSE[name]}")
+    table = import_module(f"pela_vl.experiments.{DENSE[name]}").TABLE
     if args.scale == "full":
-        raise UserError(f"{name} runs on scenes; docs/{DENSE[name]}.md has the commands for the paper's data")
-    sizes = module.QUICK if args.scale == "quick" else module.Sizes()
-    grid = module.grid_of(root, sizes, args.seeds)
+        page = "detection" if name == "table3" else "segmentation"
+        raise UserError(f"{name} runs on scenes; docs/{page}.md has the commands for the paper's data")
+    sizes = table.quick if args.scale == "quick" else table.sizes
     if args.dry_run:
-        print("\n".join(" ".join(run.command) for run in grid.runs))
+        print("\n".join(" ".join(run.command) for run in table.grid(root, sizes, args.seeds).runs))
         return
     if not args.show:
-        grid.execute(args.jobs, args.threads)
-    print(f"\n{module.table(root, sizes, args.seeds)}", flush=True)
+        table.execute(root, sizes, args.seeds, args.jobs, args.threads)
+    print(f"\n{table.text(root, sizes, args.seeds)}", flush=True)
 
 
 def _table8(args: argparse.Namespace, root: Path) -> None:

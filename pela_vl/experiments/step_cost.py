@@ -172,7 +172,7 @@ def measure(request: Request, row: str) -> StepCost:
     times = []
     for _ in range(request.steps + _WARM_UP):
         began = _now(trainee)
-        _step(trainee, batch, settings.optim.lr)
+        training_step(trainee, batch, settings.optim.lr)
         times.append(_now(trainee) - began)
     device = trainee.run.world.device
     if device.type == "cuda":
@@ -225,8 +225,14 @@ def _batch(count: int, size: int, classes: int) -> LabelledBatch:
     return LabelledBatch(torch.randn(count, 3, size, size), targets, labels, torch.arange(count))
 
 
-def _step(trainee: Trainee, batch: Any, lr: float) -> None:
-    """What the engine does of a batch."""
+def training_step(trainee: Trainee, batch: Any, lr: float) -> None:
+    """What the engine does of a batch.
+
+    Args:
+        trainee: Model and optimiser.
+        batch: On the device.
+        lr: Learning rate.
+    """
     step, method = trainee.step, trainee.method
     with torch.no_grad(), trainee.run.autocast():
         prepared, given = step.prepare(batch, 0.0, first=True), method.prepare(batch)

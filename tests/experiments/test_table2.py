@@ -9,11 +9,11 @@ import pytest
 from tiny_runs import ROOT, environment
 
 from pela_vl.experiments.runs import in_order
-from pela_vl.experiments.segmentation import METHODS, QUICK, Sizes, table, table_runs
+from pela_vl.experiments.segmentation import METHODS, TABLE, table_runs
 
 
 def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
-    first, second = (table_runs(tmp_path, Sizes(), seed) for seed in (0, 1))
+    first, second = (table_runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
     assert list(first) == [method.name for method in METHODS]
     runs = in_order([*first.values(), *second.values()])
     assert sum(run.name == "classifier" for run in runs) == 1
@@ -25,7 +25,7 @@ def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
 
 
 def test_what_is_not_done_has_no_figures(tmp_path):
-    text = table(tmp_path, QUICK, [0, 1])
+    text = TABLE.text(tmp_path, TABLE.quick, [0, 1])
     assert text.count("| - |") >= len(METHODS) and "Seeds 0, 1" in text
     assert [row["method"] for row in json.loads((tmp_path / "table2.json").read_text())] == [m.name for m in METHODS]
 
@@ -37,6 +37,7 @@ def test_the_quick_table_from_data_to_figures(tmp_path):
         sys.executable,
         "tasks/reproduce.py",
         "table2",
+        "table9",
         "--scale",
         "quick",
         "--output",
@@ -54,6 +55,13 @@ def test_the_quick_table_from_data_to_figures(tmp_path):
     assert counts["PELA"] == counts["SVD only"] < counts["dense"] == counts["LoRA"]
     assert counts["TinyBERT"] == counts["MaskAlign"] < counts["dense"]
     assert (folder / "segment/pela/seed0/segments_test.png").stat().st_size > 1000
+    # table 9 has the runs of table 2, and the larger batches of both backbones
+    rows = json.loads((tmp_path / "quick/table9/table9.json").read_text())
+    assert [row["backbone"] for row in rows] == ["DeiT", "Swin"]
+    for row in rows:
+        assert [len(values) for values in row["mIoU"]] == [1, 1, 1]
+        dense, _, plus = row["memory"]["peaks"]
+        assert plus <= dense or row["memory"]["batches"][0] == row["memory"]["batches"][1]
     # run again: all is done
     again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert again.returncode == 0 and "started" not in again.stderr
