@@ -61,16 +61,18 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# tests run on the CPU whatever the machine has; two threads are plenty at their sizes
+# tests run on the CPU whatever the machine has: WORKERS processes of one thread each (up to 2 GB each)
+WORKERS ?= 2
 test test-slow: export DS_ACCELERATOR := cpu
 test test-slow: export CUDA_VISIBLE_DEVICES :=
-test test-slow: export OMP_NUM_THREADS ?= 2
+test test-slow: export OMP_NUM_THREADS ?= 1
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 test: lint
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest -q -m slow --timeout 1200 || { code=$$?; [ $$code -eq 5 ] || exit $$code; } # 5: none there
+	@$(BIN)/python -m pytest -q -m slow --timeout 1200 $(PARALLEL) || { code=$$?; [ $$code -eq 5 ] || exit $$code; } # 5: none there
 
 test-all: test
 	@$(MAKE) --no-print-directory test-slow

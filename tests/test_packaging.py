@@ -237,6 +237,7 @@ NOT_IMPORTED = {
     "mutmut": "a program",
     "mypy": "a program of make lint",
     "pytest-timeout": "a plug-in of pytest",
+    "pytest-xdist": "a plug-in of pytest",
     "ruff": "a program of make lint",
     "s3fs": "fsspec opens s3:// with it",
     "tensorboard": "torch.utils.tensorboard needs it",

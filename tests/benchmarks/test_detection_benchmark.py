@@ -31,6 +31,7 @@ def test_the_backbone_made_quick_gives_the_same_maps(monkeypatch):
     assert detection._backbone((64, 96), 1).ratio > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", detector_step.ROWS)
 def test_a_step_is_measured(monkeypatch, row):
     monkeypatch.setattr(detector_step, "DetectorConfig", lambda drop_path: DetectorConfig(**SMALL, drop_path=drop_path))

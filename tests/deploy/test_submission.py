@@ -85,6 +85,7 @@ def interrupted(monkeypatch, settings, vqa_listed, output, after):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_file(settings, vqa_listed, tmp_path, monkeypatch, capsys):
     submit(settings, questions(vqa_listed), tmp_path / "whole.json")
     interrupted(monkeypatch, settings, vqa_listed, tmp_path / "r.json", after=2)

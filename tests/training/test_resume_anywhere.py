@@ -85,10 +85,8 @@ def run(settings, resume):
     return [line for line in read_log(f"{settings.output}/log.jsonl") if "loss" in line]
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [pytest.param("cosine", marks=pytest.mark.slow), "cosine_epoch", pytest.param("constant", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_epoch", "constant"])
 def test_a_run_by_epochs_goes_on_with_other_batches_at_the_same_rates(every_list, tmp_path, monkeypatch, schedule):
     settings = settings_of("pretraining", "full", every_list, tmp_path / "whole")
     settings.train.steps, settings.train.epochs, settings.train.batch_size = None, 3, 8

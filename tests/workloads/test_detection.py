@@ -64,6 +64,7 @@ def losses(folder):
     return {entry["step"]: entry["terms"] for entry in lines if "terms" in entry}
 
 
+@pytest.mark.slow
 def test_training_learns_every_part(images, tmp_path):
     settings = detection_settings(images, tmp_path / "run", train__steps=3)
     _, metrics = runner.train(Detection(), settings, resume=False)

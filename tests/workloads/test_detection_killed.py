@@ -1,17 +1,14 @@
 """tasks/detect.py on real photographs: it fine-tunes and evaluates, and killed at any moment it ends with the same bits."""
 
 import json
-import random
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from killed_runs import run_whole_and_killed
 from tiny_runs import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-PATIENCE = 600  # seconds of a run, which takes 20 of a core
 PHOTOGRAPHS = ROOT.parent / "shared/data/coco_ccby_small"
 CONFIG = """method: full
 model: {{size: swin_tiny_patch4_window7_224, image_size: 128, drop_path: 0.2,
@@ -25,16 +22,6 @@ train: {{steps: 20, batch_size: 2, accumulation: 2, checkpoint_every: 3, evaluat
 """
 
 
-def start(config: Path, output: Path) -> subprocess.Popen:
-    command = [sys.executable, "tasks/detect.py", "--config", str(config), "--resume", "--set", f"output={output}"]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def steps_logged(folder: Path) -> int:
-    file = folder / "log.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
 def test_a_killed_run_on_photographs_ends_with_the_same_bits(tmp_path):
     assert PHOTOGRAPHS.is_dir(), f"{PHOTOGRAPHS}: the photographs lie beside the checkout"
     build = [sys.executable, "data_prep/build_coco_detection.py", "--photographs", str(PHOTOGRAPHS)]
@@ -44,34 +31,8 @@ def test_a_killed_run_on_photographs_ends_with_the_same_bits(tmp_path):
     assert built.returncode == 0 and b"53 images" in built.stdout, built.stderr
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG.format(data=tmp_path / "data"))
-    process = start(config, tmp_path / "whole")
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output.decode()[-3000:]
-    seed = random.randrange(10**6)
-    draws, killed, kills = random.Random(seed), tmp_path / "killed", 0
-    print(f"moments of the kills: seed {seed}")
-    for least in (2, 8, 13):
-        process, moment = start(config, killed), least + draws.randrange(5)
-        while process.poll() is None and steps_logged(killed) < moment:
-            time.sleep(0.002)
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-    assert kills >= 2
-    process = start(config, killed)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output.decode()[-3000:]
-    for name in ("last.safetensors", "detections_val.json"):
-        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    files = ("last.safetensors", "detections_val.json")
+    killed, losses = run_whole_and_killed("tasks/detect.py", config, tmp_path, (2, 8, 13), 5, files)
     record = json.loads((killed / "evaluation.json").read_text())
     assert record["images"] == 16 and "box_ap" in record["metrics"] and (killed / "images_val.png").exists()
-    losses = [
-        {
-            e["step"]: e["loss"]
-            for e in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
-            if "loss" in e
-        }
-        for name in ("whole", "killed")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 20
-    assert losses[0][19] < losses[0][0]
+    assert len(losses) == 20 and losses[19] < losses[0]

@@ -252,7 +252,13 @@ METHODS = [
 TERMS = {"pela": {"fd", "rwp"}, "tinybert": {"hidden", "attention"}, "maskalign": {"align"}}
 
 
-@pytest.mark.parametrize(("method", "backbone"), METHODS)
+QUICK = {("pela", "vit"), ("svd", "swin"), ("lora", "swin"), ("tinybert", "vit"), ("maskalign", "vit"), ("tome", "vit")}
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in METHODS],
+)
 def test_every_method_trains_and_is_loaded_again(images, dense, tmp_path, method, backbone):
     settings = started(vision_settings(images, tmp_path / "run", backbone), dense[backbone], method, train__steps=2)
     settings.method.student.blocks = [2] if backbone == "vit" else [2, 2]

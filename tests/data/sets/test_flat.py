@@ -60,7 +60,7 @@ def test_a_worker_that_is_started_anew_reads_shared_memory():
     worker.join(60)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_workers_do_not_copy_a_list(kind, tmp_path):
     """30,000 entries as Python objects grow a worker by some 10 MiB."""
     before, after = grown_workers(kind, 30_000, 2, tmp_path)
