@@ -9,7 +9,8 @@ from pathlib import Path
 from pela_vl.base.errors import run_main
 from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
-from pela_vl.data.scenes.detected import DetectedRequest, build_detected
+from pela_vl.data.scenes.chunks import SetRequest
+from pela_vl.data.scenes.detected import build_detected
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128, help="side in pixels (default %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
-    request = DetectedRequest(args.train, args.val, seed=args.seed, image_size=args.image_size)
+    request = SetRequest(args.train, args.val, seed=args.seed, image_size=args.image_size)
     made = build_detected(request, args.output, args.workers)
     print(f"{args.output}: {'complete' if made else 'was complete already'}, {args.train} train, {args.val} val")
 

@@ -10,7 +10,8 @@ from pela_vl.base.errors import run_main
 from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
 from pela_vl.data.public.segmentation import find_ade, write_found
-from pela_vl.data.scenes.segmented import SegmentedRequest, build_segmented
+from pela_vl.data.scenes.chunks import SetRequest
+from pela_vl.data.scenes.segmented import build_segmented
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128, help="side in pixels (default %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
-    request = SegmentedRequest(args.train, args.val, seed=args.seed, image_size=args.image_size)
+    request = SetRequest(args.train, args.val, seed=args.seed, image_size=args.image_size)
     made = build_segmented(request, args.output, args.workers)
     found = find_ade(args.output, partial=True)
     paths = write_found(found, args.output / "lists", "ade20k")

@@ -2,18 +2,16 @@
 
 import json
 import math
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
+from launched_runs import launched
 from method_runs import METHODS, TASKS, settings_of
 from method_worker import whitened_factors
-from tiny_runs import ONE, PATIENCE, ROOT, environment, free_port
+from tiny_runs import ONE, PATIENCE, ROOT
 
 from pela_vl.checkpoints.albef import load_any
 from pela_vl.lowrank import low_rank_layers
@@ -36,14 +34,7 @@ def trained(every_list, tmp_path_factory) -> Path:
     """The folder of one launch that runs all, one after the other in the same processes."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "jobs.json").write_text(json.dumps([job | {"listed": str(every_list)} for job in JOBS]))
-    launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
-    assert launcher, "the deepspeed launcher is not installed beside this Python"
-    command = [launcher, "--num_gpus", "2", "--master_port", str(free_port())]
-    command += [str(ROOT / "tests/helpers/method_worker.py"), str(folder / "jobs.json")]
-    env = environment()
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=5 * PATIENCE)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    launched(2, ROOT / "tests/helpers/method_worker.py", folder / "jobs.json", patience=5 * PATIENCE)
     return folder
 
 

@@ -1,13 +1,9 @@
 """The scripts under the deepspeed launcher, two processes on one machine."""
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from tiny_runs import PATIENCE, ROOT, environment, free_port
+from launched_runs import launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -16,17 +12,7 @@ def launch(script, config, output, *changes, processes=2, more=()):
     """Run to the end; processes 0 is a plain process without the launcher."""
     arguments = [f"tasks/{script}.py", "--config", str(config), *more, "--set", f"output={output}"]
     arguments += [part for change in changes for part in ("--set", change)]
-    if processes:
-        launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
-        assert launcher, "the deepspeed launcher is not installed beside this Python"
-        command = [launcher, "--num_gpus", str(processes), "--master_port", str(free_port()), *arguments]
-    else:
-        command = [sys.executable, *arguments]
-    env = environment()
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3 * PATIENCE)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout + done.stderr
+    return launched(processes, *arguments)
 
 
 def training_lines(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import CLASSES, detection_settings, write_coco
+from interrupted_runs import interrupted_three_times, logged_terms
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -15,7 +16,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import load_ours
 from pela_vl.checkpoints.ours import read_header, read_weights
 from pela_vl.lowrank import low_rank_layers
-from pela_vl.training import engine, runner
+from pela_vl.training import runner
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.detection import Detection
 
@@ -59,11 +60,6 @@ def prepared(task, settings, batches=1):
     return trainee, [collate([data[epoch, i] for i in range(3)]) for epoch in range(batches)]
 
 
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {entry["step"]: entry["terms"] for entry in lines if "terms" in entry}
-
-
 @pytest.mark.slow
 def test_training_learns_every_part(images, tmp_path):
     settings = detection_settings(images, tmp_path / "run", train__steps=3)
@@ -72,7 +68,7 @@ def test_training_learns_every_part(images, tmp_path):
     after = read_weights(tmp_path / "run/last.safetensors")
     still = [name for name in after if torch.equal(before[name], after[name])]
     assert all("running" not in name for name in still) and not [n for n in still if n.endswith("weight")]
-    assert set(losses(tmp_path / "run")[0]) == {
+    assert set(logged_terms(tmp_path / "run")[0]) == {
         "rpn_objectness",
         "rpn_box",
         *(f"{name}_{stage}" for name in ("class", "box", "mask") for stage in (1, 2, 3)),
@@ -96,22 +92,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(images, dense, tmp_path, 
     def settings(name):
         return started(detection_settings(images, tmp_path / name, detection__crop=True), dense, "svd", data__val=None)
 
-    runner.train(Detection(), settings("whole"), resume=False)
-    save = engine.save_model
-    for kill in range(3):
-
-        def dying(*arguments, calls=[]):  # noqa: B006
-            calls.append(1)
-            if len(calls) == 2:  # the second checkpoint of this start: the first one stands
-                raise KeyboardInterrupt
-            save(*arguments)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(engine, "save_model", dying)
-            runner.train(Detection(), settings("killed"), resume=kill > 0)
-    runner.train(Detection(), settings("killed"), resume=True)
-    assert (tmp_path / "killed/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
-    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    interrupted_three_times(Detection, settings, tmp_path, monkeypatch)
 
 
 def test_every_draw_follows_from_seed_epoch_and_index(images, dense, tmp_path):
@@ -162,7 +143,7 @@ def test_every_method_trains_and_is_loaded_again(images, dense, tmp_path, method
     settings.method.student.blocks, settings.method.lora.rank = [1, 1, 1, 1], 2
     settings.losses.fd, settings.losses.attention = 0.1, 0.0
     runner.train(Detection(), settings, resume=False)
-    terms = set(losses(tmp_path / "run")[0])
+    terms = set(logged_terms(tmp_path / "run")[0])
     assert {term for term in terms if "_" not in term} == TERMS.get(method, set())
     loaded, before = load_ours(tmp_path / "run/last.safetensors"), read_weights(dense)
     after = loaded.model.state_dict()

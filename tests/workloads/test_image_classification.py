@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from interrupted_runs import interrupted_three_times
 from labelled_files import CLASSES, vision_settings, write_images
 from timm.loss import SoftTargetCrossEntropy
 
@@ -17,7 +18,7 @@ from pela_vl.data.sets.labelled import LabelledImages, load_labelled
 from pela_vl.data.vision_transforms import CentreTransform
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.models.token_merging import reductions
-from pela_vl.training import engine, runner
+from pela_vl.training import runner
 from pela_vl.training.assemble import assemble
 from pela_vl.workloads.classification import Classification
 from pela_vl.workloads.image_calibration import ImageCalibration
@@ -126,27 +127,8 @@ def test_killed_three_times_it_ends_with_the_same_bits(images, dense, tmp_path, 
             vision_settings(images, tmp_path / name), dense["vit"], "pela", train__ema=0.9, losses__logits=0.3
         )
 
-    runner.train(Classification(), settings("whole"), resume=False)
-    save = engine.save_model
-    for kill in range(3):
-
-        def dying(*arguments, calls=[]):  # noqa: B006
-            calls.append(1)
-            if len(calls) == 2:  # the second checkpoint of this start: the first one stands
-                raise KeyboardInterrupt
-            save(*arguments)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(engine, "save_model", dying)
-            runner.train(Classification(), settings("killed"), resume=kill > 0)
-    runner.train(Classification(), settings("killed"), resume=True)
-    assert (tmp_path / "killed/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
-    losses = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "killed")
-    ]
-    whole, killed = ({e["step"]: e["terms"] for e in log if "terms" in e} for log in losses)
-    assert whole == killed and set(whole) == {0, 1, 2, 3} and set(whole[0]) == {"ce", "fd", "rwp", "logits"}
+    terms = interrupted_three_times(Classification, settings, tmp_path, monkeypatch)
+    assert set(terms) == {0, 1, 2, 3} and set(terms[0]) == {"ce", "fd", "rwp", "logits"}
 
 
 def test_the_ema_model_is_saved_and_evaluated(images, dense, tmp_path):

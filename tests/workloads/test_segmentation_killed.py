@@ -1,15 +1,11 @@
 """tasks/segment.py killed at any moment, and in two processes under the deepspeed launcher."""
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from killed_runs import run_whole_and_killed
+from launched_runs import launched
 from segmented_files import segmentation_settings, write_ade
-from tiny_runs import ROOT, environment, free_port
 
 from pela_vl.base import config
 from pela_vl.training import runner
@@ -38,15 +34,7 @@ def test_pela_under_the_deepspeed_launcher_is_evaluated_as_one_process_does(tmp_
     settings.init.checkpoint, settings.method.name = str(tmp_path / "dense/last.safetensors"), "pela"
     settings.compress.kappa, settings.losses.fd, settings.losses.rwp = 1.5, 0.1, 0.1
     config.dump_yaml(settings, tmp_path / "run.yaml")
-    launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
-    assert launcher, "the deepspeed launcher is not installed beside this Python"
-    command = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "tasks/segment.py"]
-    env = environment()
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    done = subprocess.run(
-        [*command, "--config", str(tmp_path / "run.yaml")], cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    launched(2, "tasks/segment.py", "--config", tmp_path / "run.yaml")
     record = json.loads((tmp_path / "run/evaluation.json").read_text())
     alone = segmentation_settings(ade, tmp_path / "alone")
     alone.model.size, alone.model.overrides, alone.init.checkpoint = None, {}, record["checkpoint"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from interrupted_runs import interrupted_three_times
 from labelled_files import vision_settings, write_images
 from PIL import Image
 from segmented_files import CLASSES, segmentation_settings, write_ade
@@ -104,24 +105,8 @@ def test_killed_three_times_it_ends_with_the_same_bits(ade, backbones, tmp_path,
         made.data.val = None
         return made
 
-    runner.train(Segmentation(), settings("whole"), resume=False)
-    save = engine.save_model
-    for kill in range(3):
-
-        def dying(*arguments, calls=[]):  # noqa: B006
-            calls.append(1)
-            if len(calls) == 2:  # the second checkpoint of this start: the first one stands
-                raise KeyboardInterrupt
-            save(*arguments)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(engine, "save_model", dying)
-            runner.train(Segmentation(), settings("killed"), resume=kill > 0)
-    runner.train(Segmentation(), settings("killed"), resume=True)
-    assert (tmp_path / "killed/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
-    whole, killed = ({e["step"]: e["terms"] for e in map(json.loads, log) if "terms" in e} for log in logs)
-    assert whole == killed and set(whole) == {0, 1, 2, 3} and set(whole[0]) == {"ce", "auxiliary", "fd", "rwp"}
+    terms = interrupted_three_times(Segmentation, settings, tmp_path, monkeypatch)
+    assert set(terms) == {0, 1, 2, 3} and set(terms[0]) == {"ce", "auxiliary", "fd", "rwp"}
 
 
 @pytest.mark.parametrize("mode", ["whole", pytest.param("slide", marks=pytest.mark.slow)])

@@ -4,56 +4,39 @@
 An image is a pure function of (seed, split, index). Classes are equally frequent up to one image.
 """
 
-import shutil
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from pela_vl.base.build_folder import alone, claim_folder
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_json
 
-from .chunks import Job, run_jobs, split_jobs
+from .chunks import Job, SetKind, SetRequest, build_set, split_jobs
 from .draw import render
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, Split, Thing
 
-GENERATOR_VERSION = 2  # raise it whenever the image of a given (seed, split, index) changes
 CHUNK = 500  # images
 _STREAM = 7  # beside those of scene.py
 _DIAMETERS = (0.6, 0.85)  # as fractions of the image's width: the object is what the image shows, as in ImageNet
-_MANIFEST, _STARTED, _PARTS = "objects.json", ".objects.json", ".parts"
 
 
 @dataclass(frozen=True)
-class ObjectRequest:
-    """What determines the images.
+class ObjectRequest(SetRequest):
+    """What decides the images.
 
-    Attributes:
-        train, val, test: number of images of each split.
-        seed: of all draws.
-        image_size: width and height in pixels.
-        textured: whether textures are classes.
-        plain: whether every object is of one colour all over, which is learnt faster.
+    Args:
+        textured: Whether textures are classes.
+        plain: Whether every object is of one colour all over, which is learnt faster.
     """
 
-    train: int
-    val: int
-    test: int = 0
-    seed: int = 0
     image_size: int = 64
+    generator_version: int = 2
     textured: bool = False
     plain: bool = False
-    generator_version: int = GENERATOR_VERSION
 
     def __post_init__(self) -> None:
-        if self.train < 1 or self.val < 1 or self.test < 0:
-            raise UserError(f"--train {self.train} --val {self.val} --test {self.test}: want 1, 1 and 0 at least")
-        if not 32 <= self.image_size <= 512:
-            raise UserError(f"--image-size {self.image_size}: must be from 32 to 512 pixels")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: must not be negative")
+        super().__post_init__()
         if self.textured and self.plain:
             raise UserError("--textured and --plain: textures cannot be classes where there is one; leave one out")
 
@@ -111,39 +94,24 @@ def build_objects(request: ObjectRequest, output: Path, workers: int = 1, report
     Raises:
         UserError: If the folder holds anything else.
     """
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
-    with alone(output):
-        if not claim_folder(output, asdict(request), "set of single objects", _MANIFEST, _STARTED):
-            return False
-        parts = output / _PARTS
-        parts.mkdir(exist_ok=True)
-        for split in SPLITS:
-            for name in request.classes if getattr(request, split) else ():
-                (output / split / name).mkdir(parents=True, exist_ok=True)
-        jobs = [job for job in request.jobs() if not _mark(output, job).exists()]
-        run_jobs(partial(_make_chunk, request, output), jobs, request, output, "objects", workers, report)
-        counts = {split: getattr(request, split) for split in SPLITS}
-        content = {"request": asdict(request), "classes": request.classes, "images": counts}
-        atomic_json(output / _MANIFEST, content)
-        shutil.rmtree(parts, ignore_errors=True)
-        (output / _STARTED).unlink(missing_ok=True)
-    return True
+    return build_set(OBJECTS, request, output, workers, report)
 
 
-def _make_chunk(request: ObjectRequest, output: Path, job: Job) -> int:
-    """The images of one chunk; the mark appears only when all are written."""
+def _make(request: ObjectRequest, output: Path, job: Job) -> None:
+    """The images of one chunk."""
     split, start, end = job
-    try:
-        for index in range(start, end):
-            scene, name = sample_object(request.seed, split, index, request.textured, request.plain)
-            image = Image.fromarray(render(scene, request.image_size))
-            image.save(output / split / name / f"{index:07d}.jpg", "JPEG", quality=95, subsampling=0)
-        _mark(output, job).touch()
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}); mend that and run again") from None
-    return end - start
+    for index in range(start, end):
+        scene, name = sample_object(request.seed, split, index, request.textured, request.plain)
+        image = Image.fromarray(render(scene, request.image_size))
+        image.save(output / split / name / f"{index:07d}.jpg", "JPEG", quality=95, subsampling=0)
 
 
-def _mark(output: Path, job: Job) -> Path:
-    return output / _PARTS / f"{job[0]}_{job[1]:08d}_{job[2]:08d}"
+def _complete(request: ObjectRequest, output: Path, parts: list[tuple[Job, Any]]) -> dict[str, Any]:
+    return {"classes": request.classes}
+
+
+def _folders(request: ObjectRequest, split: Split) -> list[str]:
+    return [f"{split}/{name}" for name in request.classes]
+
+
+OBJECTS = SetKind("set of single objects", "objects.json", "objects", CHUNK, _folders, _make, _complete)

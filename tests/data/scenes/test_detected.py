@@ -1,20 +1,20 @@
 """Scenes in COCO's layout: masks are what is seen, boxes are the masks', and an interrupted run goes on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from pela_vl.base.errors import UserError
 from pela_vl.data.scenes import detected
-from pela_vl.data.scenes.detected import DetectedRequest, build_detected
+from pela_vl.data.scenes.chunks import SetRequest, build_set
+from pela_vl.data.scenes.detected import DETECTED, build_detected
 from pela_vl.data.scenes.labels import visible_masks
 from pela_vl.data.scenes.scene import SHAPES, sample_scene
 from pela_vl.data.sets.coco_file import objects_of, read_coco
 
 
 def test_masks_and_boxes_are_those_of_the_scene(tmp_path):
-    assert build_detected(DetectedRequest(5, 3, seed=4, image_size=96), tmp_path, report=False)
+    assert build_detected(SetRequest(5, 3, seed=4, image_size=96), tmp_path, report=False)
     for split, count in (("train", 5), ("val", 3)):
         file = read_coco(tmp_path / f"{split}.json")
         assert file.names == SHAPES and len(file.images) == count and file.has_masks
@@ -31,32 +31,7 @@ def test_masks_and_boxes_are_those_of_the_scene(tmp_path):
             assert (tmp_path / "images" / image.file_name).stat().st_size > 500
 
 
-def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(detected, "CHUNK", 2)
-    request = DetectedRequest(5, 2, image_size=64)
-    build_detected(request, tmp_path / "whole", report=False)
-    make, calls = detected._make_chunk, []
-
-    def dying(*arguments):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(arguments[2])
-        return make(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(detected, "_make_chunk", dying)
-        build_detected(request, tmp_path / "cut", report=False)
-    assert build_detected(request, tmp_path / "cut", report=False)
-    assert not build_detected(request, tmp_path / "cut", report=False)
-    files = [
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "whole", tmp_path / "cut")
-    ]
-    assert files[0] == files[1] and len(files[0]) == 7 + 3
-    ids = [entry["id"] for entry in json.loads((tmp_path / "cut/train.json").read_text())["annotations"]]
+def test_annotations_are_numbered_through(tmp_path):
+    build_set(replace(DETECTED, chunk=2), SetRequest(5, 2, image_size=64), tmp_path, 1, report=False)
+    ids = [entry["id"] for entry in json.loads((tmp_path / "train.json").read_text())["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
-    with pytest.raises(UserError, match="another set of scenes"):
-        build_detected(DetectedRequest(5, 3, image_size=64), tmp_path / "cut", report=False)
-    for wrong in ({"train": 0}, {"image_size": 8}, {"seed": -1}):
-        with pytest.raises(UserError):
-            DetectedRequest(**({"train": 1, "val": 1} | wrong))

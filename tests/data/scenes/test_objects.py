@@ -1,21 +1,14 @@
 """Single objects: a function of (seed, split, index), balanced, and read as a folder a class."""
 
-import hashlib
-
 import numpy as np
 import pytest
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.scenes import objects, render
+from pela_vl.data.scenes import render
 from pela_vl.data.scenes.objects import ObjectRequest, build_objects, sample_object
 from pela_vl.data.sets.labelled import load_labelled
 
 SMALL = ObjectRequest(train=230, val=100, seed=2, image_size=32)
-
-
-def digest(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +23,6 @@ def test_the_folders_are_the_classes(made):
     assert list(train.classes) == SMALL.classes == list(val.classes) and len(train.classes) == 100
     assert set(np.bincount(train.targets)) == {2, 3} and set(np.bincount(val.targets)) == {1}
     assert not (made / "test").exists()
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "CHUNK", 60)
-    original, calls = objects._make_chunk, []
-
-    def stop_at_the_third(request, output, job):
-        calls.append(job)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(request, output, job)
-
-    monkeypatch.setattr(objects, "_make_chunk", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        build_objects(SMALL, tmp_path / "set", report=False)
-    assert build_objects(SMALL, tmp_path / "set", report=False)
-    assert len(calls) == 3 + len(SMALL.jobs()) - 2
-    assert digest(tmp_path / "set") == digest(made)
-    assert not build_objects(SMALL, tmp_path / "set", report=False)
-    with pytest.raises(UserError, match="seed 2, not 3"):
-        build_objects(ObjectRequest(230, 100, seed=3, image_size=32), tmp_path / "set", report=False)
-
-
-@pytest.mark.slow
-def test_any_number_of_workers_writes_the_same(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "CHUNK", 60)
-    assert build_objects(SMALL, tmp_path / "set", workers=2, report=False)
-    assert digest(tmp_path / "set") == digest(made)
 
 
 def test_the_class_is_what_is_drawn_and_splits_differ():

@@ -1,0 +1,76 @@
+"""Sets of images for vision tasks: the same bytes however the work was cut, interrupted or shared out."""
+
+from dataclasses import replace
+
+import pytest
+
+from pela_vl.base.errors import UserError
+from pela_vl.data.scenes.chunks import SetRequest, build_set
+from pela_vl.data.scenes.detected import DETECTED
+from pela_vl.data.scenes.objects import OBJECTS, ObjectRequest
+from pela_vl.data.scenes.segmented import SEGMENTED
+
+KINDS = {
+    "objects": (OBJECTS, ObjectRequest(7, 3, seed=2, image_size=32)),
+    "detected": (DETECTED, SetRequest(7, 3, 2, seed=2, image_size=64)),
+    "segmented": (SEGMENTED, SetRequest(7, 3, 2, seed=2, image_size=64)),
+}
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(kind, tmp_path):
+    kind, request = kind
+    assert build_set(kind, request, tmp_path / "whole", 1, report=False)
+    made = []
+
+    def dying(*arguments):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(arguments[2])
+        return kind.make(*arguments)
+
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        build_set(replace(kind, chunk=2, make=dying), request, cut, 1, report=False)
+
+    def rest(*arguments):
+        assert arguments[2] not in made  # what is there is kept
+        return kind.make(*arguments)
+
+    assert build_set(replace(kind, chunk=2, make=rest), request, cut, 1, report=False)
+    assert files(tmp_path / "whole") == files(cut) and len(files(cut)) > sum(request.counts.values())
+    assert not build_set(kind, request, cut, 1, report=False)
+    with pytest.raises(UserError, match=f"another {kind.title}.*seed 2, not 3"):
+        build_set(kind, replace(request, seed=3), cut, 1, report=False)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(kind, tmp_path):
+    kind, request = kind
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="cannot be written .No space left on device.; mend that and run again"):
+        build_set(replace(kind, make=full), request, tmp_path / "set", 1, report=False)
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_writes_the_same(kind, tmp_path):
+    kind, request = kind
+    for workers in (1, 2):
+        assert build_set(replace(kind, chunk=2), request, tmp_path / str(workers), workers, report=False)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"test": -1}, {"image_size": 8}, {"seed": -1}])
+def test_a_request_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(UserError):
+        SetRequest(**({"train": 1, "val": 1} | wrong))
