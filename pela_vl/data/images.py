@@ -6,7 +6,8 @@ for these `stored_pixels` leaves the orientation as it is.
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -111,18 +112,28 @@ def decode_image(
         ImageError: As `read_image`.
         UserError: As `read_image`.
     """
+    with open_image(path, content) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS} allowed", BOMB)
+        changes = _formats(image)
+        image.load()
+        upright = image if stored_pixels else _upright(image)
+        return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image, on a disk or at an address, and explain what goes wrong with it until it is closed.
+
+    Raises as `read_image`.
+    """
     if content is None and is_remote(path):
         content = _fetched(path)
     if content is None and not is_file(path):
         raise ImageError(path, "is not a file" if os.path.exists(path) else "no such file", MISSING)
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS} allowed", BOMB)
-            changes = _formats(image)
-            image.load()
-            upright = image if stored_pixels else _upright(image)
-            return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
+            yield image
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, ...
@@ -202,49 +213,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def check_size(path: str | os.PathLike[str], image: Image.Image, width: int, height: int) -> None:
-    """Check that an image has the size that its annotations refer to.
-
-    Args:
-        path: named in the error.
-        image: as read.
-        width: annotated, in pixels.
-        height: annotated, in pixels.
-
-    Raises:
-        ImageError: If the size differs.
-    """
-    if image.size != (width, height):
-        turned = " (it may have been turned by its EXIF orientation)" if image.size == (height, width) else ""
-        raise ImageError(
-            path,
-            f"{image.width} x {image.height} pixels, but annotated as {width} x {height}{turned}; use the files that the "
-            "annotations were made for",
-            RESIZED,
-        )
-
-
-def check_box(box: Sequence[float], width: int, height: int, place: str, tolerance: float = 1.0) -> None:
-    """Check that a box lies inside its image.
-
-    Args:
-        box: [x, y, width, height] in pixels.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        place: where the box is written, for the error.
-        tolerance: pixels that a box may extend beyond the image, as rounded coordinates do.
-
-    Raises:
-        UserError: If it does not.
-    """
-    x, y, w, h = box
-    if min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance:
-        raise UserError(
-            f"{place}: box {[round(v, 2) for v in box]} [x, y, width, height] lies outside its image of {width} x {height} "
-            "pixels; boxes and sizes must be of the same files"
-        )
-
-
 class ImageReader:
     """`read_image` below one root, with an optional cache of decoded images.
 
@@ -282,16 +250,30 @@ class ImageReader:
         return image
 
     def _read(self, relative: str) -> Image.Image:
-        path = resolve(self.root, relative)
-        try:
-            return read_image(path, self.stored_pixels)
-        except ImageError as error:
-            if error.kind != MISSING or relative.isascii() or is_remote(path):
-                raise
-            other = find(self.root, relative)  # composed or decomposed, as the disk has it
-            if other is None:
-                raise
-            return read_image(os.path.join(self.root, other), self.stored_pixels)
+        return at_root(self.root, relative, lambda path: read_image(path, self.stored_pixels))
+
+
+def at_root(root: str | os.PathLike[str], relative: str, read: Callable[[str], Read]) -> Read:
+    """Read a file below a root, whose accents may be spelt on the disk in another way than in the list.
+
+    Args:
+        root: the image root, a folder or an address.
+        relative: the path below it.
+        read: reads the file of a whole path.
+
+    Raises:
+        UserError: If the path leaves the root; and as `read`.
+    """
+    path = resolve(root, relative)
+    try:
+        return read(path)
+    except ImageError as error:
+        if error.kind != MISSING or relative.isascii() or is_remote(path):
+            raise
+        other = find(root, relative)  # composed or decomposed, as the disk has it
+        if other is None:
+            raise
+        return read(os.path.join(root, other))
 
 
 def read_or_next(

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError
+from pela_vl.data.images import ImageError, at_root, open_image
 from pela_vl.data.json_files import read_json
-from pela_vl.data.paths import resolve
 from pela_vl.data.raw import kind, list_entries, typed
 
 IGNORED = 255
@@ -80,17 +79,18 @@ def read_label_values(path: str | os.PathLike[str]) -> LabelValues:
 
 
 def read_label_image(root: str | os.PathLike[str], relative: str) -> np.ndarray:
-    """uint8 [H, W] as stored, palette indices included. Raises `ImageError` for a file that is no label image."""
-    path = resolve(root, relative)
-    try:
-        with Image.open(path) as image:
+    """uint8 [H, W] as stored, palette indices included. The root may be an address.
+
+    Raises `ImageError` for a file that is no label image, `UserError` if it is not given: that is no fault of the image.
+    """
+
+    def read(path: str) -> np.ndarray:
+        with open_image(path) as image:
             if image.mode not in ("L", "P"):
                 raise ImageError(path, f"a label image has one 8-bit channel, this one is {image.mode}")
             return np.array(image, dtype=np.uint8)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise whatever comes
-        raise ImageError(path, " ".join(str(error).split()) or type(error).__name__) from error
+
+    return at_root(root, relative, read)
 
 
 def label_image_names(images: Sequence[str]) -> list[str]:

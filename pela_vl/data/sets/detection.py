@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.detection_transforms import DetectionTransform, FixedTransform, Shown, pad, padded, to_pixels
-from pela_vl.data.images import ImageReader, check_size, check_there, read_or_next
+from pela_vl.data.images import ImageReader, check_there, read_or_next
 from pela_vl.data.paths import resolve
 from pela_vl.data.sets.coco_file import CocoFile, CocoImage, objects_of, read_coco, run_lengths
+from pela_vl.data.sizes import check_size
 
 
 @dataclass(frozen=True)

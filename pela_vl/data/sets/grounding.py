@@ -14,10 +14,11 @@ import torch
 from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageReader, check_box, check_size, check_there
+from pela_vl.data.images import ImageReader, check_there
 from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import resolve
 from pela_vl.data.sets.annotations import PathLike, check_image, check_text, load_annotations
+from pela_vl.data.sizes import check_box, check_size
 from pela_vl.data.text import clean_caption
 from pela_vl.data.transforms import Transform
 

@@ -16,11 +16,12 @@ from torch.utils.data import Dataset
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.collate import Key, Movable, stack_common
-from pela_vl.data.images import ImageError, ImageReader, check_size, read_or_next
+from pela_vl.data.images import ImageReader, at_root, check_there, open_image, read_or_next
 from pela_vl.data.label_images import LabelValues, read_label_image
 from pela_vl.data.paths import resolve
 from pela_vl.data.segmentation_transforms import WholeTransform, fitted
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
+from pela_vl.data.sizes import check_size
 
 # an image, its classes uint8 [H, W], and a generator -> float32 [3, S, S] and uint8 [S, S]
 LabelTransform = Callable[[Image.Image, np.ndarray, Any], tuple[torch.Tensor, torch.Tensor]]
@@ -148,7 +149,7 @@ class SegmentedEval(Dataset):
             transform: Resizes it.
 
         Raises:
-            ImageError: For a file that is not there or whose size cannot be read.
+            ImageError: For a file that is not there or whose size cannot be read. At an address only label images are asked for.
         """
         self.pairs, self.read, self.transform = list(pairs), read, transform
         self.sizes = [self._size(pair) for pair in self.pairs]
@@ -176,12 +177,10 @@ class SegmentedEval(Dataset):
 
     def _size(self, pair: Pair) -> tuple[int, int]:
         """Height and width."""
-        for relative in reversed(pair):
-            path = resolve(self.read.root, relative)
-            if not os.path.isfile(path):
-                raise ImageError(path, "no such file")
-        try:
-            with Image.open(path) as image:
+
+        def read(path: str) -> tuple[int, int]:
+            with open_image(path) as image:
                 return image.height, image.width
-        except Exception as error:  # decoders raise whatever comes
-            raise ImageError(path, " ".join(str(error).split()) or type(error).__name__) from error
+
+        check_there(self.read.root, pair[0])
+        return at_root(self.read.root, pair[1], read)

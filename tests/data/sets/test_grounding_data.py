@@ -10,9 +10,10 @@ from grounding_data import build, load
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.images import ImageError, check_box
+from pela_vl.data.images import ImageError
 from pela_vl.data.sets.captions import CaptionPairs
 from pela_vl.data.sets.grounding import GroundingEval
+from pela_vl.data.sizes import check_box
 from pela_vl.data.transforms import eval_transform
 
 

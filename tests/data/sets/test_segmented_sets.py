@@ -1,7 +1,9 @@
 """Images with label images: pairs, replaced ones, batches of a test."""
 
+import errno
 import json
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,40 @@ def test_lists_that_are_none(root):
         (root / "bad.json").write_text(json.dumps([entry]))
         with pytest.raises(UserError, match=message):
             load_pairs([root / "bad.json"], root)
+
+
+def test_labels_and_images_at_an_address_are_those_of_the_folder(root):
+    system = fsspec.filesystem("memory")
+    system.put(str(root), "/ade", recursive=True)
+    try:
+        there, files = "memory://ade", [root / "val.json"]
+        here, remote = (
+            SegmentedEval(load_pairs(files, place), PairReader(place, reader(root).values), WholeTransform((160, 40)))
+            for place in (root, there)
+        )
+        assert here.sizes == remote.sizes
+        for k in (1, 4):
+            assert torch.equal(here[k].image, remote[k].image) and np.array_equal(here[k].labels, remote[k].labels)
+        system.rm(f"/ade/{remote.pairs[4][1]}")
+        with pytest.raises(ImageError, match="image memory://ade/annotations/.*: no such file"):
+            SegmentedEval(remote.pairs, remote.read, remote.transform)
+    finally:
+        system.store.clear()
+
+
+def test_a_disk_that_fails_under_labels_ends_the_run_and_accents_may_be_spelt_otherwise(root, monkeypatch):
+    data, (image, labels) = training(root), load_pairs([root / "train.json"], root)[0]
+    (root / labels).rename(root / "annotations" / "cafe\u0301.png")
+    data.pairs[0] = (image, "annotations/caf\u00e9.png")
+    assert data[0, 0].index == 0
+    opened = Image.open
+
+    def failing(path, *args):
+        if "annotations" in str(path):
+            raise OSError(errno.EIO, "the disk's own words")
+        return opened(path, *args)
+
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(UserError, match="cannot be read .the disk's own words") as caught:
+        data[0, 1]
+    assert not isinstance(caught.value, ImageError)
