@@ -1,11 +1,14 @@
 """Which share of small changes to the code the tests notice: mutmut on a random sample of a room's mutants.
 
 The tree is copied first, so the checkout stays as it is. A mutant counts as killed when a test fails or the run ends by the
-time limit; mutants of lines that no test runs count as survivors. Counted apart are survivors that do on a CPU what the code
-does: a tensor's device left out, a `strict` check of lengths that are equal by construction, other words in a message. The
-interval is Wilson's, of 95 %, without those.
+time limit; mutants of lines that no test runs count as survivors. Only the tests that run the changed function are run, and
+the first failure ends a mutant. Counted apart are survivors that do what the code does: a tensor's device left out on a CPU,
+a `strict` check of lengths that are equal by construction, other words in a message, and those that
+tests/mutation_equivalents.yaml lists with the reason of each. The interval is Wilson's, of 95 %, without those.
 
     python tests/mutation.py metrics lowrank evaluation data
+
+With --keep the copy stays and is used again: mutants and the table of which test runs what are made anew only for what changed.
 """
 
 import argparse
@@ -19,7 +22,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 # the narrow tests of each room
@@ -40,16 +46,47 @@ source_paths = ["pela_vl/{room}"]
 also_copy = {copied}
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0"]
-timeout_constant = 30.0
+timeout_constant = 4.0
+timeout_multiplier = 5.0
+on_dependency_change = "ignore"
 """
+# Fixtures of a module are made once only while its tests stand together, and mutmut names tests in no order.
+_ORDER = """
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (item.location[0], item.location[1] or 0))
+"""
+EQUIVALENTS = ROOT / "tests" / "mutation_equivalents.yaml"
+
+
+def changed(diff: str) -> tuple[str, str]:
+    """The lines that a mutant takes away and those it puts there, blanks at the ends left out."""
+    lines = diff.splitlines()
+    before, after = (
+        " ".join(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(3 * sign))
+        for sign in "-+"
+    )
+    return before, after
+
+
+def listed_equivalents() -> dict[tuple[str, str, str], str]:
+    """(function, line before, line after) -> why no test can tell them apart. Raises `SystemExit` for a line that is gone."""
+    found = {}
+    for entry in yaml.safe_load(EQUIVALENTS.read_text(encoding="utf-8")) or []:
+        place, before = entry["function"], " ".join(entry["before"].split())
+        parts = place.split(".")
+        files = [ROOT.joinpath(*parts[:end]).with_suffix(".py") for end in range(len(parts) - 1, 1, -1)]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None or before not in " ".join(file.read_text(encoding="utf-8").split()):
+            raise SystemExit(f"error: {EQUIVALENTS.name}: {place}: the code has no more {before!r}")
+        for after in entry["after"]:
+            found[place, before, " ".join(after.split())] = entry["reason"]
+    return found
 
 
 def alike(diff: str) -> str:
     """The kind of a mutant that does on a CPU what the code does, or ""."""
-    lines = diff.splitlines()
-    before, after = (
-        " ".join(line[1:] for line in lines if line.startswith(sign) and not line.startswith(3 * sign)) for sign in "-+"
-    )
+    before, after = changed(diff)
     if before.count("device=") > after.count("device=") or "device=None" in after:
         return "device"
     if before.count("strict=True") > after.count("strict=True"):
@@ -61,56 +98,78 @@ def alike(diff: str) -> str:
 
 
 def copy_tree(target: Path) -> None:
-    """The files under version control, and a link to what lies beside the checkout for tests."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    """Bring a copy of the files under version control up to date, with a link to what lies beside the checkout for tests."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).exists():
-            shutil.copy2(ROOT / name, target / name)
+        source, copy = ROOT / name, target / name
+        if source.is_file() and not (copy.exists() and copy.stat().st_mtime == source.stat().st_mtime):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+    with open(target / "tests" / "conftest.py", "a", encoding="utf-8") as file:
+        file.write(_ORDER)
     beside = target / "shared"
     if (ROOT.parent / "shared").exists() and not beside.exists():
         beside.symlink_to((ROOT.parent / "shared").resolve())  # the tests run in target/mutants
 
 
-def mutants_of(tree: Path, room: str) -> list[str]:
-    """The names of all mutants of a room, as mutmut gives them."""
+def make_mutants(tree: Path, room: str, processes: int) -> list[str]:
+    """Write all mutants of a room where mutmut looks for them, and give their names."""
+    from mutmut.__main__ import create_mutants
     from mutmut.configuration import reset_config
-    from mutmut.mutation.file_mutation import mutate_file_contents
-    from mutmut.utils.format_utils import get_mutant_name
+    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
     os.chdir(tree)
     reset_config()
-    names = []
-    for path in sorted(Path("pela_vl", room).rglob("*.py")):
-        made = mutate_file_contents(str(path), path.read_text(encoding="utf-8"))
-        names += [get_mutant_name(path, name) for name in made.mutant_names]
-    return names
+    set_mutant_under_test("mutant_generation")
+    with open(os.devnull, "w") as silent, redirect_stdout(silent):
+        Path("mutants").mkdir(exist_ok=True)
+        copy_src_dir()
+        copy_also_copy_files()
+        create_mutants(processes)
+    del os.environ["MUTANT_UNDER_TEST"]
+    return sorted(_codes(tree, room))
+
+
+def _codes(tree: Path, room: str) -> dict[str, int | None]:
+    """mutmut's exit code of every mutant."""
+    codes: dict[str, int | None] = {}
+    for file in tree.glob(f"mutants/pela_vl/{room}/**/*.meta"):
+        codes |= json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
+    return codes
+
+
+def function_of(mutant: str) -> str:
+    """pela_vl.metrics.boxes.x_area__mutmut_3 -> pela_vl.metrics.boxes.area, and a method as module.Class.method."""
+    module, _, name = mutant.partition("__mutmut_")[0].rpartition(".")
+    return f"{module}.{name.removeprefix('x_').removeprefix('x').strip('ǁ').replace('ǁ', '.')}"
 
 
 def run_room(tree: Path, room: str, count: int, seed: int, processes: int) -> dict[str, str]:
     """Of each mutant of the sample: "killed", the kind of one that is counted apart, or "" for one that survived."""
-    copied = ["pela_vl", "tests", "configs", "tasks", "data_prep", "benchmarks", "docs", "README.md", "pyproject.toml"]
+    others = [path for path in sorted((ROOT / "pela_vl").iterdir()) if path.name not in (room, "__pycache__")]
+    copied = ["tests", "configs", "tasks", "data_prep", "benchmarks", "docs", "README.md", "pyproject.toml"]
+    copied += [path.relative_to(ROOT).as_posix() for path in others]
     base = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (tree / "pyproject.toml").write_text(base + _CONFIG.format(room=room, copied=copied, tests=TESTS[room]))
-    shutil.rmtree(tree / "mutants", ignore_errors=True)
-    names = mutants_of(tree, room)
+    names = make_mutants(tree, room, processes)
     sample = sorted(random.Random(seed).sample(names, min(count, len(names))))
     print(f"{room}: {len(sample)} of {len(names)} mutants", file=sys.stderr, flush=True)
     mutmut = Path(sys.executable).with_name("mutmut")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(mutmut), "run", "--max-children", str(processes), *sample]
     done = subprocess.run(command, cwd=tree, env=environment, stdout=sys.stderr)
-    codes: dict[str, int | None] = {}
-    for file in tree.glob(f"mutants/pela_vl/{room}/**/*.meta"):
-        codes |= json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
-    if done.returncode or not all(name in codes for name in sample):
+    codes = _codes(tree, room)
+    if done.returncode or any(codes[name] is None for name in sample):
         raise SystemExit(f"error: mutmut ended with {done.returncode}; its output is above")
+    known = listed_equivalents()
     kinds: dict[str, str] = {}
     for name in sample:
         if codes[name] not in _KILLED:
             command = [str(mutmut), "show", name]
             diff = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True).stdout
-            kinds[name] = alike(diff)
+            kinds[name] = "listed" if (function_of(name), *changed(diff)) in known else alike(diff)
             if not kinds[name]:
                 print(f"survived ({codes[name]}): {name}\n{diff}", flush=True)
     return {name: kinds.get(name, "killed") for name in sample}
@@ -130,13 +189,16 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=60, help="mutants of each room (default 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--scratch", type=Path, help="folder for the copy of the tree (default: the system's)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the copy of the tree, which stays (default: a temporary one)"
+    )
     args = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="mutation-", dir=args.scratch) as scratch:
-        tree = Path(scratch, "tree")
-        copy_tree(tree)
+    with ExitStack() as stack:
+        scratch = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutation-")))
         for room in args.rooms:
+            tree = scratch.resolve() / room
+            copy_tree(tree)
             kinds = Counter(run_room(tree, room, args.sample, args.seed, args.processes).values())
             killed, survived = kinds.pop("killed", 0), kinds.pop("", 0)
             low, high = interval(killed, killed + survived)
