@@ -89,7 +89,8 @@ def test_parquet_with_pictures(tmp_path):
         rows[2] |= {"status": "failed_to_download", "error_message": "HTTP Error 404"}
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         columns["jpg"] = [None if place == 2 else picture(number) for place, number in enumerate(numbers)]
-        columns["txt"] = columns["caption"]
+        columns["txt"] = [f"text column {number}" for number in numbers]
+        columns["caption"][1] = None
         with pyarrow.parquet.ParquetWriter(
             tmp_path / "cc" / f"{shard:05d}.parquet", pyarrow.table(columns).schema
         ) as file:
@@ -100,6 +101,7 @@ def test_parquet_with_pictures(tmp_path):
     assert report["total"]["pictures"] == {"listed": 10, "kept": 8, "dropped": {"download_failed": 2}}
     records = list(shard_records("cc", str(tmp_path / "cc" / "00001.parquet")))
     assert records[0].id == "000010000" and records[0].captions == ["web caption 5"]
+    assert records[1].captions == ["text column 6"]
     assert records[0].identities == ["flickr:905"] and records[2].detail == "HTTP Error 404"
     os.truncate(tmp_path / "cc" / "00000.parquet", 1000)
     with pytest.raises(UserError, match="1 of 2 raw files .*00000.parquet: cannot be read as parquet"):
