@@ -1,4 +1,4 @@
-"""Make the retrieval lists from your own images and a CSV table of captions.
+"""Make the retrieval lists from your own images and a CSV or TSV table of captions.
 
 Example: python data_prep/build_own.py --csv captions.csv --image-root photos --output data/own
 The table's first line is image,caption; an image with several captions has several rows. The split into training, validation
@@ -21,12 +21,12 @@ def main() -> None:
     parser.add_argument("--name", default="own", help="first part of the lists' names (default %(default)s)")
     parser.add_argument("--val", type=float, default=0.1, help="share of images to validate on (default %(default)s)")
     parser.add_argument("--test", type=float, default=0.1, help="share of images to test on (default %(default)s)")
-    parser.add_argument("--delimiter", default=",", help="what separates the columns (default a comma)")
+    parser.add_argument("--delimiter", help="what separates the columns (default a comma in a .csv file, else a tab)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out and count rows and images of no use")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")
-    if len(args.delimiter) != 1:
+    if args.delimiter is not None and len(args.delimiter) != 1:
         raise UserError(f"--delimiter {args.delimiter!r}: give one character")
     if not (args.val > 0 and args.test > 0 and args.val + args.test < 1):
         raise UserError(f"--val {args.val:g} --test {args.test:g}: want shares above 0 that leave images to train on")

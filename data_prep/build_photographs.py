@@ -18,10 +18,10 @@ from pela_vl.data.sets.captions import load_annotations
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--source", type=Path, required=True, help="folder with annotations.json and the pictures")
+    parser.add_argument("--source", type=Path, required=True, help="folder with annotations.json and the images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
-    parser.add_argument("--test", type=int, default=16, help="pictures to test on, evenly spread (default 16)")
-    parser.add_argument("--val", type=int, default=0, help="pictures to validate on, likewise (default none, no list)")
+    parser.add_argument("--test", type=int, default=16, help="images to test on, evenly spread (default 16)")
+    parser.add_argument("--val", type=int, default=0, help="images to validate on, likewise (default none, no list)")
     args = parser.parse_args()
     fields = {"image": (str,), "image_id": (int, str), "caption": (list,)}
     entries = load_annotations([args.source / "annotations.json"], fields)

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--image-folder", default="", help="folder below it that holds the images, as train2014")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--name", default="refcoco+", help="first part of the lists' names (refcoco+)")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out and count objects of absent pictures")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out and count objects of absent images")
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")

@@ -41,7 +41,7 @@ def main() -> None:
     if report.wordless:
         print(f"captions without a word, left out: {report.wordless}")
     if report.uncaptioned:
-        print(f"pictures with no other caption, left out: {report.uncaptioned}")
+        print(f"images with no other caption, left out: {report.uncaptioned}")
     for path in report.files:
         print(path)
 

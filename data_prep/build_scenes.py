@@ -15,9 +15,9 @@ from pela_vl.data.scenes import Request, build_corpus
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the corpus")
-    parser.add_argument("--train", type=int, default=20000, help="pictures for training (default %(default)s)")
-    parser.add_argument("--val", type=int, default=1000, help="pictures for validation (default %(default)s)")
-    parser.add_argument("--test", type=int, default=1000, help="pictures for testing (default %(default)s)")
+    parser.add_argument("--train", type=int, default=20000, help="images for training (default %(default)s)")
+    parser.add_argument("--val", type=int, default=1000, help="images for validation (default %(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="images for testing (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=64, help="side in pixels (default %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
@@ -25,7 +25,7 @@ def main() -> None:
     request = Request(args.train, args.val, args.test, args.seed, args.image_size)
     made = build_corpus(request, args.output, args.workers)
     state = "complete" if made else "was complete already"
-    print(f"{args.output}: {state}, {args.train} train, {args.val} val, {args.test} test pictures")
+    print(f"{args.output}: {state}, {args.train} train, {args.val} val, {args.test} test images")
 
 
 if __name__ == "__main__":

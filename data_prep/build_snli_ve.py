@@ -19,7 +19,7 @@ def main() -> None:
         required=True,
         help="folder of snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl",
     )
-    parser.add_argument("--image-root", type=Path, required=True, help="folder of Flickr30K's pictures")
+    parser.add_argument("--image-root", type=Path, required=True, help="folder of Flickr30K's images")
     parser.add_argument(
         "--picture",
         default="{id}.jpg",
@@ -52,7 +52,7 @@ def main() -> None:
         print(line)
         print("      " + ", ".join(f"{label} {report.labels[label]}" for label in LABELS))
     for (a, b), count in shared_images(splits).items():
-        print(f"warning: {a} and {b} share {count} pictures")
+        print(f"warning: {a} and {b} share {count} images")
     for report in reports.values():
         print(report.file)
 

@@ -42,7 +42,7 @@ def main() -> None:
         help="questions of train and val that an answer needs (default %(default)s)",
     )
     parser.add_argument("--genome", type=Path, help="Visual Genome's question_answers.json")
-    parser.add_argument("--genome-root", type=Path, help="folder with VG_100K and VG_100K_2, or with all pictures")
+    parser.add_argument("--genome-root", type=Path, help="folder with VG_100K and VG_100K_2, or with all images")
     parser.add_argument("--genome-listed", action="store_true", help="keep only answers that are in the answer list")
     parser.add_argument(
         "--genome-without-val", type=Path, metavar="IMAGE_DATA", help="Visual Genome's image_data.json: leave out the images "
@@ -52,7 +52,7 @@ def main() -> None:
         "--image-pattern", help="where an image lies below the root, for data of your own: {subset}/{image_id}.jpg"
     )
     parser.add_argument(
-        "--skip-missing", action="store_true", help="leave out and count training questions without picture"
+        "--skip-missing", action="store_true", help="leave out and count training questions without image"
     )
     args = parser.parse_args()
     if (args.genome is None) != (args.genome_root is None):
@@ -93,7 +93,7 @@ def main() -> None:
         entries, dropped = genome_entries(
             questions, args.genome_root, answers if args.genome_listed else None, args.skip_missing
         )
-        dropped["picture of val"] = total - len(questions)
+        dropped["image of val"] = total - len(questions)
         files["vg_qa.json"] = entries
         lines.append(counted("vg", total, True, f"questions, {len(entries)} kept"))
         lines += [f"      left out, {reason}: {count}" for reason, count in dropped.items() if count]

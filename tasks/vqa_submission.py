@@ -1,7 +1,7 @@
 """The VQA leaderboard file: answers to every question of an official question file, or a check of a file made elsewhere.
 
 deepspeed tasks/vqa_submission.py --config configs/vqa.yaml --set init.checkpoint=runs/vqa/last.safetensors \\
-    --questions data/vqa/v2_OpenEnded_mscoco_test2015_questions.json --output vqa_OpenEnded_mscoco_test2015_pela_results.json
+    --questions data/raw/vqa/v2_OpenEnded_mscoco_test2015_questions.json --output vqa_OpenEnded_mscoco_test2015_pela_results.json
 python tasks/vqa_submission.py --questions v2_OpenEnded_mscoco_test-dev2015_questions.json --check results.json
 
 Killed in the middle, the same command goes on. With --annotations, --check also prints the accuracy.

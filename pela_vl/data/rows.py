@@ -34,14 +34,14 @@ class Row:
 def read_rows(path: str | os.PathLike[str], delimiter: str | None = None) -> Iterator[Row]:
     """Yield the rows of a UTF-8 table without empty lines and byte order mark.
 
-    The delimiter None means a comma for names ending in `.csv`, and a tab otherwise. Bytes that are not UTF-8 are kept
-    as lone surrogates. A header is a row like any other.
+    The delimiter None is that of `delimiter_of`. Bytes that are not UTF-8 are kept as lone surrogates. A header is a row
+    like any other.
 
     Raises:
         UserError: If the file is absent or unreadable.
     """
     if delimiter is None:
-        delimiter = "," if os.fspath(path).lower().endswith(".csv") else "\t"
+        delimiter = delimiter_of(path)
     try:
         with open(path, "rb") as file:
             if file.read(3) != codecs.BOM_UTF8:
@@ -53,6 +53,11 @@ def read_rows(path: str | os.PathLike[str], delimiter: str | None = None) -> Ite
         raise UserError(f"{os.fspath(path)}: no such file; name the table of captions") from None
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def delimiter_of(path: str | os.PathLike[str]) -> str:
+    """A comma for names that end in `.csv`, and a tab otherwise."""
+    return "," if os.fspath(path).lower().endswith(".csv") else "\t"
 
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:

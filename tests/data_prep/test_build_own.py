@@ -152,3 +152,10 @@ def test_a_model_is_fine_tuned_by_the_shipped_configuration(own, monkeypatch):
     _, metrics = train(Retrieval(), settings, resume=False)
     assert 0 <= metrics["test"]["mean"] <= 100
     assert Path("runs/own/best.safetensors").exists() and Path("runs/own/evaluation.json").exists()
+
+
+def test_a_tsv_file_has_tabs_and_no_quoting(tmp_path):
+    rows = ["image\tcaption", '1.jpg\t"Stop" says the sign', '2.jpg\t"open, never closed', "3.jpg\ta dog, a cat"]
+    (tmp_path / "c.tsv").write_text("\n".join(rows) + "\n")
+    found = read_table(tmp_path / "c.tsv", tmp_path).captions
+    assert found == {"1.jpg": ['"Stop" says the sign'], "2.jpg": ['"open, never closed'], "3.jpg": ["a dog, a cat"]}

@@ -89,7 +89,7 @@ def test_rows_without_label_or_words_are_counted(tmp_path, root):
     done = run("--source", tmp_path, "--image-root", root, "--output", tmp_path / "lists")
     assert done.returncode == 0, done.stderr
     assert "left out, without a gold label: 2   left out, without a word: 1\n" in done.stdout
-    assert "warning: train and dev share 1 pictures" in done.stdout and "train and test" not in done.stdout
+    assert "warning: train and dev share 1 images" in done.stdout and "train and test" not in done.stdout
     assert len(json.loads((tmp_path / "lists/snli_ve_train.json").read_text())) == 2
 
 

@@ -161,7 +161,7 @@ def test_genome_without_the_pictures_of_val_and_with_listed_answers_only(coco, g
     made = lists(tmp_path / "lists")
     assert [e["question_id"] for e in made["vg_qa"]] == [8]
     assert made["answer_list"] == ["on grass", "Yes"]  # a published list is taken as it is
-    assert "picture of val: 1" in done.stdout and "(as given)" in done.stdout
+    assert "image of val: 1" in done.stdout and "(as given)" in done.stdout
 
 
 def test_absent_pictures(coco, genome, tmp_path):

@@ -13,7 +13,7 @@ from pela_vl.base.system import usable_cores
 from pela_vl.data.images import ImageError, read_image
 from pela_vl.data.paths import below, find, why_absent
 from pela_vl.data.public.karpathy import KarpathyImage
-from pela_vl.data.rows import read_rows
+from pela_vl.data.rows import delimiter_of, read_rows
 from pela_vl.data.text import has_text
 
 COLUMNS = ("image", "caption")
@@ -34,15 +34,15 @@ class Table:
     rows: int = 0
 
 
-def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: bool = False) -> Table:
-    """Read a CSV file with a header naming the columns image and caption. Other columns are ignored.
+def read_table(path: Path, image_root: Path, delimiter: str | None = None, skip_bad: bool = False) -> Table:
+    """Read a CSV or TSV file with a header naming the columns image and caption. Other columns are ignored.
 
     An image has as many captions as rows.
 
     Args:
         path: of the table.
         image_root: folder that the column image is relative to.
-        delimiter: one character between cells.
+        delimiter: one character between cells; None: a comma for names that end in `.csv`, a tab otherwise.
         skip_bad: record malformed rows, and rows without path or caption, in `Table.bad` instead of raising.
 
     Raises:
@@ -50,7 +50,7 @@ def read_table(path: Path, image_root: Path, delimiter: str = ",", skip_bad: boo
             row is bad.
     """
     table = Table()
-    for place, image, caption, reason in _rows(path, delimiter):
+    for place, image, caption, reason in _rows(path, delimiter or delimiter_of(path)):
         table.rows += 1
         if not reason:
             reason = "no image" if not image else "" if has_text(caption) else f"no word in the caption {caption!r}"
@@ -167,7 +167,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, str, str, str]]:
             if missing:
                 raise UserError(
                     f"{path}: no column {missing[0]!r} among {', '.join(names) or 'none'}; the first line wants to be"
-                    f" {delimiter.join(COLUMNS)} (another separator: --delimiter)"
+                    f" {delimiter.join(COLUMNS)!r} (another separator: --delimiter)"
                 )
             wanted, count = [names.index(column) for column in COLUMNS], len(names)
             continue
