@@ -56,7 +56,7 @@ def results(found: Detections, data: DetectionEval, index: int) -> list[Result]:
     """
     image, (height, width) = data.file.images[index], data.size(index)
     kept = [place for place, label in enumerate(found.labels.tolist()) if label in data.category]
-    factors = found.boxes.new_tensor([image.width / width, image.height / height] * 2)
+    factors = torch.tensor([image.width / width, image.height / height] * 2, device=found.boxes.device)
     boxes = found.boxes[kept].float() * factors
     masks = None if found.masks is None else encode(paste_masks(found.masks[kept], boxes, (image.height, image.width)))
     sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
