@@ -1,13 +1,12 @@
 """data_prep/build_coco_detection.py: COCO's files as downloaded, counts that are checked, and photographs with boxes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from coco_files import unpacked, write_coco
-from tiny_runs import ROOT, environment
+from scripts import run_script
+from tiny_runs import ROOT
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.public import coco_detection
@@ -18,8 +17,7 @@ PHOTOGRAPHS = ROOT.parent / "shared/data/coco_ccby_small"
 
 
 def build(*arguments):
-    command = [sys.executable, "data_prep/build_coco_detection.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    return run_script(ROOT / "data_prep" / "build_coco_detection.py", *arguments)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
@@ -20,8 +19,7 @@ SCRIPT = ROOT / "data_prep" / "build_own.py"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return run_script(SCRIPT, *arguments)
 
 
 @pytest.fixture

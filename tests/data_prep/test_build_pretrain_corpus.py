@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corrupt_web import noise
+from scripts import run_script
 
 from pela_vl.data.sets.captions import CaptionPairs
 from pela_vl.data.transforms import eval_transform
@@ -17,8 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_pretrain_corpus.py"
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SCRIPT.parents[1])}, cwd=cwd)
+    return run_script(SCRIPT, *arguments, cwd=cwd)
 
 
 def published(caption: str) -> str:

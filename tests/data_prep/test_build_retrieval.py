@@ -1,10 +1,10 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.public.karpathy import read_karpathy, write_lists
@@ -39,8 +39,7 @@ def write(tmp_path: Path, images: Any) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SCRIPT.parents[1])})
+    return run_script(SCRIPT, *arguments)
 
 
 def test_lists(tmp_path, root, images):

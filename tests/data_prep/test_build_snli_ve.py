@@ -1,12 +1,11 @@
 import json
-import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.public.snli_ve import PUBLISHED, SPLITS, read_snli_ve, shared_images, write_lists
@@ -42,10 +41,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    )
+    return run_script(SCRIPT, *arguments)
 
 
 def test_published_counts_add_up():

@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.public.vqa_lists import (
@@ -28,8 +28,7 @@ SCRIPT = Path(__file__).parents[2] / "data_prep" / "build_vqa.py"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SCRIPT.parents[1])})
+    return run_script(SCRIPT, *arguments)
 
 
 def question(number, image_id, text="What is it?"):
