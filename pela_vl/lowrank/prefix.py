@@ -97,7 +97,7 @@ def blocks_of(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
-            if any(name.startswith(block + ".") for block in blocks):
+            if any(f"{name}.".startswith(f"{block}.") for block in blocks):
                 continue
             for child, block in module.named_children():
                 full = f"{name}.{child}" if name else child
