@@ -120,6 +120,28 @@ def test_vqa_and_entailment_files(made, split, count):
         assert (made / "images" / split / f"{pair['Flickr30K_ID']}.jpg").is_file()
 
 
+def test_a_change_of_the_files_raises_the_version(made):
+    """All but the images, and numbers that are measured in drawn pixels."""
+    names = ["dataset_scenes.json", "captions_train.json", "captions_val.json", "captions_test.json"]
+    names += [f"v2_{kind}_{split}_{end}.json" for split in ("train", "val", "test")
+              for kind, end in (("OpenEnded_scenes", "questions"), ("scenes", "annotations"))]  # fmt: skip
+    names += [f"snli_ve_{split}.jsonl" for split in ("train", "dev", "test")] + ["refs(unc).p"]
+    digest = hashlib.sha256(b"".join((made / name).read_bytes() for name in names)).hexdigest()[:16]
+    instances = json.loads((made / "instances.json").read_text())
+    totals = [len(instances["annotations"]), *np.sum([a["bbox"] for a in instances["annotations"]], 0).tolist()]
+    found = [instances["images"][-1], sorted(instances["annotations"][0]), instances["categories"][0], totals]
+    assert (corpus_module.GENERATOR_VERSION, digest, found) == (
+        1,
+        "70df8b6a377662f0",
+        [
+            {"id": 116, "file_name": "images/test/scene_00000116.jpg", "width": 64, "height": 64},
+            ["area", "bbox", "category_id", "id", "image_id", "iscrowd", "segmentation"],
+            {"id": 1, "name": "circle", "supercategory": "shape"},
+            [354, 7760, 7828, 6725, 7002],
+        ],
+    )
+
+
 def test_manifest_and_sheet(made):
     assert json.loads((made / "scenes.json").read_text())["request"] == {
         **{"train": 60, "val": 45, "test": 12, "seed": 4, "image_size": 64},
