@@ -115,12 +115,12 @@ def copy_tree(target: Path) -> None:
 
 def make_mutants(tree: Path, room: str, processes: int) -> list[str]:
     """Write all mutants of a room where mutmut looks for them, and give their names."""
+    os.chdir(tree)  # whose pyproject.toml mutmut reads when it is imported
     from mutmut.__main__ import create_mutants
     from mutmut.configuration import reset_config
     from mutmut.mutation.trampoline import set_mutant_under_test
     from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
-    os.chdir(tree)
     reset_config()
     set_mutant_under_test("mutant_generation")
     with open(os.devnull, "w") as silent, redirect_stdout(silent):
