@@ -50,11 +50,24 @@ timeout_constant = 4.0
 timeout_multiplier = 5.0
 on_dependency_change = "ignore"
 """
-# Fixtures of a module are made once only while its tests stand together, and mutmut names tests in no order.
-_ORDER = """
+# Fixtures of a module are made once only while its tests stand together, and mutmut names tests in no order. What the code
+# and the tests remember of the run before the mutant, in functools' caches, is forgotten.
+_HOOKS = """
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.location[0], item.location[1] or 0))
+
+
+def pytest_sessionstart(session):
+    import functools
+    import gc
+
+    here = str(session.config.rootpath)
+    for thing in gc.get_objects():
+        if isinstance(thing, functools._lru_cache_wrapper):
+            code = getattr(getattr(thing, "__wrapped__", None), "__code__", None)
+            if code is not None and code.co_filename.startswith(here):
+                thing.cache_clear()
 """
 EQUIVALENTS = ROOT / "tests" / "mutation_equivalents.yaml"
 
@@ -107,7 +120,7 @@ def copy_tree(target: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
     with open(target / "tests" / "conftest.py", "a", encoding="utf-8") as file:
-        file.write(_ORDER)
+        file.write(_HOOKS)
     beside = target / "shared"
     if (ROOT.parent / "shared").exists() and not beside.exists():
         beside.symlink_to((ROOT.parent / "shared").resolve())  # the tests run in target/mutants
