@@ -109,12 +109,18 @@ def test_what_does_not_fit_is_encoded_again(data, monkeypatch):
 def test_batches_keep_to_their_limits():
     wanted = torch.rand(4, 30, generator=torch.Generator().manual_seed(0)) < 0.5
     lengths = torch.randint(1, 9, (30,), generator=torch.Generator().manual_seed(1))
-    seen = torch.zeros_like(wanted)
-    for image, text in text_batches(wanted, lengths, pairs=6, tokens=20):
-        assert len(text) <= 6 and (len(text) == 1 or len(text) * lengths[text].max() <= 20)
-        assert not seen[image, text].any()
-        seen[image, text] = True
-    assert torch.equal(seen, wanted)
+    for pairs, tokens in ((6, 20), (100, 20), (3, 1000), (100, 9), (100, 1)):
+        seen, batches = torch.zeros_like(wanted), list(text_batches(wanted, lengths, pairs, tokens))
+        for image, text in batches:
+            assert len(text) <= pairs and (len(text) == 1 or len(text) * lengths[text].max() <= tokens)
+            assert not seen[image, text].any()
+            seen[image, text] = True
+        assert torch.equal(seen, wanted)
+        longest = [int(lengths[text].max()) for _, text in batches]
+        assert longest == sorted(longest)
+        for (_, text), (_, following) in zip(batches, batches[1:], strict=False):  # one pair more would not fit
+            more = len(text) + 1
+            assert more > pairs or more * lengths[following[0]] > tokens
 
 
 def test_without_reranking_the_scores_are_similarities(data):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pela_vl.evaluation import segmentation
 from pela_vl.evaluation.segmentation import Window, label_pixels, predict_whole, predict_windows
 
 
@@ -75,3 +76,28 @@ def test_of_equal_logits_the_first_class_wins():
     for tile_mb in (1e-6, 1.0):
         found = label_pixels([Window(logits, 0, 0, 8, 8)], (8, 8), (8, 8), tile_mb)
         assert (found == 4).all()
+
+
+@pytest.mark.parametrize("seen, original", [((8, 12), (8, 12)), ((8, 12), (20, 30)), ((16, 24), (8, 12))])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_classes_under_way_fit_into_the_memory_and_one_more_does_not(monkeypatch, seen, original, batch):
+    counts = []
+    resize = segmentation._resize
+    monkeypatch.setattr(segmentation, "_resize", lambda x, size: counts.append(x.shape[1]) or resize(x, size))
+    windows = [Window(torch.randn(batch, 11, 4, 6), 0, 0, *seen)]
+    class_mb = 4 * batch * max(seen[0] * seen[1], original[0] * original[1]) / 2**20
+    for fitting in (1, 3, 11):
+        for tile_mb in (fitting * class_mb, (fitting + 0.9) * class_mb):
+            counts.clear()
+            label_pixels(windows, seen, original, tile_mb)
+            assert max(counts) == fitting
+    counts.clear()
+    label_pixels(windows, seen, original, 0.0)
+    assert max(counts) == 1
+
+
+def test_two_windows_are_averaged_where_they_overlap():
+    one, two = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
+    one[:, 0], two[:, 1] = 1.0, 2.0
+    found = label_pixels([Window(one, 0, 0, 4, 4), Window(two, 0, 2, 4, 4)], (4, 6), (4, 6))
+    assert found[0, 0].tolist() == [0, 0, 1, 1, 1, 1]

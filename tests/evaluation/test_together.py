@@ -2,9 +2,11 @@
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from grounding_data import build, load
 from test_localisation import make_model
 from test_localisation import tokenizer as grounding_tokenizer
@@ -68,3 +70,16 @@ def test_boxes_of_expressions(scenes, tmp_path, score):
     parts = run_together(3, work, localisation)
     assert [chosen for chosen, _ in parts] == [alone] * 3
     assert sum(counted[-1] for _, counted in parts) == len(data)
+
+
+def test_splits_count_alike_and_area_weighs_by_its_power(monkeypatch):
+    rows = [{"split": split, "iou": iou} for split, iou in (("a", 0.5), ("a", 0.4), ("b", 1.0), ("c", 0.0))]
+    assert localisation.accuracies(rows) == {"a": 50.0, "b": 100.0, "c": 0.0, "mean": 50.0}
+    # a hot spot in the first box, and a box around all of it
+    heat = torch.ones(1, 10, 10)
+    heat[:, :2, :2] = 5.0
+    image = SimpleNamespace(height=10, width=10, candidates=torch.tensor([[0.0, 0, 2, 2], [0, 0, 10, 10]]))
+    data = SimpleNamespace(images=[image], expressions=[SimpleNamespace(image=0)])
+    monkeypatch.setattr(localisation, "resize_heat", lambda heat, height, width: heat)
+    chosen = {power: localisation._choose(heat, data, [0], power).tolist() for power in (0.0, 0.5, 1.0)}
+    assert chosen == {0.0: [1], 0.5: [1], 1.0: [0]}
