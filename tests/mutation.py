@@ -3,7 +3,7 @@
 The tree is copied first, so the checkout stays as it is. A mutant counts as killed when a test fails or the run ends by the
 time limit; mutants of lines that no test runs count as survivors. Only the tests that run the changed function are run, and
 the first failure ends a mutant. Counted apart are survivors that do what the code does: a tensor's device left out on a CPU,
-a `strict` check of lengths that are equal by construction, other words in a message, and those that
+a `strict` check of lengths that are equal by construction, UTF-8 in capitals, other words in a message, and those that
 tests/mutation_equivalents.yaml lists with the reason of each. The interval is Wilson's, of 95 %, without those.
 
     python tests/mutation.py metrics lowrank evaluation data
@@ -100,10 +100,12 @@ def listed_equivalents() -> dict[tuple[str, str, str], str]:
 def alike(diff: str) -> str:
     """The kind of a mutant that does on a CPU what the code does, or ""."""
     before, after = changed(diff)
-    if before.count("device=") > after.count("device=") or "device=None" in after:
+    if before.count("device=") > after.count("device=") or re.search(r"device ?= ?None", after):
         return "device"
     if before.count("strict=True") > after.count("strict=True"):
         return "strict"
+    if before != after and before.casefold() == after.casefold() and re.search("""["']utf-8["']""", before):
+        return "codec"  # whose name has no case
     prose = re.search(r"""["'][^"']* [^"']*["']""", before)  # with a blank, so no name
     if prose and (before.casefold() == after.casefold() or re.search(r"""["']XX[^"']* [^"']*XX["']""", after)):
         return "message"

@@ -190,6 +190,61 @@ class Place(Linears):
         return self.called(x @ self.layers[0].weight.T)
 
 
+class Walrus(Linears):
+    def forward(self, x):
+        if (layer := self.read) is not None:
+            x = x @ layer.weight.T
+        return self.called(x)
+
+
+class Either(Linears):
+    def forward(self, x):
+        layer = self.read if x.ndim == 2 else None
+        return self.called(x @ layer.weight.T)
+
+
+class Pairs(Linears):
+    def forward(self, x):
+        for number, layer in zip(range(2), self.layers, strict=True):
+            x = x @ layer.weight.T + number
+        return self.called(x)
+
+
+class Named(Linears):
+    def forward(self, x):
+        for _, layer in self.layers.named_children():
+            x = x @ layer.weight.T
+        return self.called(x)
+
+
+class Comprehended(Linears):
+    def forward(self, x):
+        return self.called(x @ torch.stack([layer.weight for layer in self.layers]).sum(0).T)
+
+
+class Tuples(Linears):
+    def forward(self, x):
+        layer, _ = self.read, self.called
+        return self.called(x @ layer.weight.T)
+
+
+class Late(Linears):
+    """The name is given below the line that uses it."""
+
+    def forward(self, x):
+        layer = None
+        for _ in range(2):
+            if layer is not None:
+                x = x @ layer.weight.T
+            layer = self.read
+        return self.called(x)
+
+
+class Bias(Linears):
+    def forward(self, x):
+        return self.called(self.read(x) + self.read.bias)
+
+
 class Calls(Linears):
     """Reads no weight, whatever the names that its layers have on the way."""
 
@@ -200,9 +255,28 @@ class Calls(Linears):
         return called(x) * self.read.in_features + self.read(x)
 
 
-@pytest.mark.parametrize("cls", [Alias, Helper, Function, ByName, Type, Loop, Place])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        Alias,
+        Helper,
+        Function,
+        ByName,
+        Type,
+        Loop,
+        Place,
+        Walrus,
+        Either,
+        Pairs,
+        Named,
+        Comprehended,
+        Tuples,
+        Late,
+        Bias,
+    ],
+)
 def test_a_weight_that_is_read_by_another_way_is_found(cls):
-    name, pattern = ("layers.0", "layers.*") if cls in (Loop, Place) else ("read", "read")
+    name, pattern = ("layers.0", "layers.*") if cls in (Loop, Place, Pairs, Named, Comprehended) else ("read", "read")
     model, x = cls(), torch.randn(4, 16)
     with pytest.raises(PlanError, match=rf"{name} belongs to {cls.__name__}, which reads the weight itself"):
         pela_vl.compress(model, 2)
