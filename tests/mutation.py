@@ -45,7 +45,7 @@ _CONFIG = """
 source_paths = ["pela_vl/{room}"]
 also_copy = {copied}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0", "--timeout=0"]
 timeout_constant = 4.0
 timeout_multiplier = 5.0
 on_dependency_change = "ignore"

@@ -20,9 +20,8 @@ from pela_vl.data.public.segmentation import pair_folders
 from pela_vl.data.public.vqa_lists import find_parts
 from pela_vl.data.repeated import repeated_order
 from pela_vl.data.scenes import Request as SceneRequest
-from pela_vl.data.scenes.detected import DetectedRequest
+from pela_vl.data.scenes.chunks import SetRequest
 from pela_vl.data.scenes.objects import ObjectRequest
-from pela_vl.data.scenes.segmented import SegmentedRequest
 from pela_vl.data.segmentation_transforms import check_scale
 from pela_vl.data.sets.grounding import _numbers
 from pela_vl.data.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -66,7 +65,7 @@ def test_counts_begin_at_one():
         refused(partial(check_scale, bad), f"scale {list(bad)}: want the longest and the shortest side in pixels")
 
 
-@pytest.mark.parametrize("request_of", [DetectedRequest, ObjectRequest, SegmentedRequest])
+@pytest.mark.parametrize("request_of", [SetRequest, ObjectRequest])
 def test_sets_of_scenes_have_images_of_32_to_512_pixels(request_of):
     make = partial(request_of, 1, 1)
     for size in (32, 512):
