@@ -1,8 +1,8 @@
 """Which layers of a Transformer write to its residual stream, and where that stream can be seen, by the layers' names.
 
-Two kinds of blocks are known. In blocks that normalise first (ViT and Swin of timm and of transformers), the stream is the
-input of the norm before the branch. In blocks that normalise the sum (BERT and ALBEF), it is the second argument of the
-output module.
+Two kinds of blocks are known. In blocks that normalise first (ViT and Swin of timm, ViT, GPT-2, LLaMA and T5 of transformers),
+the stream is the input of the norm before the branch. In blocks that normalise the sum (BERT and ALBEF), it is the second
+argument of the output module.
 """
 
 import threading
@@ -17,21 +17,23 @@ from torch import Tensor, nn
 from pela_vl.lowrank import PlanError
 
 PRE_NORM = (
-    # norm before the branch, last layer of the branch, scale of the branch
-    ("norm1", "attn.proj", "ls1"),
-    ("norm2", "mlp.fc2", "ls2"),
-    ("norm1", "attention.attention.o_proj", "layer_scale1"),
-    ("norm1", "attention.output.dense", "layer_scale1"),
-    ("norm2", "mlp.fc2", "layer_scale2"),
-    ("layernorm_before", "attention.output.dense", None),
-    ("layernorm_before", "attention.o_proj", None),
-    ("layernorm_after", "mlp.fc2", None),
-    ("layer_norm1", "self_attn.out_proj", None),
-    ("layer_norm2", "mlp.fc2", None),
-    ("ln_1", "attn.c_proj", None),
-    ("ln_2", "mlp.c_proj", None),
-    ("input_layernorm", "self_attn.o_proj", None),
-    ("post_attention_layernorm", "mlp.down_proj", None),
+    # norm before the branch, last layer of the branch, what may scale the branch (LayerScale)
+    ("norm1", "attn.proj", ("ls1", "gamma_1", "gamma1")),
+    ("norm2", "mlp.fc2", ("ls2", "gamma_2", "gamma2", "layer_scale2")),
+    ("norm1", "attention.attention.o_proj", ("layer_scale1",)),
+    ("norm1", "attention.o_proj", ("layer_scale1",)),
+    ("norm1", "attention.output.dense", ("layer_scale1",)),
+    ("layernorm_before", "attention.output.dense", ("lambda_1",)),
+    ("layernorm_before", "attention.o_proj", ("lambda_1",)),
+    ("layernorm_after", "mlp.fc2", ("lambda_2",)),
+    ("layer_norm1", "self_attn.out_proj", ()),
+    ("layer_norm2", "mlp.fc2", ()),
+    ("ln_1", "attn.c_proj", ()),
+    ("ln_2", "mlp.c_proj", ()),
+    ("input_layernorm", "self_attn.o_proj", ()),
+    ("post_attention_layernorm", "mlp.down_proj", ()),
+    ("layer_norm", "SelfAttention.o", ()),
+    ("layer_norm", "EncDecAttention.o", ()),
 )
 """Children of a block."""
 SCALES = ("gamma", "lambda1", "scale")
@@ -65,11 +67,11 @@ def find_writers(model: nn.Module, names: Iterable[str]) -> dict[str, Writer]:
     for name, block in modules.items():
         if f"{name}.dense" in wanted and hasattr(block, "LayerNorm") and block is not model:
             found[f"{name}.dense"] = Writer(block, 1)
-        for norm, layer, scale in PRE_NORM:
+        for norm, layer, scales in PRE_NORM:
             full = f"{name}.{layer}" if name else layer
             if full in wanted and full not in found and getattr(block, norm, None) is not None:
                 window = block if hasattr(block, "_attn") and layer == "attn.proj" else None
-                found[full] = Writer(getattr(block, norm), 0, _scale(getattr(block, scale or "", None)), window)
+                found[full] = Writer(getattr(block, norm), 0, _scale(block, scales), window)
     if not found:
         raise PlanError(
             f"sequential: no blocks of a known kind are found in {type(model).__name__} by the names of their layers; "
@@ -78,11 +80,13 @@ def find_writers(model: nn.Module, names: Iterable[str]) -> dict[str, Writer]:
     return found
 
 
-def _scale(module: nn.Module | None) -> Tensor | None:
-    for name in SCALES:
-        value = getattr(module, name, None)
-        if isinstance(value, Tensor):
-            return value.detach()
+def _scale(block: nn.Module, names: Iterable[str]) -> Tensor | None:
+    """LayerScale of a block's branch: a parameter of the block, or of a module of the block."""
+    for name in names:
+        module = getattr(block, name, None)
+        for value in (module, *(getattr(module, key, None) for key in SCALES)):
+            if isinstance(value, Tensor):
+                return value.detach()
     return None
 
 
@@ -110,11 +114,12 @@ def missing_stream(writer: Writer, dense: Tensor | None, small: Tensor | None, o
         writer: The layer, which writes to the stream.
         dense: The dense model's stream before the layer's branch was added; None if it was not seen.
         small: The compressed model's stream at the same place; None if it was not seen.
-        output: An output of the layer, for its shape. A Swin block's stream is cut into windows to fit it.
+        output: An output of the layer, for its shape. The stream of timm's Swin block is cut into windows to fit it.
 
     Returns:
         The difference in the output's shape, divided by LayerScale. It is 0 where the scale is next to 0. None where a stream
-        was not seen or does not fit the output.
+        was not seen or does not fit the output, as in blocks that cut it into windows in code of their own (transformers'
+        Swin).
     """
     if dense is None or small is None or dense.shape != small.shape:
         return None
@@ -122,6 +127,8 @@ def missing_stream(writer: Writer, dense: Tensor | None, small: Tensor | None, o
     if writer.window is not None:
         missing = _windows(writer.window, missing)
     if missing.numel() != output.numel() or missing.shape[-1] != output.shape[-1]:
+        return None
+    if output.ndim > 2 and len(missing) != len(output):  # windows: as many tokens, in another order
         return None
     missing = missing.reshape(output.shape)
     if writer.scale is not None:
