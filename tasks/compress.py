@@ -58,6 +58,7 @@ def main() -> None:
     loaded.header.notes["compressed"] = {
         "from": os.path.basename(args.checkpoint) if args.checkpoint else "random weights",
         "exclude": settings.exclude,
+        "dense": list(result.dense),
         "notes": list(result.notes),
     } | asked
     save_model(args.output, loaded.model, loaded.header, extra=result.ema)

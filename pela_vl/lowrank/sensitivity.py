@@ -51,7 +51,7 @@ def model_features(model: nn.Module, item: Any) -> Any:
 
     A tensor or a sequence is taken as it is, also one that an item which is a function returns. Of an output with named
     parts (transformers) the first of these is taken: logits; image_embeds and text_embeds; pooler_output; the mean of
-    last_hidden_state over the tokens (of attention_mask, if given), normalised.
+    last_hidden_state over the tokens (of the mask that fits it, if one is given), normalised.
 
     Raises:
         PlanError: For any other output.
@@ -66,8 +66,9 @@ def model_features(model: nn.Module, item: Any) -> Any:
                 return found if len(found) > 1 else found[0]
         states = out.get("last_hidden_state")
         if states is not None:
-            mask = item.get("attention_mask") if isinstance(item, Mapping) else None
-            weights = torch.ones(states.shape[:2]) if mask is None or mask.ndim != 2 else mask
+            masks = [item.get(f"{of}attention_mask") for of in ("decoder_", "")] if isinstance(item, Mapping) else []
+            fitting = [mask for mask in masks if mask is not None and mask.shape == states.shape[:2]]
+            weights = fitting[0] if fitting else torch.ones(states.shape[:2])
             weights = weights.to(states)[..., None]
             return F.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
     raise PlanError(f"features: no vector is found in a {type(out).__name__}: give features=function(model, item)")

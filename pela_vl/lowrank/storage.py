@@ -1,7 +1,7 @@
 """A compressed model of any library in one folder, and back: weights, and the plan that they need.
 
-The folder holds `pela_vl.safetensors` (the state dict) and `pela_vl.json` (the plan); of a transformers model config.json
-too. Weights are not called model.safetensors on purpose: `from_pretrained` alone knows no low-rank layers, would initialise
+The folder holds `pela_vl.safetensors` (the state dict) and `pela_vl.json` (the plan, and which Linears are dense); of a
+transformers model config.json too. Weights are not called model.safetensors on purpose: `from_pretrained` alone knows no low-rank layers, would initialise
 the dense weights anew with no more than a warning, and so finds nothing to load instead.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank.apply import apply_plan, rank_plan
 from pela_vl.lowrank.checks import PlanError, check_not_wrapped
+from pela_vl.lowrank.dense import is_dense
 from pela_vl.lowrank.pivot import pivoted_layers
 
 WEIGHTS, MARKER = "pela_vl.safetensors", "pela_vl.json"
@@ -38,6 +39,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "model": f"{type(model).__module__}.{type(model).__name__}",
         "ranks": rank_plan(model),
+        "dense": _dense_layers(model),
         "pivoted": list(pivoted_layers(model)),
         "same": same,
     }
@@ -61,7 +63,7 @@ def load(model: nn.Module | Callable[[], nn.Module], path: str | os.PathLike[str
     Args:
         model: a dense module of the same architecture, which is changed IN PLACE, with whatever weights; a function without
             arguments that makes one, such as `lambda: timm.create_model("vit_small_patch16_224")`; or a transformers model
-            class, such as BertModel, whose config.json is in the folder.
+            class, such as BertModel or AutoModel, whose config.json is in the folder.
         path: the folder.
 
     Raises PlanError naming the file or the layer where folder and model do not fit.
@@ -105,10 +107,20 @@ def _build(model: Any, folder: Path) -> nn.Module:
     if config_class is not None and isinstance(model, type):
         transformers_class: Any = model
         return transformers_class._from_config(config_class.from_pretrained(folder))
+    if hasattr(model, "_model_mapping"):  # AutoModel and its like
+        from transformers import AutoConfig
+
+        return model.from_config(AutoConfig.from_pretrained(folder))
     module = model()
     if not isinstance(module, nn.Module):
         raise PlanError(f"load: the function that makes the model returned a {type(module).__name__}")
     return module
+
+
+def _dense_layers(model: nn.Module) -> list[str]:
+    """Names of the Linears that keep all their weights; factors are none."""
+    low = rank_plan(model)
+    return [name for name, module in model.named_modules() if is_dense(module) and name.rpartition(".")[0] not in low]
 
 
 def _at(model: nn.Module, key: str) -> Tensor:

@@ -33,6 +33,7 @@ def test_round_trip(tmp_path, pivoted, kind):
     assert not loaded.training and not list((tmp_path / "model").glob("*.partial"))
     marker = json.loads((tmp_path / "model" / "pela_vl.json").read_text())
     assert marker["ranks"] == rank_plan(model) and marker["model"].endswith("Sequential")
+    assert {*marker["ranks"], *marker["dense"]} == {"0", "2"} and not {*marker["ranks"]} & {*marker["dense"]}
 
 
 def test_dtype_and_tied_weights_survive(tmp_path):
@@ -63,6 +64,7 @@ def test_transformers_models_do_not_load_by_chance(tmp_path):
     pela_vl.compress(model, 3, exclude=["pooler"])
     pela_vl.save(model, tmp_path / "ours")
     assert torch.equal(pela_vl.load(transformers.BertModel, tmp_path / "ours")(ids)[0], model(ids)[0])
+    assert torch.equal(pela_vl.load(transformers.AutoModel, tmp_path / "ours")(ids)[0], model(ids)[0])
     with pytest.raises(OSError, match="no file named"):  # not a model with weights initialised anew
         transformers.AutoModel.from_pretrained(tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs")  # which knows no plan: it is read off the shapes

@@ -116,7 +116,8 @@ def test_the_ema_model_takes_what_was_fitted(lists, script, tmp_path):
             parts = [(after[f"{kind}{name}.up.weight"], after[f"{kind}{name}.down.weight"]) for kind in ("", EMA)]
             same = all(torch.equal(own, ema) for own, ema in zip(*parts, strict=True))
             assert same == fitted, "factors of the EMA weights' own, or the model's fitted ones"
-        assert record["dense"] and not set(record["dense"]) & set(header.ranks)
+        assert record["dense"] == header.notes["compressed"]["dense"] and record["dense"]
+        assert not set(record["dense"]) & set(header.ranks)
         for name in record["dense"]:
             own, ema = after[f"{name}.weight"], after[f"{EMA}{name}.weight"]
             assert torch.equal(own, ema) == fitted
