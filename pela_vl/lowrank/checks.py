@@ -1,7 +1,8 @@
 """Checks, before a model is changed, for anything that would be lost when a low-rank layer replaces a Linear."""
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
+from types import FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -96,6 +97,54 @@ def check_instance(name: str, module: nn.Module) -> None:
             raise PlanError(f"{name}.{key} is a {type(parameter).__name__}, not a plain Parameter: exclude it")
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise PlanError(f"{name}.{key} has gradient hooks, which the new layer would lose: remove them first")
+
+
+def held_outside(model: nn.Module) -> dict[int, list[str]]:
+    """Modules that a plain attribute of some module leads to as well, by id: the attributes' names.
+
+    A list, a dict, a function with its closure, a partial and a bound method are looked into. What is called by such a way goes
+    on using the dense layer after its replacement.
+    """
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _INTERNAL:
+                for found in _modules_in(value, 3):
+                    places.setdefault(id(found), []).append(f"{name}.{key}".lstrip("."))
+    return places
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _modules_in(value: object, depth: int) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    inner: list[object] = []
+    if isinstance(value, list | tuple | set):
+        inner = list(value)
+    elif isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        inner = [value.__self__, value.__func__]
+    elif isinstance(value, FunctionType):
+        inner = [*(value.__defaults__ or ()), *_closure(value)]
+    if depth:
+        for one in inner:
+            yield from _modules_in(one, depth - 1)
+
+
+def _closure(function: FunctionType) -> list[object]:
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not set yet
+            continue
+    return found
 
 
 def carry_over(source: Dense, target: nn.Module) -> None:

@@ -18,6 +18,7 @@ from pela_vl.lowrank.checks import (
     check_instance,
     check_not_wrapped,
     check_values,
+    held_outside,
     uninitialised,
 )
 from pela_vl.lowrank.dense import in_out, is_conv1d, is_dense
@@ -167,21 +168,27 @@ def check_replaceable(model: nn.Module, name: str, shared: dict[str, list[str]])
 
 
 def shared_weights(model: nn.Module) -> dict[str, list[str]]:
-    """For every module whose `weight` is reached by another way too: its name -> the other parameters' names.
+    """For every module whose `weight` is reached by another way too: its name -> the other parameters' or attributes' names.
 
-    The same Parameter, the same module under two names, and two Parameters over the same memory all count.
+    The same Parameter, the same module under two names or in a plain attribute (`held_outside`), and two Parameters over the
+    same memory all count.
     """
     holders: defaultdict[tuple, list[tuple[str, str]]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             holders[_identity(parameter)].append((name, key))
-    return {
+    shared = {
         name: [".".join(filter(None, other)) for other in places if other != (name, key)]
         for places in holders.values()
         if len(places) > 1
         for name, key in places
         if key == "weight"
     }
+    outside = held_outside(model)
+    for name, module in model.named_modules():
+        if id(module) in outside:
+            shared[name] = shared.get(name, []) + outside[id(module)]
+    return shared
 
 
 def _identity(parameter: nn.Parameter) -> tuple:

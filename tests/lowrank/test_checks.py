@@ -1,6 +1,7 @@
 """What two factors would lose is carried over, or named before the model is changed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -302,3 +303,31 @@ def test_replicate_is_a_wrapper(tmp_path):
             pela_vl.compress(model, 2)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _in_a_list(model: nn.Sequential) -> None:
+    model.layers = [model[0]]
+
+
+def _in_a_closure(model: nn.Sequential) -> None:
+    first = model[0]
+    model.forward = lambda x: model[2](first(x))
+
+
+def _in_a_partial(model: nn.Sequential) -> None:
+    model[1].call = partial(torch.add, other={"of": model[0]})
+
+
+def _as_a_method(model: nn.Sequential) -> None:
+    model.first = model[0].forward
+
+
+@pytest.mark.parametrize("hold", [_in_a_list, _in_a_closure, _in_a_partial, _as_a_method])
+def test_a_layer_that_is_held_outside_of_the_modules_is_named(hold):
+    """What leads to the dense layer by another way would go on using it: outputs as if nothing were compressed."""
+    model = net()
+    hold(model)
+    with pytest.raises(PlanError, match=r"^0 shares its weight with (layers|forward|1\.call|first)"):
+        pela_vl.compress(model, 2)
+    assert not low_rank_layers(model)
+    pela_vl.compress(model, 2, exclude=["0"])
