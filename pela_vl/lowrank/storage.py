@@ -1,8 +1,8 @@
 """A compressed model of any library in one folder, and back: weights, and the plan that they need.
 
 The folder holds `pela_vl.safetensors` (the state dict) and `pela_vl.json` (the plan, and which Linears are dense); of a
-transformers model config.json too. Weights are not called model.safetensors on purpose: `from_pretrained` alone knows no low-rank layers, would initialise
-the dense weights anew with no more than a warning, and so finds nothing to load instead.
+transformers model config.json too. Weights are not called model.safetensors on purpose: `from_pretrained` alone knows no
+low-rank layers, would initialise the dense weights anew with no more than a warning, and so finds nothing to load instead.
 """
 
 import json

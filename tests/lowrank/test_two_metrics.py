@@ -175,7 +175,11 @@ def test_default_features():
     torch.testing.assert_close(found[0], nn.functional.normalize(states[0, :3].mean(0), dim=0))
     item = {"attention_mask": torch.ones(2, 9), "decoder_attention_mask": mask}  # the first is the encoder's
     torch.testing.assert_close(model_features(lambda **given: {"last_hidden_state": states}, item), found)
-    assert model_features(lambda **given: {"last_hidden_state": states}, {"attention_mask": torch.ones(2, 9)}).isfinite().all()
+    assert (
+        model_features(lambda **given: {"last_hidden_state": states}, {"attention_mask": torch.ones(2, 9)})
+        .isfinite()
+        .all()
+    )
     given = {"image_embeds": torch.ones(2, 3), "text_embeds": torch.ones(2, 4), "last_hidden_state": states}
     assert [part.shape[1] for part in model_features(lambda model: given, lambda model: given)] == [3, 4]
     with pytest.raises(PlanError, match="features: no vector is found in a dict"):
