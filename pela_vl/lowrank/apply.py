@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pela_vl.lowrank.calibration import InputStatistics
 from pela_vl.lowrank.checks import carry_over, check_not_wrapped
-from pela_vl.lowrank.dense import Dense, in_out, weight_of
+from pela_vl.lowrank.dense import Dense, dense_layer, in_out, weight_of
 from pela_vl.lowrank.factorize import Factors, factorize
 from pela_vl.lowrank.layer import LowRankLinear
 from pela_vl.lowrank.output_metric import OutputMetric
@@ -115,8 +115,8 @@ def apply_plan(
 
 
 def merge_dense(model: nn.Module) -> nn.Module:
-    """Turn every low-rank layer into a Linear with W = up @ down, in place: the inverse of `apply_plan`. Returns
-    `model`.
+    """Turn every low-rank layer into a Linear (or Conv1D) with W = up @ down, in place: the inverse of `apply_plan`.
+    Returns `model`.
 
     The product is formed in fp32 or wider and rounded once to the factors' dtype.
 
@@ -285,8 +285,8 @@ def _row_by_row(factor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _dense(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
-    """A Linear equal to `layer`, keeping its bias Parameter."""
+def _dense(layer: LowRankLinear | PivotedLinear) -> Dense:
+    """A Linear, or the Conv1D that it was, equal to `layer`, keeping its bias Parameter."""
     if isinstance(layer, PivotedLinear):
         bias, weights = layer.bias, (layer.down.weight, layer.rest.weight)
         working = torch.promote_types(weights[0].dtype, torch.float32)
@@ -296,12 +296,13 @@ def _dense(layer: LowRankLinear | PivotedLinear) -> nn.Linear:
         bias, weights = layer.up.bias, (layer.up.weight, layer.down.weight)
         working = torch.promote_types(weights[0].dtype, torch.float32)
         product = weights[0].to(working) @ weights[1].to(working)
-    linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta", dtype=weights[0].dtype)
     wanted = any(weight.requires_grad for weight in weights)
-    linear.weight = nn.Parameter(product.to(weights[0].dtype), requires_grad=wanted)
-    if bias is not None:
-        linear.bias = bias
-    return linear.train(layer.training)
+    kind = vars(layer).get("dense_kind", nn.Linear)
+    dense = dense_layer(kind, product.to(weights[0].dtype), bias, wanted)
+    for key, value in vars(layer).items():  # data that was set on the layer
+        if key not in (*vars(dense), "in_features", "out_features", "rank", "dense_kind"):
+            setattr(dense, key, value)
+    return dense.train(layer.training)
 
 
 def install(model: nn.Module, name: str, module: nn.Module) -> None:

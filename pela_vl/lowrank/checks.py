@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pela_vl.lowrank.dense import Dense
+from pela_vl.lowrank.dense import Dense, is_conv1d
 
 WRAPPERS = {
     "DistributedDataParallel",
@@ -151,6 +151,8 @@ def carry_over(source: Dense, target: nn.Module) -> None:
     """Give `target` whatever data sits on `source`, an instance that passed `check_instance`, and on its weight."""
     for key, value in extras(source).items():
         setattr(target, key, value)
+    if is_conv1d(source):
+        target.dense_kind = type(source)  # what `merge_dense` makes of it again
     for name, parameter in target.named_parameters():
         before = source.bias if name.endswith("bias") else source.weight
         if parameter is not before:

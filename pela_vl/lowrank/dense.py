@@ -5,6 +5,7 @@ Shapes: O = output width, I = input width.
 
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 Dense: TypeAlias = Any
@@ -33,3 +34,21 @@ def in_out(module: Dense) -> tuple[int, int]:
 def weight_of(module: Dense) -> Tensor:
     """The weight [O, I] of a dense layer."""
     return module.weight.T if is_conv1d(module) else module.weight
+
+
+def dense_layer(kind: Any, weight: Tensor, bias: nn.Parameter | None, requires_grad: bool) -> Dense:
+    """A new dense layer of some values.
+
+    Args:
+        kind: class of the layer, nn.Linear or transformers' Conv1D.
+        weight: W [O, I], whatever way round the class stores it.
+        bias: [O], used as it is; None for a Linear without bias.
+        requires_grad: of the weight.
+    """
+    outputs, inputs = weight.shape
+    with torch.device("meta"):  # values are assigned next; on meta no random number is drawn for them
+        layer: Dense = nn.Linear(inputs, outputs, bias is not None) if kind is nn.Linear else kind(outputs, inputs)
+    stored = weight if kind is nn.Linear else weight.T
+    layer.weight = nn.Parameter(stored.detach().contiguous(), requires_grad)
+    layer.bias = bias
+    return layer

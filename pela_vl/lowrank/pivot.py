@@ -115,6 +115,9 @@ def pivot_layer(layer: LowRankLinear) -> PivotedLinear | None:
     order[chosen] = torch.arange(rank, device=up.device)
     order[others] = torch.arange(rank, outputs, device=up.device)
     form.order = order
+    for key, value in vars(layer).items():  # data that was set on the layer
+        if key not in vars(form):
+            setattr(form, key, value)
     return form.train(layer.training)
 
 

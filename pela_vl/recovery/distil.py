@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pela_vl.lowrank import Features, PlanError, low_rank_layers, pivoted_layers
-from pela_vl.lowrank.calibration import run_item
+from pela_vl.lowrank.sensitivity import model_features
 from pela_vl.recovery.perturbation import Perturbation
 
 Report = Callable[[int, int, float], None]
@@ -48,7 +48,7 @@ def recover(
         student: The compressed model.
         teacher: The dense model that it was made from.
         batches: Items as a calibration has them (`calibrate`), gone through again and again; or a function that gives a pass.
-        features: features(model, item) gives a tensor or several; None: the model's output, which must be tensors then.
+        features: features(model, item) gives a tensor or several; None: the model's pooled output (`model_features`).
         steps: Optimiser steps in all.
         rate: Peak learning rate.
         rwp: Weight of RWP (`pela_vl.recovery.perturbation`); 0 computes none.
@@ -67,7 +67,7 @@ def recover(
         raise PlanError(
             "recover: student and teacher are the same module: copy.deepcopy the model before it is compressed"
         )
-    features = features or run_item
+    features = features or model_features
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not parameters:
         raise PlanError("recover: no parameter of the student wants a gradient")

@@ -23,12 +23,14 @@ from pela_vl.lowrank import (
     LowRankLinear,
     OutputMetric,
     PlanError,
+    TwoMetricFactors,
     covariance_root,
     factorize_two_metrics,
 )
 from pela_vl.lowrank.apply import Progress, install, low_rank_layer
 from pela_vl.lowrank.calibration import calibration_items, eval_mode, run_item
-from pela_vl.lowrank.dense import Dense, in_out, weight_of
+from pela_vl.lowrank.checks import carry_over
+from pela_vl.lowrank.dense import Dense, dense_layer, in_out, weight_of
 from pela_vl.lowrank.plan import check_replaceable, shared_weights
 from pela_vl.lowrank.sensitivity import Features
 from pela_vl.lowrank.two_metrics import INPUT_SHRINKAGE, OUTPUT_SHRINKAGE
@@ -187,6 +189,7 @@ def compress_sequentially(
     linears = {name: check_replaceable(model, name, shared) for name in names}
     writers = find_writers(model, names)
     ready: dict[str, nn.Module] = {}
+    spectra: dict[str, Tensor | None] = {}
     last: tuple[list[Tensor], Folds] | None = None
     with eval_mode(model):
         steps = Lockstep(model, names, items, features or run_item, lambda on_stream: watch(writers, on_stream))
@@ -196,7 +199,7 @@ def compress_sequentially(
             if not all(torch.isfinite(fold.total).all() for fold in found):
                 raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
             metric = metrics[name].matrix if metrics is not None else None
-            ready[name] = _fit(linear, found, plan.get(name), metric, strength)
+            ready[name], spectra[name] = _fit(linear, found, plan.get(name), metric, strength)
             steps.replaced[name] = ready[name]
             last = [small.x for _, small in pairs], found
             if progress is not None:
@@ -204,13 +207,13 @@ def compress_sequentially(
     absent = [name for name in names if name not in ready]
     if absent:
         raise PlanError(f"{absent[0]}: no calibration sample went through this layer: give samples, or exclude it")
-    reports = [fit_report(name, linears[name], ready[name]) for name in plan]
+    reports = [fit_report(name, linears[name], ready[name], spectra[name]) for name in plan]
     for name in names:
         install(model, name, ready[name])
     return reports
 
 
-def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
+def fit_report(name: str, linear: nn.Module, layer: nn.Module, spectrum: Tensor | None = None) -> LayerReport:
     """The report of a low-rank layer that was fitted in a dense one's place.
 
     Its error is that of the weight. The layer was fitted to outputs, so this error may be larger than that of a plain SVD.
@@ -219,13 +222,14 @@ def fit_report(name: str, linear: nn.Module, layer: nn.Module) -> LayerReport:
         name: The layer's name in the model.
         linear: The dense layer.
         layer: The LowRankLinear in its place.
+        spectrum: Singular values [K] of W* in the layer's two metrics, None if they are not known.
     """
     assert isinstance(layer, LowRankLinear)
     inputs, outputs = in_out(linear)
     weight = weight_of(linear).detach().float()
     left = weight - layer.up.weight.detach().float() @ layer.down.weight.detach().float()
     norm = float(weight.norm())
-    return LayerReport(name, inputs, outputs, layer.rank, float(left.norm()) / norm if norm else 0.0)
+    return LayerReport(name, inputs, outputs, layer.rank, float(left.norm()) / norm if norm else 0.0, spectrum)
 
 
 def _moments(
@@ -271,8 +275,10 @@ def _moments(
     return folds
 
 
-def _fit(linear: Dense, folds: Folds, rank: int | None, metric: Tensor | None, strength: float | None) -> nn.Module:
-    """What takes the layer's place: factors of W* of that rank, or, for None, W* itself."""
+def _fit(
+    linear: Dense, folds: Folds, rank: int | None, metric: Tensor | None, strength: float | None
+) -> tuple[nn.Module, Tensor | None]:
+    """What takes the layer's place: factors of W* of that rank, and its spectrum; or, for None, W* itself."""
     has_bias = linear.bias is not None
     weight = weight_of(linear).detach()
     found = folds[0].plus(folds[1])
@@ -282,24 +288,21 @@ def _fit(linear: Dense, folds: Folds, rank: int | None, metric: Tensor | None, s
         strength = held_out_strength(folds, metric, has_bias)
     step = found.step(has_bias) if strength else None
     target = exact if step is None else exact + strength * step
+    factors: TwoMetricFactors | None = None
     if rank is None:
         product = target.to(weight)
-        layer = nn.Linear(weight.shape[1], weight.shape[0], has_bias, device="meta", dtype=weight.dtype)
-        layer.weight = nn.Parameter(product.contiguous(), requires_grad=linear.weight.requires_grad)
-        product = product.double()
-        factors = None
     else:
         inputs = covariance_root(found.second(has_bias), INPUT_SHRINKAGE)
         outputs = covariance_root(torch.eye(len(weight)).to(exact) if metric is None else metric, OUTPUT_SHRINKAGE)
-        found_factors = factorize_two_metrics(target, rank, inputs, outputs)
-        factors = up, down = found_factors.up.to(weight), found_factors.down.to(weight)
+        factors = factorize_two_metrics(target, rank, inputs, outputs)
+        up, down = factors.up.to(weight), factors.down.to(weight)
         product = up.to(exact) @ down.to(exact)
     bias = None
     if has_bias:
-        shift = found.total_t / found.count + (exact - product) @ found.mean
+        shift = found.total_t / found.count + (exact - product.to(exact)) @ found.mean
         bias = nn.Parameter((linear.bias.detach().to(shift) + shift).to(linear.bias), linear.bias.requires_grad)
     if factors is not None:
-        return low_rank_layer(linear, *factors, bias)
-    if bias is not None:
-        layer.bias = bias
-    return layer.train(linear.training)
+        return low_rank_layer(linear, up, down, bias), factors.spectrum.float().cpu()
+    layer = dense_layer(type(linear), product, bias, linear.weight.requires_grad)
+    carry_over(linear, layer)
+    return layer.train(linear.training), None

@@ -124,6 +124,35 @@ def test_a_conv1d_is_a_linear():
     torch.testing.assert_close(merged(ids[0]).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_conv1d_stays_one_where_it_stays_or_becomes_dense(tmp_path):
+    """Its weight is stored transposed: a Linear in its place would be loaded wrongly, where it is square without a word."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_positions=32)
+    torch.manual_seed(0)
+    model = transformers.GPT2Model(config).eval()
+    with torch.no_grad():
+        model.h[1].mlp.c_proj.weight.mul_(30)
+    model.h[0].mlp.c_fc.of_the_user = "kept"
+    ids = [torch.randint(0, 50, (4, length)) for length in (5, 9, 7)]
+    options = {"init": "gauss_newton", "ranks": "allocated", "sequential": True, "calibration": ids}
+    small = pela_vl.compress(copy.deepcopy(model), 1.5, **options)
+    kinds = {n: type(m).__name__ for n, m in small.named_modules() if n.endswith(("c_attn", "c_proj", "c_fc"))}
+    assert set(kinds.values()) == {"LowRankLinear", "Conv1D"}
+    with torch.no_grad():
+        expected = small(ids[0])[0]
+        pela_vl.save(small, tmp_path)
+        assert torch.equal(pela_vl.load(transformers.GPT2Model, tmp_path)(ids[0])[0], expected)
+        for pivoted in (False, True):
+            other = copy.deepcopy(small)
+            if pivoted:
+                pela_vl.optimize_for_inference(other, pivot=True)
+            assert other.h[0].mlp.c_fc.of_the_user == "kept"
+            fresh = transformers.GPT2Model(config).eval()
+            fresh.load_state_dict(merge_dense(other).state_dict())
+            assert other.h[0].mlp.c_fc.of_the_user == "kept" and type(other.h[0].mlp.c_fc).__name__ == "Conv1D"
+            torch.testing.assert_close(fresh(ids[0])[0], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_calls_by_keyword():
     class Calls(nn.Module):
         def __init__(self):

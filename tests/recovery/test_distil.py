@@ -36,6 +36,25 @@ def test_features_come_nearer_and_the_rest_stays():
     assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
 
 
+def test_by_default_the_features_are_those_of_the_compression():
+    """Of an output with named parts, as transformers' models have it, the pooled one."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(24, 24)
+
+        def forward(self, x):
+            return {"last_hidden_state": self.layer(x)}
+
+    torch.manual_seed(0)
+    teacher, batches = Named().eval(), [{"x": torch.randn(8, 5, 24)} for _ in range(4)]
+    student, seen = copy.deepcopy(teacher), []
+    pela_vl.compress(student, 3, init="gauss_newton", calibration=batches)
+    pela_vl.recover(student, teacher, batches, steps=60, rate=3e-3, progress=lambda *step: seen.append(step[2]))
+    assert seen[-1] < seen[0]
+
+
 def test_rwp_pulls_the_largest_perturbation():
     largest = []
     for weight in (0.0, 5.0):
