@@ -91,14 +91,24 @@ def collect_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[dict[
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in eval mode; restore each module's mode on leaving."""
+    """Put every module of `model` in eval mode; restore each module's mode on leaving.
+
+    Models of transformers keep no keys and values of past tokens meanwhile: a block that is run again would add to them.
+    """
     modes = {module: module.training for module in model.modules()}
+    configs = {
+        id(config): config for module in modes if getattr(config := getattr(module, "config", None), "use_cache", None)
+    }
     model.eval()
+    for config in configs.values():
+        config.use_cache = False
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for config in configs.values():
+            config.use_cache = True
 
 
 @torch.no_grad()

@@ -47,6 +47,16 @@ def test_as_an_option_of_compress():
         pela_vl.compress(vit(), 2, refine_steps=5)
 
 
+def test_blocks_that_keep_keys_and_values():
+    """GPT-2's blocks add to a cache whenever they run, which a block that is run again and again must not."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_positions=32)
+    model, ids = transformers.GPT2Model(config), [torch.randint(0, 50, (4, 7)) for _ in range(4)]
+    pela_vl.compress(model, 2, init="gauss_newton", calibration=ids, refine_steps=3)
+    assert model.config.use_cache and model(ids[0]).past_key_values is not None
+
+
 def test_a_rate_that_does_harm_changes_nothing():
     dense, items = vit(), images(6)
     small = compressed(dense, items)
