@@ -21,17 +21,17 @@ MAIN: dict[str, dict[str, Any]] = {
     "+ allocated": ALLOCATED,
     "+ sequential": {**ALLOCATED, "sequential": True, "strength": None},
     "+ measured": BEST,
+    "+ pivoted": {**BEST, "pivoted": True},
 }
 MORE: dict[str, dict[str, Any]] = {
     "gauss_newton": {"init": "gauss_newton"},
     "strength 0.5": {**BEST, "strength": 0.5},
     "all tokens alike": {**BEST, "weighted": 0.0},
     "refined, 100 steps a block": {**BEST, "refine_steps": 100},
-    "pivoted": {**BEST, "pivoted": True},
     "second metrics": {**BEST, "again": True},
     "int8 factors": {**BEST, "int8": True},
 }
-"""On top of the last main way."""
+"""Each beside `BEST`."""
 WAYS = MAIN | MORE
 
 
