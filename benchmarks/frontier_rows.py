@@ -11,27 +11,36 @@ import pela_vl
 from benchmarks.encoders import Subject
 from pela_vl.base.system import peak_memory
 from pela_vl.lowrank import low_rank_layers, measure_metrics, merge_dense, plan_ranks
+from pela_vl.lowrank.allocate import allocate_ranks
 from pela_vl.lowrank.calibration import calibrate
+from pela_vl.lowrank.dense import in_out
+from pela_vl.lowrank.effect import cut_errors
+from pela_vl.lowrank.recipe import position_scales
+from pela_vl.recovery.sequential import compress_sequentially
 
 ALLOCATED = {"init": "gauss_newton", "ranks": "allocated"}
-BEST = {**ALLOCATED, "sequential": True, "measured": True, "strength": None}
+SEQUENTIAL = {**ALLOCATED, "sequential": True, "strength": None}
+MEASURED = {**SEQUENTIAL, "measured": True}
 MAIN: dict[str, dict[str, Any]] = {
     "plain": {"init": "svd"},
     "whitened": {"init": "whitened"},
     "+ allocated": ALLOCATED,
-    "+ sequential": {**ALLOCATED, "sequential": True, "strength": None},
-    "+ measured": BEST,
-    "+ pivoted": {**BEST, "pivoted": True},
+    "+ sequential": SEQUENTIAL,
+    "+ pivoted": {**SEQUENTIAL, "pivoted": True},
+    "+ measured": {**MEASURED, "pivoted": True},
 }
+"""A way with a plus has what the one before it has; from the first plus on, two metrics take the place of whitening."""
 MORE: dict[str, dict[str, Any]] = {
     "gauss_newton": {"init": "gauss_newton"},
-    "strength 0.5": {**BEST, "strength": 0.5},
-    "all tokens alike": {**BEST, "weighted": 0.0},
-    "refined, 100 steps a block": {**BEST, "refine_steps": 100},
-    "second metrics": {**BEST, "again": True},
-    "int8 factors": {**BEST, "int8": True},
+    "measured, not pivoted": MEASURED,
+    "strength 0.5": {**MEASURED, "strength": 0.5},
+    "all tokens alike": {**MEASURED, "weighted": 0.0},
+    "refined, 100 steps a block": {**MEASURED, "refine_steps": 100},
+    "second metrics": {**MEASURED, "again": True},
+    "ranks after the sequential step": {**MEASURED, "ranks_again": True},
+    "int8 factors": {**MEASURED, "int8": True},
 }
-"""Each beside `BEST`."""
+"""All but the first two each differ from the second in one thing."""
 WAYS = MAIN | MORE
 
 
@@ -39,6 +48,7 @@ def measure(subject: Subject, kappa: float, way: str, passes: dict[Any, Any]) ->
     """One row of the table. passes: what passes over the samples gave and how long they took, kept for the next rows."""
     options = dict(WAYS[way])
     again, int8, weighted = options.pop("again", False), options.pop("int8", False), options.pop("weighted", None)
+    ranks_again = options.pop("ranks_again", False)
     spent = 0.0
     if options["init"] != "svd":
         key = (options["init"], weighted)
@@ -48,7 +58,10 @@ def measure(subject: Subject, kappa: float, way: str, passes: dict[Any, Any]) ->
         gathered, spent = passes[key]
         options |= {"calibration": subject.calibration, "features": subject.features, "gathered": gathered}
     start = time.process_time()
-    small = pela_vl.compress(copy.deepcopy(subject.model), kappa, **options)
+    if ranks_again:
+        small = _with_ranks_again(subject, kappa, *options["gathered"])
+    else:
+        small = pela_vl.compress(copy.deepcopy(subject.model), kappa, **options)
     if again:
         names = list(plan_ranks(subject.model, kappa))
         metrics = measure_metrics(merge_dense(small), names, subject.calibration, subject.features)[1]
@@ -71,6 +84,24 @@ def _gather(subject: Subject, init: str, weighted: float | None) -> Any:
         return calibrate(subject.model, names, subject.calibration), {}
     more = {} if weighted is None else {"weighted": weighted}
     return measure_metrics(subject.model, names, subject.calibration, subject.features, **more)
+
+
+def _with_ranks_again(subject: Subject, kappa: float, statistics: Any, metrics: Any) -> torch.nn.Module:
+    """The sequential step twice: the second time with ranks by the spectra of the fitted weights W* of the first."""
+    model, plan = subject.model, plan_ranks(subject.model, kappa)
+    cuts = cut_errors(model, plan, statistics, metrics, subject.calibration, subject.features)
+    scales = {name: scale * cuts[name].scale for name, scale in position_scales(model, list(plan)).items()}
+    spectra = {name: cut.spectrum for name, cut in cuts.items()}
+    shapes = {name: in_out(model.get_submodule(name)) for name in plan}
+    budget = sum(rank * sum(shapes[name]) for name, rank in plan.items())
+    small = model
+    for _ in range(2):
+        ranks = allocate_ranks(spectra, shapes, budget, scales=scales, stay_dense=True)
+        dense = [name for name in plan if name not in ranks]
+        small = copy.deepcopy(model)
+        reports = compress_sequentially(small, ranks, subject.calibration, metrics, dense, subject.features, None)
+        spectra |= {report.name: report.spectrum for report in reports if report.spectrum is not None}
+    return small
 
 
 @torch.no_grad()
