@@ -19,8 +19,8 @@ from pela_vl.lowrank.recipe import position_scales
 from pela_vl.recovery.sequential import compress_sequentially
 
 ALLOCATED = {"init": "gauss_newton", "ranks": "allocated"}
-SEQUENTIAL = {**ALLOCATED, "sequential": True, "strength": None}
-MEASURED = {**SEQUENTIAL, "measured": True}
+SEQUENTIAL = {**ALLOCATED, "sequential": True}
+MEASURED = {**SEQUENTIAL, "measured": True, "strength": None}
 MAIN: dict[str, dict[str, Any]] = {
     "plain": {"init": "svd"},
     "whitened": {"init": "whitened"},
@@ -29,7 +29,8 @@ MAIN: dict[str, dict[str, Any]] = {
     "+ pivoted": {**SEQUENTIAL, "pivoted": True},
     "+ measured": {**MEASURED, "pivoted": True},
 }
-"""A way with a plus has what the one before it has; from the first plus on, two metrics take the place of whitening."""
+"""A way with a plus has what the one before it has. From the first plus on, two metrics take the place of whitening; measured
+scales go with strengths by held-out batches."""
 MORE: dict[str, dict[str, Any]] = {
     "gauss_newton": {"init": "gauss_newton"},
     "measured, not pivoted": MEASURED,

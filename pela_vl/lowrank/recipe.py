@@ -128,7 +128,8 @@ def make_recipe(
         gathered: what `measure_metrics` found before, which saves the pass over the samples: several values of kappa can
             share one.
         sequential: the ranks are for the sequential step, in which later layers make up for a part of what earlier ones
-            lose: predicted errors count by `position_scales`.
+            lose: measured errors count by `position_scales`. Predicted ones do not: to first order they are too small in
+            early layers, and both together would starve these.
 
     Raises:
         PlanError: If options contradict each other, or as `plan_ranks`, `calibrate`, `measure_metrics` and
@@ -158,11 +159,12 @@ def make_recipe(
             plan = {name: _pivoted_rank(rank, in_out(model.get_submodule(name))) for name, rank in plan.items()}
         return Recipe(plan, init, statistics, metrics)
     uniform = plan
-    scales = position_scales(model, list(plan)) if sequential and by_effect else dict.fromkeys(plan, 1.0)
+    scales = dict.fromkeys(plan, 1.0)
     if measured and calibration is not None:
         cuts = cut_errors(model, uniform, statistics, metrics, calibration, features, progress)
         spectra = {name: cut.spectrum for name, cut in cuts.items()}
-        scales = {name: cut.scale * scales[name] for name, cut in cuts.items()}
+        position = position_scales(model, list(plan)) if sequential else scales
+        scales = {name: cut.scale * position[name] for name, cut in cuts.items()}
     else:
         spectra = _spectra(model, plan, statistics, metrics, progress)
     shapes = {name: in_out(model.get_submodule(name)) for name in uniform}
