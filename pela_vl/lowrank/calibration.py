@@ -96,9 +96,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     Models of transformers keep no keys and values of past tokens meanwhile: a block that is run again would add to them.
     """
     modes = {module: module.training for module in model.modules()}
-    configs = {
-        id(config): config for module in modes if getattr(config := getattr(module, "config", None), "use_cache", None)
-    }
+    found: list[Any] = [getattr(module, "config", None) for module in modes]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", None)}
     model.eval()
     for config in configs.values():
         config.use_cache = False

@@ -152,7 +152,7 @@ def carry_over(source: Dense, target: nn.Module) -> None:
     for key, value in extras(source).items():
         setattr(target, key, value)
     if is_conv1d(source):
-        target.dense_kind = type(source)  # what `merge_dense` makes of it again
+        vars(target)["dense_kind"] = type(source)  # what `merge_dense` makes of it again
     for name, parameter in target.named_parameters():
         before = source.bias if name.endswith("bias") else source.weight
         if parameter is not before:
