@@ -20,8 +20,8 @@ from pela_vl.lowrank.sensitivity import Features, measure_metrics
 from pela_vl.lowrank.two_metrics import metric_roots, two_metric_spectrum
 
 RANKS = ("uniform", "allocated")
-EARLY = 0.2
-"""What an error in the first of a list of blocks counts by, one in the last being 1 (`position_scales`)."""
+EARLY, EARLY_PREDICTED = 0.2, 0.5
+"""What a measured, and what a predicted error in the first of a list of blocks counts by, one in the last being 1."""
 Gathered = tuple[Mapping[str, InputStatistics], Mapping[str, OutputMetric]]
 """Statistics of inputs and metrics of outputs, by layer."""
 
@@ -128,8 +128,7 @@ def make_recipe(
         gathered: what `measure_metrics` found before, which saves the pass over the samples: several values of kappa can
             share one.
         sequential: the ranks are for the sequential step, in which later layers make up for a part of what earlier ones
-            lose: measured errors count by `position_scales`. Predicted ones do not: to first order they are too small in
-            early layers, and both together would starve these.
+            lose: errors count by `position_scales`, predicted ones less so than measured ones.
 
     Raises:
         PlanError: If options contradict each other, or as `plan_ranks`, `calibrate`, `measure_metrics` and
@@ -160,11 +159,12 @@ def make_recipe(
         return Recipe(plan, init, statistics, metrics)
     uniform = plan
     scales = dict.fromkeys(plan, 1.0)
+    if sequential and by_effect:
+        scales = position_scales(model, list(plan), EARLY if measured else EARLY_PREDICTED)
     if measured and calibration is not None:
         cuts = cut_errors(model, uniform, statistics, metrics, calibration, features, progress)
         spectra = {name: cut.spectrum for name, cut in cuts.items()}
-        position = position_scales(model, list(plan)) if sequential else scales
-        scales = {name: cut.scale * position[name] for name, cut in cuts.items()}
+        scales = {name: cut.scale * scales[name] for name, cut in cuts.items()}
     else:
         spectra = _spectra(model, plan, statistics, metrics, progress)
     shapes = {name: in_out(model.get_submodule(name)) for name in uniform}
@@ -176,10 +176,15 @@ def make_recipe(
     return Recipe(plan, init, statistics, metrics, dense)
 
 
-def position_scales(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+def position_scales(model: nn.Module, names: Sequence[str], early: float = EARLY) -> dict[str, float]:
     """What the layers' errors count by where later layers make up for a part of them.
 
-    EARLY in the first block of a list of layers, 1 in the last and outside of lists, geometrically in between.
+    `early` in the first block of a list of layers, 1 in the last and outside of lists, geometrically in between.
+
+    Args:
+        model: the model.
+        names: its layers.
+        early: what the first block's errors count by.
     """
     lists: dict[str, list[str]] = {}
     for block in blocks_of(model, names):
@@ -188,7 +193,7 @@ def position_scales(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
     for blocks in lists.values():
         for place, block in enumerate(blocks):
             depth = place / max(len(blocks) - 1, 1)
-            scales |= {name: EARLY ** (1 - depth) for name in names if name.startswith(block + ".")}
+            scales |= {name: early ** (1 - depth) for name in names if name.startswith(block + ".")}
     return scales
 
 
