@@ -7,6 +7,7 @@ low-rank layers, would initialise the dense weights anew with no more than a war
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,9 @@ def _build(model: Any, folder: Path) -> nn.Module:
     if config_class is not None and isinstance(model, type):
         transformers_class: Any = model
         return transformers_class._from_config(config_class.from_pretrained(folder))
-    if hasattr(model, "_model_mapping"):  # AutoModel and its like
-        from transformers import AutoConfig
-
-        return model.from_config(AutoConfig.from_pretrained(folder))
+    if hasattr(model, "_model_mapping"):  # AutoModel and its like, whose library is loaded then
+        transformers: Any = sys.modules[model.__module__.partition(".")[0]]
+        return model.from_config(transformers.AutoConfig.from_pretrained(folder))
     module = model()
     if not isinstance(module, nn.Module):
         raise PlanError(f"load: the function that makes the model returned a {type(module).__name__}")
