@@ -101,6 +101,15 @@ def test_notes_and_levels_of_the_recovery_chart(make_demo, page_of):
     assert page.count("line", "level") == 1 and page.count("line", "m0") == 1
 
 
+def test_each_term_says_what_it_is_of_the_total_at_the_end(make_demo, page_of):
+    demo = make_demo()
+    early = [{"step": step, "loss": 9.0, "terms": {"itc": 0.0, "rwp": 9.0}} for step in range(90)]
+    late = [{"step": step, "loss": 2.0, "terms": {"itc": 1.985, "rwp": 0.015}} for step in range(90, 100)]
+    demo["curves"] = {"PELA pre-training": early + late}
+    text = page_of(demo).text
+    assert "0.015 of 2.0 at the end, 0.8 %" in text and "2.0 of 2.0 at the end, 99.2 %" in text
+
+
 def test_page_needs_nothing_from_elsewhere(make_demo, page_of, tmp_path):
     page = page_of(make_demo())
     source = (tmp_path / "page.html").read_text(encoding="utf-8")
