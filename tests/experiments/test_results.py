@@ -111,7 +111,7 @@ def test_rwps_share_of_the_loss_is_read_from_the_last_quarter_of_the_done_runs(t
     for needed in in_order([run]):  # as if executed
         for path in needed.makes:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.touch() if path.suffix else path.mkdir(exist_ok=True)
         record = {"fingerprint": grid.prints[needed.name], "done": True}
         (tmp_path / needed.name).mkdir(parents=True, exist_ok=True)
         (tmp_path / needed.name / "grid.json").write_text(json.dumps(record))
