@@ -18,6 +18,8 @@ segmentation                          deepspeed tasks/segment.py --config config
 object detection                      deepspeed tasks/detect.py --config configs/vision/cascade_swin_base.yaml
 your own images and captions          python tasks/retrieval.py --config configs/own.yaml
 export to ONNX or torch               python tasks/export.py --help
+where a model looks                   python tasks/visualize.py --help
+parameters and operations             python tasks/efficiency.py
 the paper's tables                    python tasks/reproduce.py --help
 in Python                             pela_vl.compress(model, kappa=3)"""
 
