@@ -79,8 +79,8 @@ def _terms(points: Sequence[Point]) -> list[Figure]:
     for term in dict.fromkeys(name for point in points for name in point.terms):
         some = [point for point in points if term in point.terms]
         title, values = _TERMS.get(term, term), [point.terms[term] for point in some]
-        share = charts.share_text(values, [point.loss for point in some])
-        figures.append(Figure(title, charts.term_chart(title, [point.step for point in some], values), share))
+        fraction = charts.share_text(values, [point.loss for point in some])
+        figures.append(Figure(title, charts.term_chart(title, [point.step for point in some], values), fraction))
     return figures
 
 

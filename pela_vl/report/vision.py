@@ -102,8 +102,8 @@ def _training(family: Family) -> list[Figure]:
             totals[step] = totals.get(step, 0.0) + value
     for term, points in family.losses.items():
         values = [value for _, value in points]
-        share = share_text(values, [totals[step] for step, _ in points])
-        figures.append(Figure(term, term_chart(term, [step for step, _ in points], values), share))
+        fraction = share_text(values, [totals[step] for step, _ in points])
+        figures.append(Figure(term, term_chart(term, [step for step, _ in points], values), fraction))
     return figures
 
 
