@@ -21,7 +21,7 @@ def main() -> None:
     )
     parser.add_argument("--image-root", type=Path, required=True, help="folder of Flickr30K's images")
     parser.add_argument(
-        "--picture",
+        "--image-pattern",
         default="{id}.jpg",
         help="where an image lies below the image root: {id} is its Flickr id, {split} train, val or test (default %(default)s)",
     )
@@ -31,12 +31,12 @@ def main() -> None:
     args = parser.parse_args()
     if not args.name or "/" in args.name:
         raise UserError(f"--name {args.name!r}: is the first part of file names; give a plain word")
-    if "{id}" not in args.picture:
-        raise UserError(f"--picture {args.picture!r}: has no {{id}}; write it as in {{id}}.jpg")
+    if "{id}" not in args.image_pattern:
+        raise UserError(f"--image-pattern {args.image_pattern!r}: has no {{id}}; write it as in {{id}}.jpg")
     splits = {}
     for split in SPLITS:
-        picture = args.picture.replace("{split}", "val" if split == "dev" else split)
-        splits[split] = read_snli_ve(args.source / f"snli_ve_{split}.jsonl", args.image_root, picture)
+        pattern = args.image_pattern.replace("{split}", "val" if split == "dev" else split)
+        splits[split] = read_snli_ve(args.source / f"snli_ve_{split}.jsonl", args.image_root, pattern)
     reports = write_lists(splits, args.image_root, args.output, args.name, args.skip_missing)
     for split, report in reports.items():
         known = PUBLISHED[split]

@@ -14,7 +14,12 @@ grounding                             deepspeed tasks/grounding.py --config conf
 question answering                    deepspeed tasks/vqa.py --config configs/vqa.yaml
 VQA leaderboard file                  python tasks/vqa_submission.py --help
 image classification                  deepspeed tasks/classify.py --config configs/vision/deit_base.yaml
+segmentation                          deepspeed tasks/segment.py --config configs/vision/upernet_deit_base.yaml
+object detection                      deepspeed tasks/detect.py --config configs/vision/cascade_swin_base.yaml
+your own images and captions          python tasks/retrieval.py --config configs/own.yaml
 export to ONNX or torch               python tasks/export.py --help
+where a model looks                   python tasks/visualize.py --help
+parameters and operations             python tasks/efficiency.py
 the paper's tables                    python tasks/reproduce.py --help
 in Python                             pela_vl.compress(model, kappa=3)"""
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.errors import UserError, no_checkpoint, run_main
 from pela_vl.base.script import script_parser
 
 ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength", "refine_steps")
@@ -120,7 +120,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     if args.checkpoint and not os.path.isfile(args.checkpoint):
-        raise UserError(f"checkpoint {args.checkpoint}: no such file")
+        raise no_checkpoint(args.checkpoint)
     if not args.output.endswith(".safetensors"):
         raise UserError(f"--output {args.output}: give a name ending in .safetensors")
     if os.path.isdir(args.output):

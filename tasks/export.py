@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 
-from pela_vl.base.errors import UserError, run_main
+from pela_vl.base.errors import UserError, no_checkpoint, run_main
 from pela_vl.base.script import script_parser
 
 TOLERANCE = 1e-3
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     if not args.output.endswith((".onnx", ".pt2")):
         raise UserError(f"--output {args.output}: give a name ending in .onnx or .pt2")
     if not os.path.isfile(args.checkpoint):
-        raise UserError(f"checkpoint {args.checkpoint}: no such file")
+        raise no_checkpoint(args.checkpoint)
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give at least 1")
     return args

@@ -4,6 +4,7 @@ python tasks/reproduce.py table4                          scenes on a CPU; also 
 python tasks/reproduce.py table4 table5 --seeds 0 1 2     several seeds: mean and standard deviation
 python tasks/reproduce.py table2 table3 table9 --seeds 0 1    segmentation and detection on scenes
 python tasks/reproduce.py beyond_svd                      better factors, before and after pre-training
+python tasks/reproduce.py rwp                             RWP at weights over four decades, in both forms, alone and beside FD
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
 python tasks/reproduce.py table1 table7 figure2 --family vision     a small Swin on single objects; also figure1, figure4, table8
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCENES_TEACHER = "pela_vl/assets/scenes_teacher.safetensors"
 TEACHERS = {"demo": SCENES_TEACHER, "quick": SCENES_TEACHER, "full": "ALBEF_4M.pth"}
 NAMES = {
-    "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd"),
+    "albef": ("table4", "table5", "table6", "table7", "figure4", "table8", "beyond_svd", "rwp"),
     "vision": ("table1", "table7", "figure1", "figure2", "figure4", "table8"),
 }
 DENSE = {"table2": "segmentation", "table3": "detection", "table9": "batch_scaling"}

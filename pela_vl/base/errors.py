@@ -9,6 +9,13 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
 
+def no_checkpoint(path: str | os.PathLike[str]) -> UserError:
+    """The error about a checkpoint that is not there."""
+    return UserError(
+        f"checkpoint {path}: no such file; docs/checkpoints.md says where published ones are and which commands write ours"
+    )
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its code; a `UserError` prints one line on stderr and exits with 2.
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pela_vl.base.errors import UserError
+from pela_vl.base.errors import UserError, no_checkpoint
 from pela_vl.checkpoints.header import Header, check_against_tensors, parse_header
 from pela_vl.checkpoints.tensor_files import write_tensors
 
@@ -47,7 +47,7 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
         UserError: If there is no such file, it is damaged, of another format, or its header does not fit its tensors.
     """
     if not os.path.exists(path):
-        raise UserError(f"checkpoint {path}: no such file")
+        raise no_checkpoint(path)
     if not str(path).endswith(".safetensors") or not os.path.isfile(path):
         return None
     try:

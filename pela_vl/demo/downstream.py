@@ -43,7 +43,7 @@ TASKS = (
         "entailment",
         "SNLI-VE",
         "data_prep/build_snli_ve.py",
-        ("--source", "{scenes}", "--image-root", "{scenes}", "--picture", "images/{{split}}/{{id}}.jpg")
+        ("--source", "{scenes}", "--image-root", "{scenes}", "--image-pattern", "images/{{split}}/{{id}}.jpg")
         + ("--output", "{lists}", "--name", "snli_ve"),
         {
             "data.train": "[{lists}/snli_ve_train.json]",

@@ -14,7 +14,7 @@ from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.vision_loading import load_classifier
 from pela_vl.demo.pipeline import machine
 from pela_vl.demo.vision import BACKBONES, FITTED, MODELS, PELA, TEACHER, TRUNCATED, Backbone, VisionPaths
-from pela_vl.report.vision import Classifier, Family, Sample, VisionRun
+from pela_vl.report.vision_run import Classifier, Family, Sample, VisionRun
 from pela_vl.settings import ModelSettings
 from pela_vl.training.run_log import read_log
 

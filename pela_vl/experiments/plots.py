@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_write
-from pela_vl.experiments.results import Found
+from pela_vl.experiments.results import Cell, Found
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
-from pela_vl.experiments.variants import BEYOND
+from pela_vl.experiments.variants import BEYOND, FD_ONLY, RWP_SWEEP, RWP_WEIGHTS, TASK_ONLY
 from pela_vl.training.run_log import read_log
 
 if TYPE_CHECKING:  # matplotlib is an extra
@@ -60,7 +60,9 @@ def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
     if found.table.plot == "recovery":
         recovery(figure, recoveries(scale, found.seeds, grid))
     else:
-        {"differences": differences, "compressions": compressions}[found.table.plot](figure, found)
+        {"differences": differences, "compressions": compressions, "weights": rwp_weights}[found.table.plot](
+            figure, found
+        )
     return save_figure(figure, folder / f"{found.table.name}.png")
 
 
@@ -125,6 +127,37 @@ def compressions(figure: "Figure", found: Found) -> None:
     panels[0].set_ylabel("recall, %", fontsize=8)
 
 
+def rwp_weights(figure: "Figure", found: Found) -> None:
+    """Mean recall over RWP's weight, a curve a form of it; alone on the left and beside FD on the right.
+
+    Dashed is the same pre-training without RWP, with its standard deviation over seeds tinted.
+    """
+    figure.set_size_inches(8.6, 3.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    cells = {line.row.variant: line.cells[-1] for line in found.lines}
+    nothing = Cell((), None)
+    for panel, with_fd, without in ((panels[0], False, TASK_ONLY), (panels[1], True, FD_ONLY)):
+        level = cells.get(without, nothing)
+        if level.mean is not None:
+            panel.axhline(level.mean, color="#666666", lw=0.9, ls="--", label="without RWP")
+            panel.axhspan(
+                level.mean - (level.spread or 0), level.mean + (level.spread or 0), color="#666666", alpha=0.12
+            )
+        for (form, weights), colour in zip(RWP_WEIGHTS.items(), _COLOURS, strict=False):
+            swept = [(weight, cells.get(RWP_SWEEP[form, weight, with_fd], nothing)) for weight in weights]
+            known = [(weight, cell.mean, cell.spread or 0) for weight, cell in swept if cell.mean is not None]
+            if known:
+                across, heights, spreads = zip(*known, strict=True)
+                panel.errorbar(across, heights, spreads, color=colour, marker="o", ms=4, lw=1.4, capsize=2, label=form)
+        panel.set_xscale("log")
+        panel.set_title("FD + RWP" if with_fd else "RWP alone", fontsize=9)
+        panel.set_xlabel("weight of RWP", fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, frameon=False, loc="lower left")
+    panels[0].set_ylabel("recall after pre-training, mean of six, %", fontsize=8)
+
+
 def recovery(figure: "Figure", curves: dict[str, dict[int, float]]) -> None:
     """Validation recall over pre-training steps, one curve per kind of factors, averaged over seeds."""
     panel = figure.subplots()
@@ -161,6 +194,33 @@ def recoveries(scale: Scale, seeds: Sequence[int], grid: Grid) -> dict[str, dict
                     points.setdefault(line["step"] + 1, []).append(line["mean"])
         found[way] = {step: sum(values) / len(values) for step, values in sorted(points.items())}
     return found
+
+
+def rwp_shares(scale: Scale, seeds: Sequence[int], grid: Grid) -> list[str]:
+    """A sentence a variant of the sweep: RWP's term and the whole loss, both averaged over the last quarter of the steps.
+
+    Args:
+        scale: names the pre-training runs.
+        seeds: those whose run is done count.
+        grid: says which are done.
+    """
+    lines = []
+    for (form, weight, with_fd), variant in RWP_SWEEP.items():
+        terms, losses = [], []
+        for run in (scale.pretrained(variant, seed)[1][0] for seed in seeds):
+            if grid.done(run):
+                steps = [line for line in read_log(run.makes[0].parent / "log.jsonl") if "event" not in line]
+                last = steps[-max(len(steps) // 4, 1) :]
+                terms += [line["terms"]["rwp"] for line in last]
+                losses += [line["loss"] for line in last]
+        if losses:
+            name, term, loss = f"{'FD + ' if with_fd else ''}RWP {form} {weight:g}", _mean(terms), _mean(losses)
+            lines.append(f"- {name}: the term is {term:.3g} of a loss of {loss:.3g} at the end ({term / loss:.1%})")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def steps_saved(curves: dict[str, dict[int, float]]) -> list[str]:

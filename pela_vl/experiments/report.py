@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pela_vl.base.progress import clock
-from pela_vl.experiments.plots import draw, recoveries, steps_saved
+from pela_vl.experiments.plots import draw, recoveries, rwp_shares, steps_saved
 from pela_vl.experiments.results import as_markdown, collect, write
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
@@ -30,6 +30,8 @@ def report(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> str:
     text = as_markdown(found)
     if table.plot == "recovery":
         text = "\n".join([text, *steps_saved(recoveries(scale, seeds, grid))])
+    if table.plot == "weights":
+        text = "\n".join([text, *rwp_shares(scale, seeds, grid)])
     threads = "/".join(map(str, found.threads)) or "no"
     text += f"\n\nSeeds {', '.join(map(str, seeds))}; its runs took {clock(found.seconds)} in sum, on {threads} thread(s) each."
     paths = write(found, text, scale.root)

@@ -15,6 +15,7 @@ from pela_vl.experiments.variants import (
     MASKALIGN,
     PELA,
     RWP_ONLY,
+    RWP_SWEEP,
     TASK_ONLY,
     TINYBERT,
     TOME,
@@ -158,6 +159,20 @@ def figure4(scale: Scale) -> list[Table]:
     ]
 
 
+def rwp(scale: Scale) -> list[Table]:
+    columns = (*_recalls("zero_shot", ("TR@1", "IR@1"), known=False), _mean("zero_shot"))
+    rows = [TableRow("dense", DENSE), TableRow("SVD only", TRUNCATED)]
+    for with_fd, without in ((False, TableRow("neither", TASK_ONLY)), (True, TableRow("FD", FD_ONLY))):
+        rows.append(without)
+        for (form, weight, beside), variant in RWP_SWEEP.items():
+            if beside == with_fd:
+                rows.append(TableRow(f"{'FD + ' if with_fd else ''}RWP {form} {weight:g}", variant))
+    title = (
+        f"RWP at several weights{_on(scale)}: retrieval without fine-tuning, after {scale.lengths[1]} of pre-training"
+    )
+    return [Table("rwp", title, columns, tuple(rows), "weights")]
+
+
 def beyond_svd(scale: Scale) -> list[Table]:
     shorter, usual = scale.lengths
     stages = {"start": "cut", "zero_shot_shorter": shorter, "zero_shot": usual}
@@ -177,6 +192,7 @@ TABLES: dict[str, Callable[[Scale], list[Table]]] = {
     "table7": table7,
     "figure4": figure4,
     "beyond_svd": beyond_svd,
+    "rwp": rwp,
 }
 """Tables by name. table8 is not among them, because it is no grid of trainings."""
 

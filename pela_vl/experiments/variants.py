@@ -48,6 +48,35 @@ def pela_at(kappa: float) -> Variant:
     return PELA if kappa == PELA.kappa else Variant(f"pela_kappa_{kappa:g}", kappa, pretrain=PELA.pretrain)
 
 
+RWP_WEIGHTS = {"paper": (0.002, 0.02, 0.2, 2.0), "released": (0.2, 2.0, 20.0, 200.0)}
+"""Weights of RWP that are swept, by its form. The released form is a mean of squares below 1 and the paper's a sum over layers:
+at one weight the released term is about a hundredth of the paper's."""
+
+
+def rwp_at(weight: float, form: str, with_fd: bool) -> Variant:
+    """RWP at another weight, alone or beside FD. At the configurations' weight in the paper's form it is RWP_ONLY or PELA itself.
+
+    Args:
+        weight: losses.rwp.
+        form: losses.rwp_form.
+        with_fd: whether FD stays.
+    """
+    base = PELA if with_fd else RWP_ONLY
+    if (weight, form) == (0.002, "paper"):
+        return base
+    changes = (*(base.pretrain or ()), f"losses.rwp={weight:g}", f"losses.rwp_form={form}")
+    return Variant(f"{'fd_' if with_fd else ''}rwp_{form}_{weight:g}", 3, pretrain=changes)
+
+
+RWP_SWEEP = {
+    (form, weight, with_fd): rwp_at(weight, form, with_fd)
+    for with_fd in (False, True)
+    for form, weights in RWP_WEIGHTS.items()
+    for weight in weights
+}
+"""By form, weight and whether FD is there too."""
+
+
 def _from(name: str, init: str, ranks: str = "uniform", **more: Any) -> Variant:
     return Variant(f"pela_{name}", 3, init, ranks, (*_PELA, "optim.lr={lower_lr}"), **more)
 

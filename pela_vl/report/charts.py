@@ -96,6 +96,20 @@ def term_chart(name: str, steps: Sequence[int], values: Sequence[float], css: st
     return chart.svg()
 
 
+def share_text(values: Sequence[float], totals: Sequence[float]) -> str:
+    """What a term is of the total at the end, both averaged over the last tenth of the steps; "" where that is no share.
+
+    Args:
+        values: the term, weighted as it enters the total.
+        totals: the total at the same steps.
+    """
+    last = max(len(values) // 10, 1)
+    value, total = (sum(found[-last:]) / last for found in (values, totals))
+    if total <= 0 or value < 0:
+        return ""
+    return f"{significant(value, 2)} of {significant(total, 2)} at the end, {percent(value / total)}"
+
+
 def losses_chart(curves: Mapping[str, tuple[str, Sequence[Point]]], title: str) -> str:
     """Smoothed losses of several runs in one chart: label -> (CSS class, points). Labels are at the lines' ends."""
     lines = {

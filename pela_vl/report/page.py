@@ -2,18 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pela_vl.base.files import atomic_write
 from pela_vl.report import charts, tables
-from pela_vl.report.figures import duration, percent
+from pela_vl.report.figures import percent
+from pela_vl.report.html import Figure, render_page
 from pela_vl.report.layers import layer_kinds
 from pela_vl.report.plots import span
 from pela_vl.report.schema import Demo, Point, parse_demo
-from pela_vl.report.style import CSS
 
 _TERMS = {
     "itc": "ITC, image-text contrast",
@@ -24,15 +21,6 @@ _TERMS = {
 }
 _FINE_TUNE = "fine-tune"
 _FLOORS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing under its title, with a subtitle or "". drawing: an SVG element, in which the charts have escaped all text."""
-
-    title: str
-    drawing: str
-    subtitle: str = ""
 
 
 def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -48,10 +36,12 @@ def write_report(demo: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 def render(run: Demo) -> str:
     """The page's text."""
-    templates = Environment(loader=PackageLoader("pela_vl.report"), autoescape=True, undefined=StrictUndefined)
-    return templates.get_template("page.html").render(
+    return render_page(
+        "page.html",
+        run.command,
+        run.wall_seconds,
+        run.machine,
         run=run,
-        css=CSS,
         kept=percent(run.models[-1].params / run.models[0].params, 0),
         tiles=tables.key_figures(run),
         costs=tables.cost_table(run),
@@ -63,7 +53,6 @@ def render(run: Demo) -> str:
         },
         wide_charts=_wide(run),
         **_layers(run),
-        **_machine(run),
     )
 
 
@@ -84,14 +73,14 @@ def _is_fine_tuning(curve: str) -> bool:
 
 
 def _terms(points: Sequence[Point]) -> list[Figure]:
-    """The total and each term over the steps."""
+    """The total and each term over the steps; a term with its part of the total at the end."""
     steps = [point.step for point in points]
     figures = [Figure("Total loss", charts.term_chart("Total loss", steps, [point.loss for point in points], "m0"))]
     for term in dict.fromkeys(name for point in points for name in point.terms):
         some = [point for point in points if term in point.terms]
-        title = _TERMS.get(term, term)
-        chart = charts.term_chart(title, [point.step for point in some], [point.terms[term] for point in some])
-        figures.append(Figure(title, chart))
+        title, values = _TERMS.get(term, term), [point.terms[term] for point in some]
+        fraction = charts.share_text(values, [point.loss for point in some])
+        figures.append(Figure(title, charts.term_chart(title, [point.step for point in some], values), fraction))
     return figures
 
 
@@ -134,10 +123,3 @@ def _layers(run: Demo) -> dict[str, Any]:
     }
     strip = charts.error_strip(kinds) if kinds else ""
     return {"floor": f"{floor:g}", "spectra": spectra, "error_strip": strip, "layers": tables.layer_table(run.layers)}
-
-
-def _machine(run: Demo) -> dict[str, str]:
-    machine = dict(run.machine)
-    cpu, cores = machine.pop("cpu", "CPU unknown"), machine.pop("cores", "?")
-    versions = ", ".join(f"{name} {value}" for name, value in machine.items())
-    return {"cpu": cpu, "cores": cores, "versions": versions, "duration": duration(run.wall_seconds)}

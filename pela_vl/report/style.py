@@ -101,6 +101,11 @@ details table { font-size: 13px; }
 .images figure { max-width: 110px; }
 .images img { width: 100%; height: auto; display: block; border-radius: 3px; border: 3px solid transparent; }
 .images .hit img { border-color: var(--hit); }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr)); gap: 16px; }
+.samples figure { display: grid; grid-template-columns: 72px 1fr; gap: 10px; font-size: 13px; line-height: 1.35; }
+.samples img { width: 72px; image-rendering: pixelated; border-radius: 4px; }
+.samples .hit { color: var(--hit); } .samples .miss { color: var(--m1); }
+.confusion img { width: 100%; border: 1px solid var(--rule); border-radius: 4px; background: white; }
 footer { margin-top: 56px; padding-top: 16px; padding-bottom: 40px; color: var(--soft); font-size: 14px; }
 footer p { margin: 2px 0; } code { font-size: .95em; }
 @media (max-width: 640px) {

@@ -53,21 +53,20 @@ class Table:
 
 
 def key_figures(run: Demo) -> list[Tile]:
-    """A tile a model: what it keeps of the teacher, and its mean recall against it."""
+    """A tile a model: its mean recall, the difference to the teacher's, and its size."""
     teacher = run.models[0]
     tiles = []
     for place, model in enumerate(run.models):
         size = f"{count(model.params, teacher.params)} parameters"
-        if place == 0:
-            value, text = f"{model.zero_shot['mean']:.1f} %", "mean recall zero-shot"
-        else:
-            value = f"{difference(model.zero_shot['mean'] - teacher.zero_shot['mean'])} points"
-            text = "mean recall zero-shot, against the teacher"
+        text = "mean recall zero-shot"
+        if place:
+            text += f", {difference(model.zero_shot['mean'] - teacher.zero_shot['mean'])} points against the teacher"
             size += f", {percent(model.params / teacher.params, 0)} of the teacher"
         if model.fine_tuned and teacher.fine_tuned:
             tuned = model.fine_tuned["mean"]
-            text += f" ({difference(tuned - teacher.fine_tuned['mean']) if place else f'{tuned:.1f} %'} fine-tuned)"
-        tiles.append(Tile(f"m{place}", model.name, value, text, size))
+            text += f"; {tuned:.1f} % fine-tuned"
+            text += f" ({difference(tuned - teacher.fine_tuned['mean'])})" if place else ""
+        tiles.append(Tile(f"m{place}", model.name, f"{model.zero_shot['mean']:.1f} %", text, size))
     return tiles
 
 

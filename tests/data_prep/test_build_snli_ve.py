@@ -52,7 +52,7 @@ def test_published_counts_add_up():
 
 @pytest.mark.slow
 def test_scenes_pass_through_the_script_into_the_data_sets(scenes, tmp_path):
-    done = run("--source", scenes, "--image-root", scenes, "--picture", SCENES, "--output", tmp_path)
+    done = run("--source", scenes, "--image-root", scenes, "--image-pattern", SCENES, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "train     72 pairs    24 images   published: 529527 pairs, 29783 images  (differs)" in done.stdout
     assert "contradiction 24, neutral 24, entailment 24" in done.stdout and "warning" not in done.stdout

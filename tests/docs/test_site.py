@@ -1,4 +1,4 @@
-"""The documentation's site is built strictly, and names of the API reference are documented."""
+"""The documentation's site is built strictly, names of the API reference are documented, and the notebook runs."""
 
 import os
 import re
@@ -10,7 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*") if path.suffix == ".md")
+PAGES = sorted(
+    path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".ipynb")
+)
 
 sys.path.insert(0, str(ROOT / "docs"))
 hooks = pytest.importorskip("site_hooks", reason="mkdocs is not installed (the docs extra)")
@@ -78,6 +80,33 @@ def test_the_site_is_built_strictly(tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f"pela_vl.{name}" in page for name in ("compress", "save", "load", "recover", "optimize_for_inference"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_better_factors_are_better() -> None:
+    """Each model's mean recall, as the notebook prints it; and the stored outputs are of these cells."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
+    stored = scores(notebook)
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": ROOT}}).execute()
+    found = scores(notebook)
+    assert found.keys() == stored.keys() and max(abs(found[name] - stored[name]) for name in found) < 3
+    best = "gauss_newton, allocated, sequential"
+    assert found["plain SVD"] + 1 < found["whitened"] < found[best] <= found["dense"] + 1
+    assert found["plain SVD, recovered"] > found["plain SVD"] + 1
+    assert "the loaded model computes the same: True" in printed(notebook)
+
+
+def printed(notebook) -> str:
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def scores(notebook) -> dict[str, float]:
+    """Mean recall by model, of what a notebook has printed."""
+    found = re.findall(r"^(.+): [\d,]+ parameters, .* mean ([\d.]+)$", printed(notebook), re.MULTILINE)
+    assert len(found) == 5
+    return {name: float(mean) for name, mean in found}
 
 
 def test_a_sentence_has_a_line_of_its_own() -> None:

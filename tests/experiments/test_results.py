@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pela_vl.experiments.plots import draw, steps_saved
+from pela_vl.experiments.plots import draw, rwp_shares, steps_saved
 from pela_vl.experiments.results import Cell, Found, Line, as_csv, as_markdown, orders
 from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import demo_scale
 from pela_vl.experiments.tables import TABLES, table_runs
+from pela_vl.experiments.variants import RWP_SWEEP
 
 SCALE = demo_scale(Path("r"), Path("t"))
 
@@ -85,7 +87,7 @@ def test_a_curve_that_stays_below_says_so():
     assert "does not get there" in text and "70.0" in text
 
 
-@pytest.mark.parametrize("name", ["table6", "figure4", "beyond_svd"])
+@pytest.mark.parametrize("name", ["table6", "figure4", "beyond_svd", "rwp"])
 def test_pictures_are_drawn_of_whatever_is_there(name, tmp_path):
     from PIL import Image
 
@@ -93,3 +95,26 @@ def test_pictures_are_drawn_of_whatever_is_there(name, tmp_path):
     path = draw(found(name, [(50.0, 52.0)] * 3 + [()] * 10, (0,)), SCALE, Grid(in_order(runs), tmp_path, []), tmp_path)
     with Image.open(path) as picture:
         assert len(set(picture.convert("L").resize((60, 40)).getdata())) > 10
+
+
+def test_rwps_share_of_the_loss_is_read_from_the_last_quarter_of_the_done_runs(tmp_path):
+    scale = demo_scale(tmp_path, Path("t"))
+    variant = RWP_SWEEP["released", 20.0, True]
+    table = TABLES["rwp"](scale)[0]
+    grid = Grid([run for seed in (0, 1) for run in table_runs(table, scale, seed)], tmp_path, [])
+    run = scale.pretrained(variant, 0)[1][0]
+    folder = run.makes[0].parent
+    folder.mkdir(parents=True)
+    steps = [{"step": step, "loss": 4.0, "terms": {"rwp": 3.0 if step < 6 else 1.0}} for step in range(8)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    assert rwp_shares(scale, (0, 1), grid) == []
+    for needed in in_order([run]):  # as if executed
+        for path in needed.makes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        record = {"fingerprint": grid.prints[needed.name], "done": True}
+        (tmp_path / needed.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / needed.name / "grid.json").write_text(json.dumps(record))
+    assert rwp_shares(scale, (0, 1), grid) == [
+        "- FD + RWP released 20: the term is 1 of a loss of 4 at the end (25.0%)",
+    ]

@@ -12,6 +12,7 @@ from pela_vl.experiments import paper
 from pela_vl.experiments.runs import in_order
 from pela_vl.experiments.scales import demo_scale, full_scale
 from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
+from pela_vl.experiments.variants import RWP_SWEEP, RWP_WEIGHTS
 from pela_vl.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,21 @@ def test_ablations_and_compressions_differ_in_what_they_say():
         run.command[run.command.index("--kappa") + 1] for run in commands("figure4", scale) if "--kappa" in run.command
     ]
     assert sorted(map(float, kappas)) == [1.5, 2, 3, 4, 6, 10]
+
+
+def test_rwp_is_swept_over_four_weights_in_both_forms_alone_and_beside_fd(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    scale, found = SCALES["demo"], set()
+    for run in commands("rwp", scale):
+        if run.name.startswith("pretrain/") and run.name.endswith("seed0"):
+            changes = [value for flag, value in zip(run.command, run.command[1:], strict=False) if flag == "--set"]
+            settings = config.load(Settings, run.command[run.command.index("--config") + 1], changes)
+            losses = settings.losses
+            if settings.method.name == "pela" and losses.rwp:
+                found.add((losses.rwp_form, losses.rwp, losses.fd > 0))
+    assert found == set(RWP_SWEEP) and len(found) == 16
+    for form, weights in RWP_WEIGHTS.items():
+        assert max(weights) == pytest.approx(1000 * min(weights)), form
 
 
 def test_students_are_cut_from_the_checkpoint_they_start_from(monkeypatch):

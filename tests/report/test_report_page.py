@@ -6,6 +6,7 @@ import pytest
 
 from pela_vl.base.errors import UserError
 from pela_vl.report import format_table, write_report
+from pela_vl.report.style import CSS
 
 _VOID = {"meta", "img", "br", "link", "input"}
 _MARKS = {"line", "circle", "text", "rect", "polyline", "polygon"}
@@ -99,6 +100,28 @@ def test_notes_and_levels_of_the_recovery_chart(make_demo, page_of):
     demo["evaluations"].append({"name": "teacher (dense)", "step": 0, "mean": 70.0})
     page = page_of(demo)
     assert page.count("line", "level") == 1 and page.count("line", "m0") == 1
+
+
+def test_each_term_says_what_it_is_of_the_total_at_the_end(make_demo, page_of):
+    demo = make_demo()
+    early = [{"step": step, "loss": 9.0, "terms": {"itc": 0.0, "rwp": 9.0}} for step in range(90)]
+    late = [{"step": step, "loss": 2.0, "terms": {"itc": 1.985, "rwp": 0.015}} for step in range(90, 100)]
+    demo["curves"] = {"PELA pre-training": early + late}
+    text = page_of(demo).text
+    assert "0.015 of 2.0 at the end, 0.8 %" in text and "2.0 of 2.0 at the end, 99.2 %" in text
+
+
+def test_it_opens_with_what_was_done_in_one_sentence(make_demo, page_of):
+    lead = next(text for tag, text in page_of(make_demo()).texts if tag == "p")
+    assert "cut to 48 % of its parameters" in lead and "from 37.1 to 65.3 %." in lead.replace("\n", " ")
+    assert len(re.findall(r"\.(\s|$)", lead)) == 1
+
+
+def test_every_class_of_the_page_has_a_style(make_demo, page_of):
+    """A renamed class would lose its layout and nothing else."""
+    styled = set(re.findall(r"\.([a-z][\w-]*)", CSS)) | {"shade3", "tick", "label"}  # drawn as any line or text
+    used = {css for _, got in page_of(make_demo()).elements for css in (got.get("class") or "").split()}
+    assert len(used) > 30 and used <= styled
 
 
 def test_page_needs_nothing_from_elsewhere(make_demo, page_of, tmp_path):

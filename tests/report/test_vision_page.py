@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from pela_vl.report.vision import Classifier, Family, Sample, VisionRun, similarity_chart, vision_page, vision_table
+from pela_vl.report.vision import vision_page, vision_table
+from pela_vl.report.vision_charts import similarity_chart
+from pela_vl.report.vision_run import Classifier, Family, Sample, VisionRun
 
 IMAGE = "data:image/png;base64,AAAA"
 
@@ -42,6 +44,7 @@ def test_the_page_has_each_figure_and_stands_alone():
         assert part in page
     assert page.count("<svg") == 4 and "A &lt;CPU&gt;" in page and "<CPU>" not in page
     assert 'class="hit">teacher: red star' in page and 'class="miss">truncated: blue ring' in page
+    assert "1.0 of 1.0 at the end, 100.0 %" in page  # FD is the only term
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -117,7 +117,7 @@ def write_lists(
                 there[pair.image] = find(image_root, pair.image)
             if there[pair.image] is None and not skip_missing:
                 reason = why_absent(image_root, pair.image)
-                raise UserError(f"{reason}; complete the download, correct --picture or use --skip-missing")
+                raise UserError(f"{reason}; complete the download, correct --image-pattern or use --skip-missing")
         kept[split] = [replace(pair, image=image) for pair in content.pairs if (image := there[pair.image])]
         if not kept[split]:
             raise UserError(f"{image_root}: has no image of split {split}; give the folder that holds the images")
