@@ -44,16 +44,12 @@ class DeviceBatch(Batch):
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         with _disable_current_modes():  # what the host does before is not counted
-            return self._map(torch.Tensor.clone)._placed(self)
-
-    def _placed(self, source: Batch) -> "DeviceBatch":
-        object.__setattr__(self, "_places", source.predicted_places())
-        return self
+            return self._map(torch.Tensor.clone)
 
 
 def host_batch(whole: Batch) -> DeviceBatch:
     """A batch whose tensors are the host's."""
-    values = {part.name: getattr(whole, part.name) for part in fields(whole) if part.init}
+    values = {part.name: getattr(whole, part.name) for part in fields(whole)}
     return DeviceBatch(**values)._map(on_host)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pela_vl.deploy.inference import replace_module
 from pela_vl.lowrank import LowRankLinear, PivotedLinear
-from pela_vl.models.albef.bert import HeadProjections, KeyValue, split_heads
+from pela_vl.models.albef.attention import HeadProjections, KeyValue, split_heads
 from pela_vl.models.vit import ImageEncoder
 
 CACHE_MB = 16.0

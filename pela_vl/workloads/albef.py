@@ -17,7 +17,7 @@ from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.unimodal import start_from_bert, start_from_deit
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, train_transform
-from pela_vl.models.albef.bert import KeyValue, select_images
+from pela_vl.models.albef.attention import KeyValue, select_images
 from pela_vl.models.albef.encoders import AlbefModel
 from pela_vl.models.ema import EmaModel
 from pela_vl.models.outputs import TokenStates

@@ -54,12 +54,9 @@ def test_parts_are_counted_apart():
 def test_a_step_waits_twice_whatever_its_batches(tmp_path):
     """For the norm, and for everything else together."""
     dispatches, log, waits, kernels = Dispatches(), Log(), [], []
+    batches = [host_batch(tiny_batch(4, seed=number)) for number in range(4)]  # as the loader makes them
     loop = make_loop(
-        tmp_path,
-        method="pela",
-        total_steps=2,
-        accumulation=2,
-        make_batch=lambda epoch, batch: host_batch(tiny_batch(4, seed=batch)),
+        tmp_path, method="pela", total_steps=2, accumulation=2, make_batch=lambda epoch, number: batches[number]
     )
     for group in loop.trainee.backend.optimizer.param_groups:
         group["fused"] = True  # as on a GPU

@@ -14,7 +14,7 @@ from pela_vl.cost import count_parameters
 from pela_vl.deploy import encoders
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers
 from pela_vl.models import compiled
-from pela_vl.models.albef.bert import HeadProjections
+from pela_vl.models.albef.attention import HeadProjections
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -12,7 +12,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.evaluation import localisation, retrieval
 from pela_vl.evaluation.attribution import choose_layer
 from pela_vl.evaluation.reranking import BatchLimit, Texts, image_groups
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
 from pela_vl.settings import EvalSettings, GroundingSettings
 
 MIB = 2**20

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from tiny_runs import Log, make_loop
 
 from pela_vl.base.distributed import gather_rows
+from pela_vl.data.collate import Batch
 from pela_vl.methods import pela
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
+from pela_vl.models.precision import WeightCasts, cast_weights
 from pela_vl.recovery.perturbation import Perturbation
+from pela_vl.training.backends import LocalBackend
 from pela_vl.training.engine import fit
 from pela_vl.workloads import contrastive
 from pela_vl.workloads.albef import AlbefPass
@@ -74,6 +77,17 @@ def at(tokens, places):
     return flat[chosen]
 
 
+def predicted(batch):
+    """As many places as there are predicted tokens."""
+    return (batch.labels.flatten() >= 0).nonzero()[:, 0]
+
+
+def stacked_in_fp32(step, *arguments):
+    """A back end whose weights are cast, and layers of one input stacked, as under autocast; in fp32."""
+    step.ema.compute_in(torch.float32)
+    return LocalBackend(step, *arguments, WeightCasts(step.model, torch.float32))
+
+
 def matching(logits, labels):
     counted = labels >= 0
     return F.cross_entropy(logits[counted], labels[counted])
@@ -88,6 +102,7 @@ def plain_forms():
         patch.object(contrastive, "gather_together", gather),
         patch.object(contrastive, "AlbefPass", Pass),
         patch.object(contrastive, "_at", at),
+        patch.object(Batch, "predicted_places", predicted),
         patch.object(contrastive, "matching_loss", matching),
     ):
         yield
@@ -100,6 +115,17 @@ def run(folder, change=lambda loop: None, **more):
     change(loop)
     fit(loop, log)
     return log, loop.trainee.step.state_dict()
+
+
+def run_in_few_operations(folder, **more):
+    """`run` with the casts and stacked layers that bf16 has."""
+
+    def change(loop):
+        cast_weights(loop.trainee.method.teacher.model, torch.float32)
+        loop.trainee.method.use_casts(loop.trainee.backend.module.casts)
+        assert loop.trainee.method.teacher.model.text_encoder.stacked is not None
+
+    return run(folder, change, backend=stacked_in_fp32, **more)
 
 
 def check_equal(found, expected):
