@@ -3,7 +3,7 @@
 Shapes: K layers, N rows, I input width, O output width, R rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,15 @@ class Stackable(nn.Module):
     """Base of a module several of whose layers read one input.
 
     Attributes:
-        stacked: Their weights while they are stacked (see models/precision.py); None: each layer is called.
+        stacked: Gives all their outputs: `StackedLayers` while weights are stacked (see models/precision.py), or an inference
+            module. None: each layer is called.
     """
 
-    stacked: StackedLayers | None = None
+    stacked: Callable[[Tensor], tuple[Tensor, ...]] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stacked = None
 
     def layers_of_one_input(self) -> list[nn.Module]:
         """The layers, in the order in which `stacked` gives their outputs."""
@@ -70,10 +75,10 @@ class Stack:
 
 
 def find_stacks(model: nn.Module) -> list[Stack]:
-    """All stacks of a model. Layers of another kind, shape or rank than the first are left to be called one by one."""
+    """All stacks of a model that are not stacked yet. Layers of unlike kinds, shapes or ranks are left to be called one by one."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, Stackable):
+        if isinstance(module, Stackable) and module.stacked is None:
             places = [_places(layer) for layer in module.layers_of_one_input()]
             if len(places) > 1 and all(_alike(place, places[0]) for place in places):
                 parts: dict[str, list[Place]] = {part: [place[part] for place in places] for part in places[0]}

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from plain_forms import check_equal, plain_forms, run, run_in_few_operations
+from few_operations import check_equal, run, run_in_few_operations
 
+from benchmarks.plain_forms import FORMS, plain_forms
 from pela_vl.models import precision
 from pela_vl.models.precision import WeightCasts
+from pela_vl.recovery.perturbation import Perturbation
 from pela_vl.training.backends import LocalBackend
 
 
@@ -18,9 +20,8 @@ def test_one_process(tmp_path):
 
 def test_the_comparison_sees_a_wrong_form(tmp_path, monkeypatch):
     found = run(tmp_path / "a")
-    monkeypatch.setattr(
-        "plain_forms.perturbation", lambda self, epsilon, form="paper", found=None, routes=None: torch.zeros(())
-    )
+    wrong = (Perturbation, "penalty", lambda self, epsilon, form="paper", found=None, routes=None: torch.zeros(()))
+    monkeypatch.setitem(FORMS, "RWP by groups", [wrong])
     with plain_forms(), pytest.raises(AssertionError):
         check_equal(found, run(tmp_path / "b"))
 
@@ -30,8 +31,9 @@ import sys
 import torch
 from dataclasses import replace
 from pathlib import Path
-from plain_forms import check_equal, plain_forms, run, run_in_few_operations
+from few_operations import check_equal, run, run_in_few_operations
 from tiny_albef import tiny_batch
+from benchmarks.plain_forms import plain_forms
 from pela_vl.base.distributed import gather_objects, start, stop
 torch.set_num_threads(1)
 world = start("cpu")

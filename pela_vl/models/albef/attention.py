@@ -76,7 +76,7 @@ class HeadProjections(Stackable):
         """The three products of self-attention on x [B, L, D]: the queries, and keys and values.
 
         `queries` above 0 gives the queries of so many first tokens alone, [B, queries, D]. One method computes the three, so that
-        an inference module can make one product of them (see deploy/inference.py).
+        an inference module can make one product of them (see evaluation/inference.py).
         """
         x = in_compute_dtype(x)
         if self.stacked is not None and not queries:

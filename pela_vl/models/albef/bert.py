@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pela_vl.models.albef.attention import (
     Attention,
+    HeadProjections,
     KeyValue,
     ResidualOutput,
     compute_dtype,
@@ -275,8 +276,11 @@ class TextEncoder(Stackable):
 
     def layers_of_one_input(self) -> list[nn.Module]:
         """The keys and values of every fusion layer, which read the image's tokens."""
-        projections = [attention.projections for attention in self.fusion_attentions]
-        return [layer for heads in projections for layer in (heads.key, heads.value)]
+        projections: list[nn.Module] = [attention.projections for attention in self.fusion_attentions]
+        found = [
+            heads for heads in projections if isinstance(heads, HeadProjections)
+        ]  # an inference module has its own way
+        return [layer for heads in found for layer in (heads.key, heads.value)]
 
     def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
         """The text-only layers: tokens [B, L, D].
