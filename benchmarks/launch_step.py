@@ -40,8 +40,8 @@ NARROW = {"vision_dim": 96, "text_dim": 96, "text_mlp_dim": 384, "joint_dim": 32
 """Every layer of ALBEF base at an eighth of its width: the counts are those of the whole width."""
 
 
-CASTS, FUSED = "weights cast once", "fused AdamW"
-SWITCHES = (*FORMS, CASTS, FUSED)
+CASTS = "weights cast once"
+SWITCHES = (*FORMS, CASTS)
 """What makes a step cheap and can be left out one by one."""
 
 
@@ -92,7 +92,7 @@ def make_trainee(low_rank: bool, without: set[str], world: World, changes: dict[
         casts = WeightCasts(model, torch.bfloat16)
         method.use_casts(casts)
     groups = parameter_groups(model.named_parameters(), 1e-5, 0.02, "published", {})
-    optimizer = torch.optim.AdamW(groups, fused=FUSED not in without)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     return Trainee(run, step, method, LocalBackend(step, optimizer, 1, 0.0, autocast, casts))
 
 
