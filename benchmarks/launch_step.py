@@ -55,7 +55,7 @@ class DeviceBatch(Batch):
 
 def host_batch(whole: Batch) -> DeviceBatch:
     """A batch whose tensors are the host's."""
-    values = {part.name: getattr(whole, part.name) for part in fields(whole)}
+    values = {part.name: getattr(whole, part.name) for part in fields(whole) if part.init}
     return DeviceBatch(**values)._map(on_host)
 
 

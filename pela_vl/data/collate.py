@@ -7,7 +7,7 @@ Shapes: B samples, L tokens of the longest text, H x W pixels.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -46,7 +46,7 @@ class Movable:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         batch: Any = self  # a subclass is a dataclass, this class is none
-        tensors = {field.name: getattr(self, field.name) for field in fields(batch)}
+        tensors = {part.name: getattr(self, part.name) for part in fields(batch) if part.init}
         return replace(batch, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
 
@@ -62,7 +62,7 @@ class Batch(Movable):
         indices: int64 [B], the data set's entries.
         replaced: number of samples that replace one with an unreadable image.
         bad: (path, reason) of those images.
-        places: see `predicted_places`; looked up on the host when the batch is made. None without MLM.
+        places: see `predicted_places`; looked up on the host when the batch is made, never given. None without MLM.
     """
 
     images: torch.Tensor
@@ -74,10 +74,10 @@ class Batch(Movable):
     indices: torch.Tensor
     replaced: int = 0
     bad: tuple[tuple[str, str], ...] = ()
-    places: torch.Tensor | None = None
+    places: torch.Tensor | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.labels is not None and self.places is None:
+        if self.labels is not None and self.labels.device.type == "cpu":
             object.__setattr__(self, "places", predicted_places(self.labels))
 
     def predicted_places(self) -> torch.Tensor:
@@ -85,6 +85,14 @@ class Batch(Movable):
         if self.places is None:
             raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
         return self.places
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        moved = super().to(device, non_blocking)
+        if self.places is not None:  # moved too, not looked up there
+            pinned = non_blocking and self.labels is not None and self.labels.is_pinned()
+            places = self.places.pin_memory() if pinned else self.places
+            object.__setattr__(moved, "places", places.to(device, non_blocking=non_blocking))
+        return moved
 
 
 def predicted_places(labels: torch.Tensor) -> torch.Tensor:

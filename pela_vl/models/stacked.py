@@ -102,7 +102,10 @@ def stack_weights(model: nn.Module) -> None:
 def _places(layer: nn.Module) -> dict[str, Place]:
     """Where a Linear's or a low-rank layer's parameters stand; empty for any other layer."""
     if type(layer) is nn.Linear:
-        return {"weight": (layer, "weight")} | ({} if layer.bias is None else {"bias": (layer, "bias")})
+        place: dict[str, Place] = {"weight": (layer, "weight")}
+        if layer.bias is not None:
+            place["bias"] = layer, "bias"
+        return place
     factors = dict(layer.named_children())
     if list(factors) != ["down", "up"] or any(type(factor) is not nn.Linear for factor in factors.values()):
         return {}

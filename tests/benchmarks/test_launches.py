@@ -51,7 +51,10 @@ def test_parts_are_counted_apart():
     assert {name: found.kernels for name, found in dispatches.parts.items()} == {"inner": 2, "outer": 1}
     assert "| **all** | 3 / 0 / 0 |" in table({"it": dispatches})
     left = {"nothing": {1: dispatches.total(), 8: Counts(2000, 1, 3)}}
-    assert switches(left).splitlines()[::2] == ["| without | 1 process | 8 processes |", "| nothing | 3 / 0 | 2,000 / 3 |"]
+    assert switches(left).splitlines()[::2] == [
+        "| without | 1 process | 8 processes |",
+        "| nothing | 3 / 0 | 2,000 / 3 |",
+    ]
 
 
 def test_a_step_waits_twice_whatever_its_batches(tmp_path):

@@ -5,7 +5,7 @@ ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from pela_vl.models.albef.attention import (
 from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import TokenStates
 from pela_vl.models.stacked import Stackable
+
+
+Output = TypeVar("Output")
 
 
 class Embeddings(nn.Module):
@@ -405,7 +408,7 @@ class TextEncoder(Stackable):
                 hidden.append(x)
         return TokenStates(x, tuple(hidden) if keep_hidden else ())
 
-    def _layer(self, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def _layer(self, run: Callable[..., Output], *arguments: Any) -> Output:
         """A layer's call; with activation checkpointing it runs again in backward."""
         if self.activation_checkpointing and self.training:
             return checkpoint(run, *arguments, use_reentrant=False)
