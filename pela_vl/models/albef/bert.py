@@ -25,7 +25,6 @@ from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import TokenStates
 from pela_vl.models.stacked import Stackable
 
-
 Output = TypeVar("Output")
 
 
