@@ -49,9 +49,9 @@ def cast_copy(model: Model, dtype: torch.dtype) -> Model:
     cast = cast_at_use(model)
     replaced: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
     replaced |= {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in cast.values()}
-    made = copy.deepcopy(model, replaced)
-    stack_weights(made)
-    return made
+    copied = copy.deepcopy(model, replaced)
+    stack_weights(copied)
+    return copied
 
 
 class WeightCasts:
