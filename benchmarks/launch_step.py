@@ -1,7 +1,7 @@
 """One training step of PELA or of the dense model, run by the training loop itself with its parts counted apart."""
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.dispatch import Dispatches, fused_as_on_a_gpu, on_host
 from benchmarks.models import albef_base
+from benchmarks.plain_forms import FORMS, plain_forms
 from benchmarks.pretrain_step import ALPHA, EMA, PIXELS, QUEUE, make_batch
 from pela_vl import methods
 from pela_vl.base.distributed import World
@@ -39,16 +40,17 @@ NARROW = {"vision_dim": 96, "text_dim": 96, "text_mlp_dim": 384, "joint_dim": 32
 """Every layer of ALBEF base at an eighth of its width: the counts are those of the whole width."""
 
 
+CASTS = "weights cast once"
+SWITCHES = (*FORMS, CASTS)
+"""What makes a step cheap and can be left out one by one."""
+
+
 class DeviceBatch(Batch):
     """A batch whose move to the device makes other tensors, as a GPU's does."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         with _disable_current_modes():  # what the host does before is not counted
-            return self._map(torch.Tensor.clone)._placed(self)
-
-    def _placed(self, source: Batch) -> "DeviceBatch":
-        object.__setattr__(self, "_places", source.predicted_places())
-        return self
+            return self._map(torch.Tensor.clone)
 
 
 def host_batch(whole: Batch) -> DeviceBatch:
@@ -62,7 +64,8 @@ def make_trainee(low_rank: bool, without: set[str], world: World, changes: dict[
 
     Args:
         low_rank: PELA's step; otherwise the dense model's.
-        without: Of "fd", "rwp" and "ema": terms left out, and the EMA model whose soft targets the teacher then gives.
+        without: Of "fd", "rwp" and "ema": terms left out, and the EMA model whose soft targets the teacher then gives. Of
+            `SWITCHES`: how the same is computed.
         world: Of the run.
         changes: Of ALBEF base's sizes.
     """
@@ -80,13 +83,14 @@ def make_trainee(low_rank: bool, without: set[str], world: World, changes: dict[
     step = task.step(settings, model, kind.needs_features, teacher)
     method: Method = kind.create(model, teacher, settings)
     autocast = make_autocast("bf16", world.device)
-    if step.ema is not None:
-        step.ema.compute_in(torch.bfloat16)
-    if teacher is not None:
-        cast_weights(teacher.model, torch.bfloat16)
-    run = RunModel(model, Header("albef", ALBEF_SIZES["albef_base"]), autocast, world)
-    casts = WeightCasts(model, torch.bfloat16)
-    method.use_casts(casts)
+    run, casts = RunModel(model, Header("albef", ALBEF_SIZES["albef_base"]), autocast, world), None
+    if CASTS not in without:
+        if step.ema is not None:
+            step.ema.compute_in(torch.bfloat16)
+        if teacher is not None:
+            cast_weights(teacher.model, torch.bfloat16)
+        casts = WeightCasts(model, torch.bfloat16)
+        method.use_casts(casts)
     groups = parameter_groups(model.named_parameters(), 1e-5, 0.02, "published", {})
     optimizer = torch.optim.AdamW(groups, fused=True)
     return Trainee(run, step, method, LocalBackend(step, optimizer, 1, 0.0, autocast, casts))
@@ -107,8 +111,15 @@ def count(low_rank: bool, world_size: int, without: set[str], fused: bool, full:
 
         dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     world = World(0, world_size, torch.device("cpu"), launched=False)
-    with patch.object(perturbation, "_CPU_GROUP_BYTES", perturbation._GROUP_BYTES):
-        trainee, dispatches = make_trainee(low_rank, without, world, {} if full else NARROW), Dispatches()
+    plain = ExitStack()
+    if forms := [name for name in FORMS if name in without]:
+        plain.enter_context(plain_forms(*forms))
+    with plain, patch.object(perturbation, "_CPU_GROUP_BYTES", perturbation._GROUP_BYTES):
+        return _counted(make_trainee(low_rank, without, world, {} if full else NARROW), world, fused)
+
+
+def _counted(trainee: Trainee, world: World, fused: bool) -> Dispatches:
+    dispatches, world_size = Dispatches(), world.size
     attach(trainee, dispatches)
     batch = host_batch(make_batch()._map(lambda tensor: tensor[:PAIRS]))
     with TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.launches                    PELA and dense, 1 and 8 processes
     python -m benchmarks.launches --without fd rwp   leave parts of PELA's step out
+    python -m benchmarks.launches --switches         PELA's step with one thing at a time left out that makes it cheap
     python -m benchmarks.launches --fused            dropout and attention with dropout as the one kernel that a GPU runs
     python -m benchmarks.launches --names 12         the most frequent operations of each part too
 
@@ -14,7 +15,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.dispatch import Counts, Dispatches
-from benchmarks.launch_step import count
+from benchmarks.launch_step import SWITCHES, count
 
 PARTS = (
     "EMA + soft targets",
@@ -44,6 +45,20 @@ def table(columns: dict[str, Dispatches]) -> str:
     return "\n".join(lines)
 
 
+def switches(counts: dict[str, dict[int, Counts]]) -> str:
+    """Kernels / waits of the whole step, a row for what is left out, a column for each number of processes, as Markdown.
+
+    `counts`: by what is left out, and by number of processes.
+    """
+    worlds = list(next(iter(counts.values())))
+    names = [f"{world} process{'es' if world > 1 else ''}" for world in worlds]
+    lines = ["| without | " + " | ".join(names) + " |", "|---|" + "---:|" * len(worlds)]
+    for name, found in counts.items():
+        cells = [f"{found[world].kernels:,} / {found[world].waits}" for world in worlds]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(show: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without", nargs="+", default=[], choices=["fd", "rwp", "ema"], help="leave parts out")
@@ -51,7 +66,19 @@ def main(show: Callable[[str], None] = print) -> None:
     parser.add_argument("--world", nargs="+", type=int, default=[1, 8], help="numbers of processes (default: 1 8)")
     parser.add_argument("--fused", action="store_true", help="count dropout and its attention as a GPU runs them")
     parser.add_argument("--full", action="store_true", help="the whole width, which takes 4 GB and a few minutes")
+    parser.add_argument(
+        "--switches", action="store_true", help="one row for each thing that makes the step cheap, left out"
+    )
     args = parser.parse_args()
+    if args.switches:
+        rows = {"nothing": set(), **{name: {name} for name in SWITCHES}, "all of them": set(SWITCHES)}
+        counts = {
+            row: {n: count(True, n, left | set(args.without), args.fused, args.full).total() for n in args.world}
+            for row, left in rows.items()
+        }
+        show("kernels / waits of the host, of one step of PELA\n")
+        show(switches(counts))
+        return
     columns = {}
     for low_rank in (True, False):
         for world in args.world:

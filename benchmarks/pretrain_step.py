@@ -27,8 +27,10 @@ from pela_vl.models.albef.albef import Albef
 from pela_vl.models.albef.losses import sample_negatives
 from pela_vl.models.albef.queue import FeatureQueue
 from pela_vl.models.compiled import can_compile, compile_blocks
+from pela_vl.models.precision import WeightCasts, cast_weights
 from pela_vl.settings import LossSettings, Settings
 from pela_vl.training.assemble import make_autocast
+from pela_vl.training.backends import AutocastModule
 from pela_vl.training.optim import make_optimizer, parameter_groups
 from pela_vl.workloads.pretraining import Pretraining
 
@@ -53,8 +55,11 @@ def measure(quick: bool) -> list[Row]:
     before, rows = found.pop("published"), []
     for way, own in found.items():
         note = f"{WAYS[way]}; peak memory {own['peak_mib']:,.0f} MiB against {before['peak_mib']:,.0f}"
-        if way == "teacher bf16" and not machine()["bf16 in hardware"]:
-            note += "; this CPU has no bf16 units, so its products are emulated"
+        if way == "teacher bf16":
+            units = machine()["bf16 in hardware"]
+            note += (
+                "; on a CPU with bf16 units" if units else "; this CPU has no bf16 units, so its products are emulated"
+            )
         rows.append(Row.of(f"pre-training step, batch {BATCH}, {way}", before["seconds"], own["seconds"], TARGET, note))
     peaks = [r["peak_mib"] for r in (before, found["teacher"])]
     rows.append(Row("pre-training peak memory, teacher", *peaks, peaks[0] / peaks[1], unit="MiB"))
@@ -129,14 +134,20 @@ def our_step(teacher: Albef, student: Albef, ema: bool, precision: str) -> Calla
     step = task.step(Settings(losses=losses), student, True, frozen)
     method = Pela(student, frozen, losses)
     optimizer = make_optimizer(parameter_groups(student.named_parameters(), 1e-5, 0.02, "published", {}))
-    autocast = make_autocast(precision, torch.device("cpu"))
+    autocast, casts = make_autocast(precision, torch.device("cpu")), None
+    if precision == "bf16":
+        if step.ema is not None:
+            step.ema.compute_in(torch.bfloat16)
+        cast_weights(teacher, torch.bfloat16)
+        casts = WeightCasts(student, torch.bfloat16)
+        method.use_casts(casts)
+    forward = AutocastModule(step, autocast, casts)
 
     def run(batch: Batch) -> float:
         with torch.no_grad(), autocast():
             prepared = step.prepare(batch, ALPHA, True)
             prepared_terms = method.prepare(batch)
-        with autocast():
-            output = step(batch, prepared)
+        output = forward(batch, prepared)
         output.terms.update(method.terms(output.features, prepared_terms))
         loss = sum(output.terms.values())
         loss.backward()

@@ -14,7 +14,8 @@ from torch import Tensor
 from pela_vl.data.collate import Batch
 from pela_vl.lowrank import LowRankLinear
 from pela_vl.models.albef.albef import Albef
-from pela_vl.models.albef.bert import Attention, Layer
+from pela_vl.models.albef.attention import Attention
+from pela_vl.models.albef.bert import Layer
 from pela_vl.models.albef.queue import FeatureQueue
 
 Draw = Callable[[Tensor, Tensor], Tensor]

@@ -6,7 +6,7 @@ Kept light on purpose: `import pela_vl` loads no torch; the public names below a
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pela_vl.deploy.inference import optimize_for_inference as optimize_for_inference
+    from pela_vl.evaluation.inference import optimize_for_inference as optimize_for_inference
     from pela_vl.lowrank.storage import load as load
     from pela_vl.lowrank.storage import save as save
     from pela_vl.recovery.compress import compress as compress
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "compress": "pela_vl.recovery.compress",
     "load": "pela_vl.lowrank.storage",
-    "optimize_for_inference": "pela_vl.deploy.inference",
+    "optimize_for_inference": "pela_vl.evaluation.inference",
     "recover": "pela_vl.recovery.distil",
     "save": "pela_vl.lowrank.storage",
 }

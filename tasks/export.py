@@ -31,7 +31,7 @@ def main() -> None:
         pair_program,
         save_program,
     )
-    from pela_vl.deploy.inference import optimize_for_inference
+    from pela_vl.evaluation.inference import optimize_for_inference
     from pela_vl.settings import ModelSettings
 
     if args.threads:

@@ -35,7 +35,7 @@ class Movable:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def with_images(self, images: torch.Tensor) -> Self:
-        """The same batch with other images; everything else as it is, what was looked up for it too."""
+        """The same batch with other images."""
         batch = copy.copy(self)
         object.__setattr__(batch, "images", images)
         return batch
@@ -46,7 +46,7 @@ class Movable:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         batch: Any = self  # a subclass is a dataclass, this class is none
-        tensors = {field.name: getattr(self, field.name) for field in fields(batch) if field.init}
+        tensors = {part.name: getattr(self, part.name) for part in fields(batch) if part.init}
         return replace(batch, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
 
@@ -62,6 +62,7 @@ class Batch(Movable):
         indices: int64 [B], the data set's entries.
         replaced: number of samples that replace one with an unreadable image.
         bad: (path, reason) of those images.
+        places: see `predicted_places`; looked up on the host when the batch is made, never given. None without MLM.
     """
 
     images: torch.Tensor
@@ -73,27 +74,43 @@ class Batch(Movable):
     indices: torch.Tensor
     replaced: int = 0
     bad: tuple[tuple[str, str], ...] = ()
-    _places: torch.Tensor | None = field(init=False, default=None, repr=False, compare=False)
+    places: torch.Tensor | None = field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.labels.device.type == "cpu":
+            object.__setattr__(self, "places", predicted_places(self.labels))
 
     def predicted_places(self) -> torch.Tensor:
-        """Flat places int64 [M] of the tokens that are predicted. Raises ValueError for a batch whose texts are not masked."""
-        return _predicted(self.labels) if self._places is None else self._places
+        """`places`. Raises ValueError for a batch whose texts are not masked."""
+        if self.places is None:
+            raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
+        return self.places
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Move every tensor to a device; what is predicted is looked up on the way, where reading waits for no device."""
         moved = super().to(device, non_blocking)
-        if self.labels is not None:
-            places = _predicted(self.labels)
-            if non_blocking and self.labels.is_pinned():
-                places = places.pin_memory()
-            object.__setattr__(moved, "_places", places.to(device, non_blocking=non_blocking))
+        if self.places is not None:  # moved too, not looked up there
+            pinned = non_blocking and self.labels is not None and self.labels.is_pinned()
+            places = self.places.pin_memory() if pinned else self.places
+            object.__setattr__(moved, "places", places.to(device, non_blocking=non_blocking))
         return moved
 
 
-def _predicted(labels: torch.Tensor | None) -> torch.Tensor:
-    if labels is None:
-        raise ValueError("MLM needs masked texts: give `Collate` an mlm_probability")
-    return (labels.flatten() >= 0).nonzero()[:, 0]
+def predicted_places(labels: torch.Tensor) -> torch.Tensor:
+    """Flat places of the tokens that are predicted, filled up with places that are not.
+
+    Their number follows from the shape of the labels: a quarter of all tokens, which holds BERT's 15 % and more. Only where more
+    tokens are predicted is it two quarters, three or four. So the MLM head meets the same shape in every batch.
+
+    Args:
+        labels: int64 [B, L], negative where nothing is predicted.
+
+    Returns:
+        int64 [M], each place once, those predicted first and in order.
+    """
+    flat = labels.flatten() < 0
+    predicted, quarter = int((~flat).sum()), -(-len(flat) // 4)
+    size = quarter * max(-(-predicted // quarter), 1)
+    return flat.to(torch.uint8).argsort(stable=True)[:size]
 
 
 @dataclass(frozen=True)

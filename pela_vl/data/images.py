@@ -86,27 +86,36 @@ def check_there(root: str | os.PathLike[str], relative: str, place: str = "") ->
         raise ImageError(path, f"no such file ({place})" if place else "no such file", MISSING)
 
 
-def read_image(path: str | os.PathLike[str], stored_pixels: bool = False) -> Image.Image:
+def read_image(path: str | os.PathLike[str], stored_pixels: bool = False, least_side: int = 0) -> Image.Image:
     """Read an image as upright 8-bit RGB (EXIF rotation applied, transparency over white, 16 bits scaled to 8).
 
-    Of an animation the first frame is read. With `stored_pixels` the image is not rotated. `path` may be an address (s3://, ...).
+    Of an animation the first frame is read.
+
+    Args:
+        path: of the file, or an address (s3://, ...).
+        stored_pixels: do not apply the EXIF rotation.
+        least_side: see `decode_image`.
 
     Raises:
         ImageError: If the file is absent, no image, truncated or larger than `MAX_PIXELS`.
         UserError: If the disk or the other machine does not give the file; that is no fault of the image.
     """
-    return decode_image(path, stored_pixels=stored_pixels).image
+    return decode_image(path, stored_pixels=stored_pixels, least_side=least_side).image
 
 
 def decode_image(
-    path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False
+    path: str | os.PathLike[str], content: bytes | None = None, stored_pixels: bool = False, least_side: int = 0
 ) -> DecodedImage:
     """Read an image as `read_image` does, and report what had to be changed.
+
+    With `least_side` a JPEG is decoded at a half, a quarter or an eighth of its size, whichever is the smallest that leaves
+    both sides at `least_side` pixels or more (Pillow's `Image.draft`). The decoder then skips most of the work.
 
     Args:
         path: of the file; with `content`, only its name in messages.
         content: the encoded bytes; None: read `path`.
         stored_pixels: do not apply the EXIF rotation.
+        least_side: pixels that both sides keep; 0 decodes every image at its full size.
 
     Raises:
         ImageError: As `read_image`.
@@ -116,6 +125,8 @@ def decode_image(
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS} allowed", BOMB)
         changes = _formats(image)
+        if least_side:
+            image.draft(None, (least_side, least_side))  # of a format other than JPEG it does nothing
         image.load()
         upright = image if stored_pixels else _upright(image)
         return DecodedImage(_to_rgb(upright), changes if upright is image else (*changes, "exif_rotation"))
@@ -230,7 +241,7 @@ class ImageReader:
         self.cache_mb = cache_mb
         self.stored_pixels = stored_pixels
         self._room = int(cache_mb * 2**20)
-        self._cache: dict[str, Image.Image] = {}
+        self._cache: dict[tuple[str, int], Image.Image] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "cache_mb": self.cache_mb, "stored_pixels": self.stored_pixels}
@@ -238,19 +249,22 @@ class ImageReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         ImageReader.__init__(self, **state)
 
-    def __call__(self, relative: str) -> Image.Image:
-        """Read the image, which the caller must not change in place. Raises as `resolve` and `read_image`."""
-        image = self._cache.get(relative)
+    def __call__(self, relative: str, least_side: int = 0) -> Image.Image:
+        """Read the image, which the caller must not change in place; `least_side`: see `decode_image`.
+
+        Raises as `resolve` and `read_image`.
+        """
+        image = self._cache.get((relative, least_side))
         if image is None:
-            image = self._read(relative)
+            image = self._read(relative, least_side)
             size = image.width * image.height * 4  # Pillow keeps RGB in four bytes a pixel
             if size <= self._room:
                 self._room -= size
-                self._cache[relative] = image
+                self._cache[relative, least_side] = image
         return image
 
-    def _read(self, relative: str) -> Image.Image:
-        return at_root(self.root, relative, lambda path: read_image(path, self.stored_pixels))
+    def _read(self, relative: str, least_side: int) -> Image.Image:
+        return at_root(self.root, relative, lambda path: read_image(path, self.stored_pixels, least_side))
 
 
 def at_root(root: str | os.PathLike[str], relative: str, read: Callable[[str], Read]) -> Read:

@@ -30,6 +30,14 @@ def require_transform(transform: Transform | None) -> Transform:
     return transform
 
 
+def least_side(transform: Transform | None) -> int:
+    """Pixels that both sides of an image need for a transform, so that a larger JPEG may be decoded smaller; 0: all that it has.
+
+    Only `TrainTransform` says less than all: evaluation reads images as they are.
+    """
+    return transform.least_side if isinstance(transform, TrainTransform) else 0
+
+
 def train_transform(
     image_size: int,
     min_scale: float = 0.5,
@@ -81,6 +89,12 @@ class TrainTransform:
             raise ValueError(f"min_scale must lie in (0, 1], not {self.min_scale}")
         if not 0 <= self.hflip <= 1:
             raise ValueError(f"hflip is a probability, not {self.hflip}")
+
+    @property
+    def least_side(self) -> int:
+        """Sides of an image whose smallest square crop is twice as wide as the result, as Pillow's `thumbnail` has it: what is
+        resized from there is close to what is resized from the whole."""
+        return math.ceil(2 * self.image_size / math.sqrt(self.min_scale))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
         """Return float32 [3, H, W] (uint8 without normalization) and whether the image was flipped, in which case left and

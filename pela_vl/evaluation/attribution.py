@@ -16,8 +16,8 @@ from torch import Tensor
 from pela_vl.base.errors import UserError
 from pela_vl.metrics.gradcam import gradcam, hand_back, mean_over_tokens, patch_grid
 from pela_vl.models.albef.albef import Albef
+from pela_vl.models.albef.attention import KeyValue, select_images
 from pela_vl.models.albef.attention_maps import Trace, tokens_before_block, trace_class_token, trace_matching
-from pela_vl.models.albef.bert import KeyValue, select_images
 from pela_vl.models.token_merging import Merged
 
 Autocast = Callable[[], Any]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pela_vl.base.distributed import World, gather_rows
 from pela_vl.models.albef.albef import Albef
-from pela_vl.models.albef.bert import KeyValue, select_images
+from pela_vl.models.albef.attention import KeyValue, select_images
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pela_vl.lowrank import compress
 from pela_vl.methods import METHODS
 from pela_vl.methods.lora import peft_copies
 from pela_vl.models.albef.albef import Albef, build_albef
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
 from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.models.albef.entailment import AlbefEntailment, build_entailment
 from pela_vl.models.albef.vqa import AlbefVqa, build_vqa

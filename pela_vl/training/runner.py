@@ -23,7 +23,7 @@ from pela_vl.data.loader import BadImageCounter, EpochSampler, make_loader
 from pela_vl.data.normalization import Normalization
 from pela_vl.data.transforms import normalize
 from pela_vl.settings import Settings
-from pela_vl.training.assemble import Trainee, assemble, make_autocast
+from pela_vl.training.assemble import Trainee, assemble, compute_dtype, make_autocast
 from pela_vl.training.backends import Backend
 from pela_vl.training.engine import RESUME_FOLDER, Loop, fit, try_resume
 from pela_vl.training.run_log import RunLog, write_run_header
@@ -190,7 +190,7 @@ def evaluate_checkpoint(
 def load_for_evaluation(
     task: Task, settings: Settings, checkpoint: str, world: World, zero_shot: bool = False
 ) -> RunModel:
-    """A checkpoint's model in eval mode, with its EMA model where the task evaluates that too.
+    """A checkpoint's model in eval mode, made quicker (see `Task.optimise`), with its EMA model where the task evaluates that too.
 
     Args:
         task: Loads the checkpoint.
@@ -211,6 +211,7 @@ def load_for_evaluation(
     if loaded.ema and task.ema_is_result:
         ema = copy.deepcopy(model)
         ema.load_state_dict(loaded.ema)
+    model = task.optimise(model, compute_dtype(settings.evaluate.precision, world.device))
     return RunModel(model, loaded.header, autocast, world, ema)
 
 

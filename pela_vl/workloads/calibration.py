@@ -23,7 +23,7 @@ from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_te
 from pela_vl.data.text import clean_caption
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, eval_transform
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
 
 TEXTS = {"entailment": "sentence", "vqa": "question"}
 """The field of a list's entries that holds the text, by kind of model ("caption" for all that are not named)."""

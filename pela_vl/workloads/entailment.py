@@ -20,7 +20,7 @@ from pela_vl.data.loader import make_image_loader, split_range
 from pela_vl.data.sets.entailment import EntailmentCollate, EntailmentEval, EntailmentPairs
 from pela_vl.data.transforms import eval_transform
 from pela_vl.metrics.classification import class_metrics, confusion_matrix
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
 from pela_vl.models.albef.entailment import CLASSES, AlbefEntailment
 from pela_vl.models.albef.losses import distilled_cross_entropy
 from pela_vl.recovery.teacher import FrozenTeacher

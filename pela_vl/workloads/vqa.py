@@ -21,7 +21,7 @@ from pela_vl.data.sets.vqa_official import read_answer_list
 from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.answering import Answerer, Ranked, accuracy, answer_questions
-from pela_vl.models.albef.bert import select_images
+from pela_vl.models.albef.attention import select_images
 from pela_vl.models.albef.losses import distilled_cross_entropy, weighted_answer_loss
 from pela_vl.models.albef.vqa import AlbefVqa
 from pela_vl.recovery.teacher import FrozenTeacher

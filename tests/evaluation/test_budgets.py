@@ -11,8 +11,8 @@ from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.evaluation import localisation, retrieval
 from pela_vl.evaluation.attribution import choose_layer
-from pela_vl.evaluation.reranking import BatchLimit, Texts, image_groups
-from pela_vl.models.albef.bert import select_images
+from pela_vl.evaluation.reranking import BatchLimit, Texts, image_groups, match_images
+from pela_vl.models.albef.attention import select_images
 from pela_vl.settings import EvalSettings, GroundingSettings
 
 MIB = 2**20
@@ -115,3 +115,21 @@ def test_images_are_loaded_in_the_workers_and_batches_that_were_asked_for(monkey
         with pytest.raises(InterruptedError):
             localisation.localise(model, range(4), None, GroundingSettings(image_batch=5), world, nullcontext, 3)
     assert asked == [([0, 1, 2, 3], 5, 3)]
+
+
+@pytest.mark.parametrize(
+    "settings, batches", [({}, [600]), ({"pair_batch": 250}, [250, 250, 100]), ({"pair_mb": 0.1}, [546, 54])]
+)
+def test_memory_alone_bounds_a_batch_of_pairs_unless_a_number_is_set(monkeypatch, settings, batches):
+    """600 texts of one token with one image; a token's widest activation takes 48 fp32 values."""
+    model, world = tiny_albef().eval(), World(0, 1, torch.device("cpu"), launched=False)
+    limit = retrieval._Scorer(model, [], EvalSettings(**settings), world, nullcontext, 0, lambda done: None).limit
+    seen, match = [], model.match
+    monkeypatch.setattr(
+        model, "match", lambda tokens, *rest, **more: seen.append(len(tokens)) or match(tokens, *rest, **more)
+    )
+    texts = Texts(torch.randn(600, 24), torch.arange(600), torch.ones(600, dtype=torch.int64))
+    with torch.no_grad():
+        image = model.visual_encoder(torch.zeros(1, 3, 32, 32)).tokens
+    where, scores = match_images(model, image, torch.ones(1, 600, dtype=torch.bool), texts, limit, nullcontext)
+    assert seen == batches and len(where) == len(scores) == 600

@@ -4,6 +4,7 @@ The text can have another field name: grounding's lists have it under "text".
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from pela_vl.data.sets.annotations import (
 )
 from pela_vl.data.sets.flat import TextLists, Texts
 from pela_vl.data.text import clean_caption, swap_sides
-from pela_vl.data.transforms import Transform, require_transform
+from pela_vl.data.transforms import Transform, least_side, require_transform
 
 
 class CaptionPairs(Dataset):
@@ -81,8 +82,9 @@ class CaptionPairs(Dataset):
     def __getitem__(self, key: Key) -> Sample:
         """Return the pair for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
-        image, index, bad = read_or_next(self.read, self.images, wanted)
         transform = require_transform(self.transform)
+        least = 0 if self.read.stored_pixels else least_side(transform)
+        image, index, bad = read_or_next(partial(self.read, least_side=least), self.images, wanted)
         drawn = draw_pair(image, self.captions[index], transform, self.max_words, [self.seed, epoch, wanted])
         return Sample(*drawn, int(self.image_ids[index]), (epoch, wanted), index, bad)
 

@@ -8,6 +8,7 @@ When the image is flipped, the words left and right are swapped, as for captions
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from pela_vl.data.sets.annotations import Entry, PathLike, check_image, check_te
 from pela_vl.data.sets.captions import EvalImages, draw_pair
 from pela_vl.data.sets.flat import Texts
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.data.transforms import Transform, require_transform
+from pela_vl.data.transforms import Transform, least_side, require_transform
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -104,7 +105,8 @@ class EntailmentPairs(Dataset):
     def __getitem__(self, key: Key) -> EntailmentSample:
         """Return the pair for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
-        image, index, bad = read_or_next(self.read, self.images, wanted)
+        read = partial(self.read, least_side=least_side(self.transform))
+        image, index, bad = read_or_next(read, self.images, wanted)
         drawn = draw_pair(
             image,
             [self.sentences[index]],

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from pela_vl.data.sets.flat import TextLists, Texts, flat_buffer
 from pela_vl.data.sets.vqa_official import image_path, read_questions
 from pela_vl.data.text import clean_question, swap_sides
 from pela_vl.data.tokenizer import Tokenizer
-from pela_vl.data.transforms import Transform, require_transform
+from pela_vl.data.transforms import Transform, least_side, require_transform
 from pela_vl.metrics.vqa_accuracy import Truth
 
 GENOME_WEIGHT = 0.5
@@ -88,8 +89,8 @@ class VqaImageReader:
         megabytes = cache_mb if genome_root is None else cache_mb / 2
         self._readers = {name: ImageReader(root, megabytes) for name, root in self.roots.items()}
 
-    def __call__(self, place: Place) -> Image.Image:
-        return self._readers[place[0]](place[1])
+    def __call__(self, place: Place, least_side: int = 0) -> Image.Image:
+        return self._readers[place[0]](place[1], least_side)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ class VqaQuestions(Dataset):
     def __getitem__(self, key: Key) -> VqaSample:
         """Return the question for (epoch, index). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
-        image, index, bad = read_or_next(self.read, self.images, wanted)
+        read = partial(self.read, least_side=least_side(self.transform))
+        image, index, bad = read_or_next(read, self.images, wanted)
         tensor, flipped = require_transform(self.transform)(image, np.random.default_rng([self.seed, epoch, wanted]))
         question = clean_question(self.questions[index], self.max_words)
         answers, weights = self.answers[index]

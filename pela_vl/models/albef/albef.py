@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pela_vl.models.albef.bert import KeyValue, TextEncoder
+from pela_vl.models.albef.attention import KeyValue
+from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.albef.config import AlbefConfig
 from pela_vl.models.albef.encoders import AlbefModel, build_encoders
 from pela_vl.models.albef.heads import MaskedLanguageHead

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pela_vl.models.albef.albef import Albef
-from pela_vl.models.albef.bert import Attention, KeyValue
+from pela_vl.models.albef.attention import Attention, KeyValue
 from pela_vl.models.token_merging import Merged, after_attention, size_bias
 from pela_vl.models.vit import ImageEncoder
 

@@ -1,21 +1,31 @@
-"""BERT with cross-attention in its upper layers, on scaled_dot_product_attention.
+"""BERT with cross-attention in its upper layers.
 
 Shapes: B texts, L tokens, D width, H heads, N image tokens, C image width. Parameter names are those of the BERT and
 ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that key tables stay short.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pela_vl.models.albef.attention import (
+    Attention,
+    HeadProjections,
+    KeyValue,
+    ResidualOutput,
+    compute_dtype,
+    in_compute_dtype,
+    select_images,
+)
 from pela_vl.models.depth import layer_map
 from pela_vl.models.outputs import TokenStates
+from pela_vl.models.stacked import Stackable
 
-KeyValue = tuple[Tensor, Tensor]
+Output = TypeVar("Output")
 
 
 class Embeddings(nn.Module):
@@ -53,137 +63,6 @@ class Embeddings(nn.Module):
         return self.dropout(
             self.LayerNorm(self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + positions)
         )
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that a product of x is computed in: autocast's, or x's own."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(
-        device
-    ):  # meta, where operations are counted, knows no autocast
-        return x.dtype
-    return torch.get_autocast_dtype(device)
-
-
-def in_compute_dtype(x: Tensor) -> Tensor:
-    """What several products read, cast once and not by autocast for each of them."""
-    return x.to(compute_dtype(x))
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, L, D] -> [B, H, L, D / H]"""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-class HeadProjections(nn.Module):
-    """The query, key and value products of one attention.
-
-    Args:
-        dim: Width of the text.
-        context_dim: Width of what is attended to.
-        heads: Attention heads.
-    """
-
-    def __init__(self, dim: int, context_dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        # a Linear each, or the low-rank layer that took its place
-        self.query: nn.Module = nn.Linear(dim, dim)
-        self.key: nn.Module = nn.Linear(context_dim, dim)
-        self.value: nn.Module = nn.Linear(context_dim, dim)
-
-    def split(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, H, L, D / H]"""
-        return split_heads(x, self.heads)
-
-    def keys_values(self, context: Tensor) -> KeyValue:
-        """context [B, N, C] -> keys and values, each [B, H, N, D / H]"""
-        return self.split(self.key(context)), self.split(self.value(context))
-
-    def query_keys_values(self, x: Tensor, queries: int = 0) -> tuple[Tensor, KeyValue]:
-        """The three products of self-attention on x [B, L, D]: the queries, and keys and values.
-
-        `queries` above 0 gives the queries of so many first tokens alone, [B, queries, D]. One method computes the three, so that
-        an inference module can make one product of them (see deploy/inference.py).
-        """
-        x = in_compute_dtype(x)
-        return self.query(x[:, :queries] if queries else x), self.keys_values(x)
-
-
-class ResidualOutput(nn.Module):
-    """Linear, dropout, residual, LayerNorm (post-norm, as in BERT).
-
-    Args:
-        in_dim: Input width of the Linear.
-        dim: Width of the residual.
-        eps: Of the LayerNorm.
-        dropout: Rate.
-    """
-
-    def __init__(self, in_dim: int, dim: int, eps: float, dropout: float):
-        super().__init__()
-        self.dense = nn.Linear(in_dim, dim)
-        self.LayerNorm = nn.LayerNorm(dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of a text over a context, with BERT's residual output.
-
-    Args:
-        dim: Width of the text.
-        context_dim: Width of what is attended to.
-        heads: Attention heads.
-        eps: Of the LayerNorm.
-        dropout: Rate behind the output Linear.
-        attention_dropout: Rate on the attention probabilities.
-    """
-
-    def __init__(self, dim: int, context_dim: int, heads: int, eps: float, dropout: float, attention_dropout: float):
-        super().__init__()
-        self.attention_dropout = attention_dropout
-        self.add_module("self", HeadProjections(dim, context_dim, heads))
-        self.output = ResidualOutput(dim, dim, eps, dropout)
-
-    @property
-    def projections(self) -> HeadProjections:
-        """The submodule "self", as checkpoints call it. For inference another module with the same methods takes its place."""
-        projections: Any = self._modules["self"]
-        return projections
-
-    def forward(self, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
-        """Attend, and add the residual: [B, L, D].
-
-        Args:
-            x: Text tokens [B, L, D].
-            context: Keys and values, each [B or 1, H, N, D / H]; of batch 1 where one context serves all texts.
-            mask: Bool, broadcastable to [B, 1, L, N], True = attend; None attends to all.
-        """
-        return self.attend(self.projections.query(x), x, context, mask)
-
-    def attend(self, query: Tensor, x: Tensor, context: KeyValue, mask: Tensor | None) -> Tensor:
-        """`forward` from the query product on.
-
-        Args:
-            query: Query product [B, L, D], not yet split into heads.
-            x: Residual [B, L, D].
-            context: Keys and values, each [B or 1, H, N, D / H].
-            mask: As in `forward`.
-        """
-        shape, (keys, values) = x.shape[:2], context
-        if keys.shape[0] != query.shape[0]:
-            if mask is None or mask.shape[0] == mask.shape[2] == 1:
-                # one context for all: every text's tokens are queries of one large product, not of many small ones
-                query = query.flatten(0, 1)[None]
-            else:
-                keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
-        query = self.projections.split(query)
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
-        return self.output(mixed.transpose(1, 2).reshape(*shape, -1), x)
 
 
 class Intermediate(nn.Module):
@@ -224,7 +103,9 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.attention = Attention(dim, dim, heads, eps, dropout, attention_dropout)
-        self.crossattention = Attention(dim, image_dim, heads, eps, dropout, attention_dropout) if cross else None
+        self.crossattention = (
+            Attention(dim, image_dim, heads, eps, dropout, attention_dropout, cross=True) if cross else None
+        )
         self.intermediate = Intermediate(dim, mlp_dim)
         self.output = ResidualOutput(mlp_dim, dim, eps, dropout)
 
@@ -297,6 +178,37 @@ class Layer(nn.Module):
         """
         return self.after_self_attention(self.self_attention(x, mask, queries=1), image, image_mask)
 
+    def first_and_whole(
+        self, x: Tensor, mask: Tensor, count: int, image_of_first: KeyValue, image_of_whole: KeyValue
+    ) -> tuple[Tensor, Tensor]:
+        """`first_token` of the first P texts and `forward` of the other B: all tokens that are wanted go together.
+
+        Args:
+            x: Text tokens [P + B, L, D].
+            mask: Of self-attention, [P + B, 1, 1, L].
+            count: P.
+            image_of_first: Keys and values of the P texts' images.
+            image_of_whole: Of the B texts' images.
+
+        Returns:
+            [P, D] and [B, L, D].
+        """
+        assert self.crossattention is not None
+        texts, length = len(x) - count, x.shape[1]
+        numbers = torch.arange(len(x) * length, device=x.device)
+        wanted = torch.cat([numbers[: count * length : length], numbers[count * length :]])
+        query, context = self.attention.projections.query_keys_values(x)
+        keys, values = (part.split([count, texts]) for part in context)
+        rows = x.flatten(0, 1).index_select(0, wanted)
+        query = query.flatten(0, 1).index_select(0, wanted)
+        masks = mask.split([count, texts])
+        first, whole = ((keys[i], values[i], masks[i]) for i in range(2))
+        rows = self.attention.attend_rows(query, rows, first, whole)
+        cross = self.crossattention
+        rows = cross.attend_rows(cross.projections.query(rows), rows, (*image_of_first, None), (*image_of_whole, None))
+        of_first, of_whole = self.output(self.intermediate(rows), rows).split([count, texts * length])
+        return of_first, of_whole.unflatten(0, (texts, length))
+
 
 class Encoder(nn.Module):
     """Holds the layers under the name that the checkpoints have."""
@@ -306,7 +218,7 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(layers)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Stackable):
     """BERT whose layers from `fusion_layer` on also attend to an image.
 
     Args:
@@ -363,6 +275,14 @@ class TextEncoder(nn.Module):
         """The cross-attention of every fusion layer, in order."""
         attentions = [layer.crossattention for layer in self.layers[self.fusion_layer :]]
         return [attention for attention in attentions if attention is not None]
+
+    def layers_of_one_input(self) -> list[nn.Module]:
+        """The keys and values of every fusion layer, which read the image's tokens."""
+        projections: list[nn.Module] = [attention.projections for attention in self.fusion_attentions]
+        found = [
+            heads for heads in projections if isinstance(heads, HeadProjections)
+        ]  # an inference module has its own way
+        return [layer for heads in found for layer in (heads.key, heads.value)]
 
     def encode(self, ids: Tensor, mask: Tensor, keep_hidden: bool = False) -> TokenStates:
         """The text-only layers: tokens [B, L, D].
@@ -425,10 +345,9 @@ class TextEncoder(nn.Module):
             x = self._layer(self.layers[i], x, attend, select_images([image[i - self.fusion_layer]], index)[0])
             if keep_hidden:
                 hidden.append(x[count:])
-        (of_pairs, of_texts), (attend_pairs, attend_texts) = x.split([count, texts]), attend.split([count, texts])
-        first = self._layer(self.layers[last].first_token, of_pairs, attend_pairs, select_images(image[-1:], pairs)[0])
-        whole = self._layer(self.layers[last], of_texts, attend_texts, image[-1])
-        return first[:, 0], TokenStates(whole, (*hidden, whole) if keep_hidden else ())
+        run = self.layers[last].first_and_whole
+        first, whole = self._layer(run, x, attend, count, *select_images(image[-1:], pairs), image[-1])
+        return first, TokenStates(whole, (*hidden, whole) if keep_hidden else ())
 
     def start_fusion(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first fusion layer's self-attention on encoded texts [B, L, D], for `fuse_first(..., fusion_started=True)`.
@@ -460,7 +379,14 @@ class TextEncoder(nn.Module):
     def image_keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """Keys and values of image tokens [B, N, C] for every fusion layer: computed once for an image, used by any text."""
         image_tokens = in_compute_dtype(image_tokens)
-        return [attention.projections.keys_values(image_tokens) for attention in self.fusion_attentions]
+        projections = [attention.projections for attention in self.fusion_attentions]
+        if self.stacked is None:
+            return [heads.keys_values(image_tokens) for heads in projections]
+        outputs = self.stacked(image_tokens)
+        return [
+            (heads.split(keys), heads.split(values))
+            for heads, keys, values in zip(projections, outputs[::2], outputs[1::2], strict=True)
+        ]
 
     def _run(
         self,
@@ -481,7 +407,7 @@ class TextEncoder(nn.Module):
                 hidden.append(x)
         return TokenStates(x, tuple(hidden) if keep_hidden else ())
 
-    def _layer(self, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def _layer(self, run: Callable[..., Output], *arguments: Any) -> Output:
         """A layer's call; with activation checkpointing it runs again in backward."""
         if self.activation_checkpointing and self.training:
             return checkpoint(run, *arguments, use_reentrant=False)
@@ -498,11 +424,6 @@ def _attend(mask: Tensor, x: Tensor, causal: bool = False) -> Tensor:
     if causal:
         attend = attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril()
     return torch.zeros_like(attend, dtype=compute_dtype(x)).masked_fill(attend.logical_not(), float("-inf"))
-
-
-def select_images(image: Sequence[KeyValue], index: Tensor) -> list[KeyValue]:
-    """The keys/values of images `index` [M] out of a batch, in that order."""
-    return [(keys[index], values[index]) for keys, values in image]
 
 
 def _init_bert(module: nn.Module) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pela_vl.models.albef.bert import KeyValue, TextEncoder
+from pela_vl.models.albef.attention import KeyValue
+from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.albef.config import AlbefConfig
 from pela_vl.models.albef.encoders import AlbefModel, build_encoders
 from pela_vl.models.vit import ImageEncoder

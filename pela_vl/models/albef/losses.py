@@ -82,21 +82,17 @@ def masked_language_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor
     """(1 - alpha) * cross-entropy + alpha * cross-entropy to softmax(momentum logits), mean over the masked tokens.
 
     Args:
-        logits: At masked tokens alone, [M, V].
-        labels: Original tokens [M].
+        logits: At masked tokens, and at others that do not count, [M, V].
+        labels: Original tokens [M]; -100 for a token that does not count.
         momentum_logits: The EMA model's [M, V]; None for plain cross-entropy.
         alpha: Weight of the soft part, 0 to 1.
 
     Returns:
-        The loss; zero, with a graph, where M is 0.
+        The loss; zero, with a graph, where no token counts.
     """
-    if labels.numel() == 0:
-        return logits.float().sum() * 0.0
-    hard = F.cross_entropy(logits.float(), labels)
-    if momentum_logits is None or alpha == 0.0:
-        return hard
-    soft = -(F.log_softmax(logits.float(), dim=-1) * F.softmax(momentum_logits.float(), dim=-1)).sum(-1).mean()
-    return (1.0 - alpha) * hard + alpha * soft
+    counted = (labels >= 0).float()
+    losses = distilled_cross_entropy(logits, labels, momentum_logits, alpha)
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
 def distilled_cross_entropy(logits: Tensor, labels: Tensor, momentum_logits: Tensor | None, alpha: float) -> Tensor:
@@ -104,7 +100,7 @@ def distilled_cross_entropy(logits: Tensor, labels: Tensor, momentum_logits: Ten
 
     Args:
         logits: [M, V].
-        labels: [M].
+        labels: [M]; of -100 the first term is 0.
         momentum_logits: The EMA model's [M, V]; None for plain cross-entropy.
         alpha: Weight of the soft part, 0 to 1.
     """

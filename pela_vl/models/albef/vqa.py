@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pela_vl.models.albef.bert import KeyValue, TextEncoder, select_images
+from pela_vl.models.albef.attention import KeyValue, select_images
+from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.albef.config import AlbefConfig
 from pela_vl.models.albef.encoders import AlbefModel, build_encoders
 from pela_vl.models.albef.heads import MaskedLanguageHead

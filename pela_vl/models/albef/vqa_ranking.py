@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pela_vl.models.albef.bert import KeyValue
+from pela_vl.models.albef.attention import KeyValue
 from pela_vl.models.albef.vqa import AlbefVqa, AnswerDecoder
 
 

@@ -6,7 +6,8 @@ from tiny_albef import randomise, tiny_albef, tiny_batch
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer, BertOnlyMLMHead
 
-from pela_vl.models.albef.bert import TextEncoder, select_images
+from pela_vl.models.albef.attention import select_images
+from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.albef.heads import MaskedLanguageHead
 
 DIM, DEPTH, HEADS, MLP, FUSION, IMAGE_DIM, VOCAB = 24, 4, 2, 48, 2, 20, 50

@@ -11,10 +11,10 @@ from torch import nn
 import pela_vl
 from pela_vl.base.errors import UserError
 from pela_vl.cost import count_parameters
-from pela_vl.deploy import encoders
+from pela_vl.evaluation import encoders
 from pela_vl.lowrank import LowRankLinear, PivotedLinear, low_rank_layers
 from pela_vl.models import compiled
-from pela_vl.models.albef.bert import HeadProjections
+from pela_vl.models.albef.attention import HeadProjections
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -43,7 +43,10 @@ def test_outputs_are_the_same(low_rank, measure, monkeypatch):
     expected = outputs(copy.deepcopy(model).eval(), batch)
     quick = pela_vl.optimize_for_inference(model, measure_tokens=measure)
     assert quick is model and not model.training and model.visual_encoder.images_at_a_time == 3
-    assert not any(isinstance(module, HeadProjections | nn.Dropout) for module in model.modules())
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+    # those of the image are one product in the text encoder
+    assert all(module.cross for module in model.modules() if isinstance(module, HeadProjections))
+    assert model.text_encoder.stacked is not None
     for own, other in zip(outputs(model, batch), expected, strict=True):
         torch.testing.assert_close(own, other, **CLOSE)
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pela_vl.deploy.inference import replace_module
+from pela_vl.evaluation.inference import replace_module
 from pela_vl.lowrank import LowRankLinear, PivotedLinear
-from pela_vl.models.albef.bert import HeadProjections, KeyValue, split_heads
+from pela_vl.models.albef.attention import HeadProjections, KeyValue, split_heads
+from pela_vl.models.albef.bert import TextEncoder
 from pela_vl.models.vit import ImageEncoder
 
 CACHE_MB = 16.0
@@ -19,15 +20,25 @@ CACHE_MB = 16.0
 
 def prepare_encoders(model: nn.Module) -> None:
     """Change ALBEF's encoders within `model` in place; a model without them is left as it is."""
+    stacked: set[nn.Module] = set()  # the image's keys and values of all fusion layers
+    for module in list(model.modules()):
+        if isinstance(module, TextEncoder):
+            layers = module.layers_of_one_input()
+            if len(layers) > 2 and len({type(layer) for layer in layers}) == 1:
+                module.stacked = Stacked(layers)
+                stacked |= set(layers)
     for name, module in list(model.named_modules()):
-        if isinstance(module, HeadProjections):
-            replace_module(model, name, FusedProjections(module, cross=name.endswith("crossattention.self")))
+        if isinstance(module, HeadProjections) and module.key not in stacked:
+            replace_module(model, name, FusedProjections(module))
         if isinstance(module, ImageEncoder) and next(module.parameters()).device.type == "cpu":
             module.images_at_a_time = _images_in_cache(module)
 
 
 class Stacked(nn.Module):
-    """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked."""
+    """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked.
+
+    The `up` factors of layers of one shape are one batched product too.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]):
         """Stack layers of one kind: all of them nn.Linear, all LowRankLinear or all PivotedLinear."""
@@ -35,17 +46,39 @@ class Stacked(nn.Module):
         low_rank = [layer for layer in layers if isinstance(layer, LowRankLinear | PivotedLinear)]
         first = [layer.down for layer in low_rank] or [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.widths = [linear.out_features for linear in first]
-        weights = [linear.weight for linear in first]
-        self.product = nn.Linear(first[0].in_features, sum(self.widths), first[0].bias is not None, "meta")
-        self.product.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
-        if first[0].bias is not None:
-            self.product.bias = nn.Parameter(torch.cat([linear.bias for linear in first]), requires_grad=False)
-        self.ups = nn.ModuleList(_Expansion(layer) for layer in low_rank) if low_rank else None
+        self.product = _joined(first)
+        factors = [layer.up for layer in low_rank if isinstance(layer, LowRankLinear)]
+        alike = len({(up.weight.shape, up.bias is None) for up in factors}) == 1
+        self.up = _joined(factors) if alike else None  # its weight [K O, R] is used as [K, O, R]
+        self.ups = nn.ModuleList(_Expansion(layer) for layer in low_rank) if low_rank and not alike else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [N, I] -> one [N, O] for every layer."""
-        parts = self.product(x).split(self.widths, dim=-1)
-        return parts if self.ups is None else tuple(up(part) for up, part in zip(self.ups, parts, strict=True))
+        """x [..., I] -> one [..., O] for every layer."""
+        rows, lead = self.product(x).flatten(0, -2), x.shape[:-1]
+        if self.up is not None:
+            stacked = rows.unflatten(1, (len(self.widths), -1)).transpose(0, 1)
+            weight = self.up.weight.unflatten(0, (len(self.widths), -1)).transpose(1, 2)
+            if self.up.bias is None:
+                out = torch.bmm(stacked, weight)
+            else:
+                out = torch.baddbmm(self.up.bias.unflatten(0, (len(self.widths), 1, -1)), stacked, weight)
+            return out.unflatten(1, lead).unbind()
+        parts = rows.split(self.widths, dim=1)
+        if self.ups is not None:
+            parts = tuple(up(part) for up, part in zip(self.ups, parts, strict=True))
+        return tuple(part.unflatten(0, lead) for part in parts)
+
+
+def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One Linear that gives the outputs of several, one behind the other."""
+    widths = [linear.out_features for linear in layers]
+    joined = nn.Linear(layers[0].in_features, sum(widths), layers[0].bias is not None, "meta")
+    joined.weight = nn.Parameter(torch.cat([linear.weight for linear in layers]), requires_grad=False)
+    for linear, part in zip(layers, joined.weight.split(widths), strict=True):
+        linear.weight.data = part.data  # so that the weights are held once
+    if layers[0].bias is not None:
+        joined.bias = nn.Parameter(torch.cat([linear.bias for linear in layers]), requires_grad=False)
+    return joined
 
 
 class _Expansion(nn.Module):
@@ -67,7 +100,7 @@ class _Expansion(nn.Module):
 class FusedProjections(nn.Module):
     """`HeadProjections` with fewer products: key and value in one, in self-attention query too."""
 
-    def __init__(self, source: HeadProjections, cross: bool):
+    def __init__(self, source: HeadProjections):
         super().__init__()
         self.heads = source.heads
         self.query = source.query
@@ -76,9 +109,9 @@ class FusedProjections(nn.Module):
         self.value: nn.Module | None = source.value
         self.both: Stacked | None = None
         self.all: Stacked | None = None
-        if cross and kinds[1] == kinds[2]:
+        if source.cross and kinds[1] == kinds[2]:
             self.both, self.key, self.value = Stacked([source.key, source.value]), None, None
-        elif not cross and all(kind == kinds[0] for kind in kinds):
+        elif not source.cross and all(kind == kinds[0] for kind in kinds):
             self.all = Stacked([source.query, source.key, source.value])
 
     def split(self, x: Tensor) -> Tensor:

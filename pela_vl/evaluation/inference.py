@@ -56,7 +56,7 @@ def optimize_for_inference(
             replace_module(model, name, chosen)
     # ALBEF's encoders exist only where their module was imported; without them timm need not be installed
     if "pela_vl.models.vit" in sys.modules:
-        from pela_vl.deploy.encoders import prepare_encoders
+        from pela_vl.evaluation.encoders import prepare_encoders
 
         prepare_encoders(model)
     if compile:
