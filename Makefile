@@ -15,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 # nothing is ever fetched while running: weights and data come from files that the user names
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv test test-quick test-slow test-all test-lowest test-lowest-core test-latest browser test-browser mutation lint format docs demo demo-all demo-vision clean
+.PHONY: help venv test test-quick test-slow test-all venv-lowest test-lowest test-lowest-core test-latest browser test-browser mutation lint format docs demo demo-all demo-vision clean
 
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
@@ -88,6 +88,9 @@ test-all: test
 # environments of their own; every extra is in the oldest one, which has no wheels for Python 3.13
 LOWEST = VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON="$${PYTHON:-python3.11 python3.12}" \
 	EXTRAS=$(EXTRAS),export,s3,gs,hf,http,segmentation,imagenet
+
+venv-lowest:
+	@$(MAKE) --no-print-directory $(LOWEST) venv
 
 test-lowest:
 	@$(MAKE) --no-print-directory $(LOWEST) test-quick
