@@ -35,7 +35,7 @@ def request_of(tmp_path, backbone="vit", **changes):
 @pytest.mark.parametrize("backbone", ["vit", "swin"])
 def test_each_row_trains_the_model_that_it_says(backbone, tmp_path, monkeypatch):
     request, seen = request_of(tmp_path, backbone), {}
-    run = step_cost._step
+    run = step_cost.training_step
 
     def spy(trainee, batch, lr):
         name, before = next(iter(trainee.run.model.named_parameters()))
@@ -44,7 +44,7 @@ def test_each_row_trains_the_model_that_it_says(backbone, tmp_path, monkeypatch)
         after = dict(trainee.run.model.named_parameters())[name]
         seen[row] = (type(trainee.method).__name__, trainee.step.keep_features, not torch.equal(before, after))
 
-    monkeypatch.setattr(step_cost, "_step", spy)
+    monkeypatch.setattr(step_cost, "training_step", spy)
     costs = {}
     for row in ROWS:
         costs[row] = measure(request, row)
