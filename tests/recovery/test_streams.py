@@ -45,7 +45,7 @@ MODELS = {
     ),
 }
 TEXTS = ("BERT", "GPT-2", "LLaMA", "T5")
-NOT_SEEN = {"Swin": "attention.o_proj"}
+NOT_SEEN = {"Swin": ("attention.o_proj", "attention.output.dense")}  # by version of transformers
 """Layers whose stream is cut into windows by code that is not followed."""
 
 
