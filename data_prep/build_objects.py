@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="every object is of one colour all over: learnt faster")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     args = parser.parse_args()
-    request = ObjectRequest(args.train, args.val, args.test, args.seed, args.image_size, args.textured, args.plain)
+    counts = (args.train, args.val, args.test)
+    kinds = {"textured": args.textured, "plain": args.plain}
+    request = ObjectRequest(*counts, seed=args.seed, image_size=args.image_size, **kinds)
     made = build_objects(request, args.output, args.workers)
     state = "complete" if made else "was complete already"
     print(

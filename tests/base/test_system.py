@@ -78,6 +78,18 @@ def test_a_lock_is_held_by_one_and_let_go_of_by_the_dead(tmp_path):
         os.close(handle)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
+def test_a_process_does_not_count_its_parents_memory():
+    code = "from pela_vl.base.system import peak_memory; print(peak_memory())"
+    parent = (
+        "import subprocess, sys; held = bytearray(b'x' * 2**28);"
+        f"print(subprocess.run([sys.executable, '-c', {code!r}], capture_output=True, text=True).stdout)"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, env=env)
+    assert 2**20 < float(done.stdout) < 2**28, done.stderr
+
+
 @pytest.mark.skipif(system.resource is None, reason="this system has no resource module")
 def test_peak_memory_is_in_bytes():
     assert 2**23 < system.peak_memory() < 2**40

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,6 +41,7 @@ class SetRequest:
     train: int
     val: int
     test: int = 0
+    _: KW_ONLY
     seed: int = 0
     image_size: int = 128
     generator_version: int = 1

@@ -4,7 +4,7 @@
 An image is a pure function of (seed, split, index). Classes are equally frequent up to one image.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class ObjectRequest(SetRequest):
         plain: Whether every object is of one colour all over, which is learnt faster.
     """
 
+    _: KW_ONLY
     image_size: int = 64
     generator_version: int = 2
     textured: bool = False

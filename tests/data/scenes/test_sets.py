@@ -1,8 +1,12 @@
 """Sets of images for vision tasks: the same bytes however the work was cut, interrupted or shared out."""
 
+import json
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
+from scripts import run_script
+from tiny_runs import ROOT
 
 from pela_vl.base.errors import UserError
 from pela_vl.data.scenes.chunks import SetRequest, build_set
@@ -74,3 +78,21 @@ def test_any_number_of_workers_writes_the_same(kind, tmp_path):
 def test_a_request_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(UserError):
         SetRequest(**({"train": 1, "val": 1} | wrong))
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "chosen"),
+    [
+        ("build_objects.py", ["--test", "3", "--textured"], {"test": 3, "textured": True, "plain": False}),
+        ("build_objects.py", ["--plain"], {"test": 0, "textured": False, "plain": True}),
+        ("build_scenes_detection.py", [], {"test": 0}),
+        ("build_scenes_segmentation.py", [], {"test": 0}),
+    ],
+)
+def test_scripts_hand_on_what_is_chosen(tmp_path, script, more, chosen):
+    options = ["--train", "5", "--val", "4", "--seed", "6", "--image-size", "48", "--workers", "1"]
+    done = run_script(ROOT / "data_prep" / script, "--output", tmp_path / "set", *options, *more)
+    assert done.returncode == 0, done.stderr
+    [manifest] = [path for path in (tmp_path / "set").glob("*ted.json")] or [tmp_path / "set/objects.json"]
+    request = json.loads(manifest.read_text())["request"]
+    assert request == {"train": 5, "val": 4, "seed": 6, "image_size": 48, "generator_version": ANY} | chosen
