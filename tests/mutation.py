@@ -39,13 +39,31 @@ TESTS = {
     "evaluation": ["tests/evaluation"],
     "data": ["tests/data", "tests/data_prep"],
 }
+# Of these, tests that start processes, which import every mutant anew, or draw thousands of scenes: minutes a mutant. What only
+# they notice counts as a survivor.
+_LONG = {
+    "data": [
+        "tests/data/corpus/test_corpus_build.py::test_killed_and_run_again",
+        "tests/data/corpus/test_corpus_build.py::test_same_bytes_with_more_workers_and_other_jobs",
+        "tests/data/corpus/test_corpus_engines.py::test_a_killed_worker_is_said",
+        "tests/data/corpus/test_corpus_engines.py::test_order_and_look_ahead",
+        "tests/data/corpus/test_corpus_sources.py::test_json_elements_are_those_of_json_load",
+        "tests/data/corpus/test_mutations_corpus.py::test_samples_are_scattered_over_the_open_shards_alike_for_any_workers",
+        "tests/data/scenes/test_scenes_corpus.py::test_killed_and_run_again",
+        "tests/data/scenes/test_scenes_corpus.py::test_same_bytes_with_more_workers_and_other_chunks",
+        "tests/data/scenes/test_scenes_language.py::test_vocabulary_is_exactly_what_is_said",
+        "tests/data/sets/test_flat.py::test_a_worker_that_is_started_anew_reads_shared_memory",
+        "tests/data/sets/test_flat.py::test_workers_do_not_copy_a_list",
+        "tests/data_prep/test_build_own.py::test_a_model_is_fine_tuned_by_the_shipped_configuration",
+    ],
+}
 _KILLED = {1, 3, -24, 24, 36, 37, 152, 255, -11, -9}  # mutmut's exit codes for a failed test, a time-out and a crash
 _CONFIG = """
 [tool.mutmut]
 source_paths = ["pela_vl/{room}"]
 also_copy = {copied}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0", "--timeout=0"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow", "--durations=0", "--timeout=0", {deselected}]
 timeout_constant = 4.0
 timeout_multiplier = 5.0
 on_dependency_change = "ignore"
@@ -167,7 +185,9 @@ def run_room(tree: Path, room: str, count: int, seed: int, processes: int) -> di
     copied = ["tests", "configs", "tasks", "data_prep", "benchmarks", "docs", "README.md", "pyproject.toml"]
     copied += [path.relative_to(ROOT).as_posix() for path in others]
     base = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (tree / "pyproject.toml").write_text(base + _CONFIG.format(room=room, copied=copied, tests=TESTS[room]))
+    deselected = ", ".join(f'"--deselect={test}"' for test in _LONG.get(room, []))
+    options = {"room": room, "copied": copied, "tests": TESTS[room], "deselected": deselected}
+    (tree / "pyproject.toml").write_text(base + _CONFIG.format(**options))
     names = make_mutants(tree, room, processes)
     sample = sorted(random.Random(seed).sample(names, min(count, len(names))))
     print(f"{room}: {len(sample)} of {len(names)} mutants", file=sys.stderr, flush=True)
