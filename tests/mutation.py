@@ -55,6 +55,7 @@ _LONG = {
         "tests/data/scenes/test_scenes_language.py::test_vocabulary_is_exactly_what_is_said",
         "tests/data/sets/test_flat.py::test_a_worker_that_is_started_anew_reads_shared_memory",
         "tests/data/sets/test_flat.py::test_workers_do_not_copy_a_list",
+        "tests/data_prep/test_build_pretrain_corpus.py",  # whose workers run in a folder without mutmut's settings
         "tests/data_prep/test_build_own.py::test_a_model_is_fine_tuned_by_the_shipped_configuration",
     ],
 }

@@ -287,7 +287,7 @@ def test_factors_without_a_plan_are_read_off_their_shapes(tmp_path):
     assert torch.equal(pela_vl.load(lambda: Net().train(), tmp_path / "dense")(x), dense(x))
 
 
-@pytest.mark.parametrize("bias, dtype", product([True, False], [torch.float32, torch.float64]))
+@pytest.mark.parametrize("bias, dtype", list(product([True, False], [torch.float32, torch.float64])))
 def test_a_pivoted_layer_is_its_product(bias, dtype):
     layer = PivotedLinear(7, 9, 4, bias, dtype=dtype)
     layer.order = torch.randperm(9)
