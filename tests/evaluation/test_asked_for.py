@@ -50,6 +50,29 @@ def test_images_are_read_by_the_workers_that_were_asked_for(parts, monkeypatch):
     ]
 
 
+def test_without_workers_asked_for_there_are_none(parts, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+
+    def loader(data, indices, *more):
+        asked.append(more[-1])
+        raise InterruptedError
+
+    for module in (detection, localisation, retrieval):
+        monkeypatch.setattr(module, "make_image_loader", loader)
+    monkeypatch.setattr(answering, "make_loader", loader)
+    answerer, questions = parts
+    model, data = tiny_albef(), make_data(tmp_path)
+    for run in (
+        lambda: detection.detect_all(Detector(), DetectionData(), ONE, nullcontext),
+        lambda: answering.answer_questions(answerer, questions, ONE),
+        lambda: localisation.localise(model, range(4), None, GroundingSettings(), ONE, nullcontext),
+        lambda: retrieval.score_retrieval(model, data, tokenizer(), EvalSettings(), ONE, MAX_TOKENS, nullcontext),
+    ):
+        with pytest.raises(InterruptedError):
+            run()
+    assert asked == [0] * 4
+
+
 def test_the_main_process_says_how_far_it_is(capsys):
     classifying.classify(Classifier(), ClassData(), ONE, nullcontext, 5, 0)
     said = capsys.readouterr().err.splitlines()
