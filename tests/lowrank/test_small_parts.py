@@ -9,10 +9,12 @@ from pela_vl.lowrank import (
     LowRankLinear,
     OutputMetric,
     PlanError,
+    apply,
     cut_errors,
     effect,
     factorize,
     measure_metrics,
+    recipe,
     sensitivity,
 )
 from pela_vl.lowrank.align import align_factors, aligned
@@ -238,3 +240,18 @@ def test_factors_name_the_method_and_keep_the_dtype():
     assert zero.up.dtype == torch.float64 and zero.rel_error == 0.0 and zero.spectrum.shape == (4,)
     with pytest.raises(ValueError, match="^method must be auto, svd or gram, not 'qr'$"):
         factorize(weight, 2, "qr")
+
+
+def test_layers_on_the_cpu_are_factorised_side_by_side(monkeypatch):
+    asked = []
+    for module in (apply, recipe):
+        run = module.run_all
+        monkeypatch.setattr(
+            module, "run_all", lambda jobs, parallel, run=run: asked.append(parallel) or run(jobs, parallel)
+        )
+    model = Net()
+    chosen = recipe.make_recipe(model, 2, ranks="allocated")
+    apply.apply_plan(model, chosen.plan)
+    apply.apply_plan(Net(), chosen.plan, "empty")
+    apply.apply_plan(Net().to("meta"), chosen.plan, "empty")
+    assert asked == [True, True, False, False]
