@@ -101,3 +101,10 @@ def test_two_windows_are_averaged_where_they_overlap():
     one[:, 0], two[:, 1] = 1.0, 2.0
     found = label_pixels([Window(one, 0, 0, 4, 4), Window(two, 0, 2, 4, 4)], (4, 6), (4, 6))
     assert found[0, 0].tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_whole_image_is_one_window_of_its_size():
+    model, images = Model(), torch.randn(2, 3, 45, 61)
+    (window,) = predict_whole(model, images)
+    assert (window.top, window.left, window.height, window.width) == (0, 0, 45, 61)
+    torch.testing.assert_close(window.logits, model(images).logits)
