@@ -255,3 +255,18 @@ def test_layers_on_the_cpu_are_factorised_side_by_side(monkeypatch):
     apply.apply_plan(Net(), chosen.plan, "empty")
     apply.apply_plan(Net().to("meta"), chosen.plan, "empty")
     assert asked == [True, True, False, False]
+
+
+def test_one_metric_alone_and_full_ranks():
+    linear = nn.Linear(11, 5)
+    (statistics, metrics), alone = measure_metrics(Net().eval(), ["head"], samples(2)), recipe._spectrum
+    plain = alone("x", linear, None, None)
+    assert torch.equal(alone("x", linear, statistics["head"], None), plain)
+    assert torch.equal(alone("x", linear, None, metrics["head"]), plain)
+    assert not torch.allclose(alone("x", linear, statistics["head"], metrics["head"]), plain, rtol=1e-2)
+    for method in ("auto", "gram", "svd"):
+        assert factorize(linear.weight, 5, method).rel_error == 0.0  # nothing is left out
+    metric = OutputMetric(2)
+    for rows in ([[0.5, -3.0], [1.0, 2.0]], [[40.0, 1.0], [1.0, 1.0]]):
+        metric.add(torch.tensor(rows))
+        assert metric._unit == 9.0  # the first rows' largest square

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from pela_vl.base.errors import UserError
+from pela_vl.data import remote
 from pela_vl.data.corpus.examine import Examination, Folder, content_digest, examine, gone_away
 from pela_vl.data.corpus.gate import HELD_OUT
+from pela_vl.data.corpus.img2dataset import find_shards
 from pela_vl.data.corpus.keys import KeySet, key
 from pela_vl.data.corpus.lists import list_records
 from pela_vl.data.corpus.lookup import download_text, entries_table, look_up
@@ -26,6 +28,8 @@ from pela_vl.data.corpus.settings import (
 )
 from pela_vl.data.corpus.state import Counts, State
 from pela_vl.data.corpus.table import downloaded_names, table_records
+from pela_vl.data.corpus.units import is_downloaded
+from pela_vl.data.public.segmentation import _ade_names
 
 COUNTS = Counts(
     {
@@ -406,3 +410,64 @@ def test_the_state_forgets_what_was_not_committed(tmp_path):
     (tmp_path / "bad").write_text("x" * 2000)
     with pytest.raises(UserError, match=r"bad: cannot be used \(file is not a database\); remove its folder"):
         State(tmp_path / "bad")
+
+
+def test_what_img2dataset_wrote_is_found_by_its_tars_folders_and_parquet(tmp_path):
+    assert not is_downloaded(str(tmp_path)) and not is_downloaded(str(tmp_path / "absent"))
+    for name in ("._00000.tar", "_meta.tar", "x.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert not is_downloaded(str(tmp_path))
+    for name in ("00000.parquet", "00000.tar"):
+        (tmp_path / name).write_bytes(b"")
+        assert is_downloaded(str(tmp_path)) and find_shards(str(tmp_path)) == [str(tmp_path / name)]
+    none = SourceSettings("img2dataset", [PartSettings("no")], "if_there")
+    sources = {"web": SourceSettings("img2dataset", [PartSettings(".")]), "none": none}
+    request, entries = look_up(CorpusSettings(raw=str(tmp_path), sources=sources))
+    assert [entry.state for entry in entries] == ["found", "not found"] and request.names() == ["web"]
+
+
+def test_a_library_that_fails_is_asked_three_times(monkeypatch):
+    asked, slept = [], []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+
+    def failing():
+        asked.append(1)
+        raise RuntimeError("first line\n   and  second")
+
+    with pytest.raises(OSError, match="^RuntimeError: first line and second$"):
+        remote._answer(failing)
+    assert len(asked) == 3 and slept == list(remote._PAUSES)
+
+    def silent():
+        raise RuntimeError
+
+    with pytest.raises(OSError, match="^RuntimeError$"):
+        remote._answer(silent)
+    for error in (FileNotFoundError, PermissionError, IsADirectoryError):
+        asked.clear()
+
+        def refused(error=error):
+            asked.append(1)
+            raise error
+
+        with pytest.raises(error):
+            remote._answer(refused)
+        assert len(asked) == 1
+    turns = iter([failing, failing, lambda: 7])
+    assert remote._answer(lambda: next(turns)()) == 7
+
+
+@pytest.mark.parametrize("text, message", [
+    ("Idx\tName\n", "wants a head and a line a class, which begins with its number"),
+    ("", "wants a head and a line a class, which begins with its number"),
+    ("Idx\tName\n1\twall\nx\tsky\n", "wants a head and a line a class, which begins with its number"),
+    ("Idx\tName\n1\twall\n3\tsky\n", "the classes are not numbered from 1 to 2"),
+])  # fmt: skip
+def test_names_of_ade20ks_classes(tmp_path, text, message):
+    file = tmp_path / "objectInfo150.txt"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        _ade_names(file)
+    assert str(caught.value) == f"{file}: {message}"
+    file.write_text("Idx\tName\n1\twall, side\n\n 2\t sky \n3\twall\n4\t\n")
+    assert _ade_names(file) == ["wall (1)", "sky", "wall (3)", ""]

@@ -7,10 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from pela_vl.data.label_images import LabelValues
 from pela_vl.data.sets.captions import CaptionPairs, EvalImages, RetrievalEval
+from pela_vl.data.sets.detection import DetectionImages
 from pela_vl.data.sets.entailment import LABELS, EntailmentEval, EntailmentPairs
 from pela_vl.data.sets.grounding import FORMAT, GroundingEval
 from pela_vl.data.sets.labelled import LabelledImages, load_labelled
+from pela_vl.data.sets.segmentation import PairReader, SegmentedImages
 from pela_vl.data.sets.vqa import VqaEval, VqaImageReader, VqaQuestions, load_asked, weighted_answers
 from pela_vl.data.transforms import eval_transform, train_transform
 
@@ -134,3 +137,25 @@ def test_labels(root):
     data = LabelledImages(load_labelled([write(root, "l.json", entries)], root), train_transform(32))
     assert (data.seed, data.read.cache_mb, data.order) == (0, 0, None) and data[(0, 1)].target == 1
     assert LabelledImages(load_labelled([root / "l.json"], root), None, 3, 2.5).read.cache_mb == 2.5
+
+
+def test_crops_and_detections(root):
+    images = SegmentedImages([("a.png", "a.png")], PairReader(root, LabelValues(("x",), (1,))), None)
+    assert images.seed == 0 and images.read.images.cache_mb == 0 and images.read.images.stored_pixels
+    assert SegmentedImages([], images.read, None, 4).seed == 4
+    Image.new("RGB", (40, 44)).save(root / "c.png")
+    sizes = {"c.png": (40, 44), "b.png": SIZES["b.png"]}
+    box = {"id": 1, "image_id": 2, "category_id": 3, "bbox": [1, 2, 9, 8], "area": 72, "iscrowd": 0}
+    content = {
+        "images": [
+            {"id": k, "file_name": name, "width": w, "height": h} for k, (name, (w, h)) in enumerate(sizes.items(), 1)
+        ],
+        "annotations": [box | {"segmentation": [[1, 2, 10, 2, 10, 10]]}],
+        "categories": [{"id": 3, "name": "x"}],
+    }
+    file = str(write(root, "d.json", content))
+    found = DetectionImages([file], str(root))
+    assert found.seed == 0 and len(found) == 1 and len(DetectionImages([file], str(root), keep_empty=True)) == 2
+    assert (
+        found.read.reader.cache_mb == 0 and DetectionImages([file], str(root), cache_mb=1.5).read.reader.cache_mb == 1.5
+    )
