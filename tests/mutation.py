@@ -89,6 +89,7 @@ def pytest_sessionstart(session):
             if code is not None and code.co_filename.startswith(here):
                 thing.cache_clear()
 """
+_LITERAL = re.compile(r""""[^"]*"|'[^']*'""")
 _TO_DEVICE = re.compile(r"\.to\((?:[\w.]+\.)?device\)")
 EQUIVALENTS = ROOT / "tests" / "mutation_equivalents.yaml"
 
@@ -138,8 +139,10 @@ def alike(diff: str) -> str:
         return "codec"  # the default of Linux
     if before != after and before.casefold() == after.casefold() and re.search("""["']utf-8["']""", before):
         return "codec"  # whose name has no case
-    prose = re.search(r"""["'][^"']* [^"']*["']""", before)  # with a blank, so no name
-    if prose and (before.casefold() == after.casefold() or re.search(r"""["']XX[^"']* [^"']*XX["']""", after)):
+    literals = zip(_LITERAL.findall(before), _LITERAL.findall(after), strict=False)
+    changed_words = [one for one, other in literals if one != other][:1]
+    prose = bool(changed_words) and len(changed_words[0][1:-1].split()) > 1  # a name has no blank
+    if prose and (before.casefold() == after.casefold() or re.search("""["']XX[^"']* [^"']*XX["']""", after)):
         return "message"
     return ""
 

@@ -128,6 +128,7 @@ def test_a_change_of_the_files_raises_the_version(made):
     names += [f"snli_ve_{split}.jsonl" for split in ("train", "dev", "test")] + ["refs(unc).p"]
     digest = hashlib.sha256(b"".join((made / name).read_bytes() for name in names)).hexdigest()[:16]
     instances = json.loads((made / "instances.json").read_text())
+    assert instances["info"] == {"description": "scenes"}
     totals = [len(instances["annotations"]), *np.sum([a["bbox"] for a in instances["annotations"]], 0).tolist()]
     found = [instances["images"][-1], sorted(instances["annotations"][0]), instances["categories"][0], totals]
     assert (corpus_module.GENERATOR_VERSION, digest, found) == (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pela_vl.data.scenes import render, sample_scene
-from pela_vl.data.scenes.backgrounds import canvas, grain
+from pela_vl.data.scenes.backgrounds import _brick, canvas, grain
 
 # means, then deviations, of red, green and blue
 TONES = {
@@ -34,3 +34,9 @@ def test_a_change_of_what_lies_on_it_raises_the_version():
     assert [*pixels.mean((0, 1, 2)), *pixels.std((0, 1, 2))] == pytest.approx(
         [136.658, 135.141, 124.175, 72.699, 65.035, 67.958], abs=0.01
     )
+
+
+def test_a_joint_ends_where_the_brick_begins():
+    found = _brick(40, 5.0, np.random.default_rng(0))  # joints of exactly six pixels
+    mortar = (found == (196, 188, 178)).all(2)
+    assert mortar[:6].all() and mortar[:, :6].all() and not mortar[6:, 6:].any()
