@@ -94,6 +94,15 @@ def cpu_seconds(children: bool = False) -> float:
     return sum(times[:4] if children else times[:2])
 
 
+_peaks = [0.0]
+
+
+def _highest(peak: float) -> float:
+    """The largest peak that was read so far: the kernel's counters are approximate, and a later reading may be some KiB lower."""
+    _peaks[0] = max(_peaks[0], peak)
+    return _peaks[0]
+
+
 def peak_memory(children: bool = False) -> float:
     """Peak memory in bytes of this process, or of the largest of its ended children; NaN where the system does not say."""
     if resource is None:
@@ -104,7 +113,7 @@ def peak_memory(children: bool = False) -> float:
             with open("/proc/self/status", encoding="ascii", errors="replace") as file:
                 found = next((line for line in file if line.startswith("VmHWM:")), "").split()
             if len(found) == 3:
-                return float(found[1]) * 1024
+                return _highest(float(found[1]) * 1024)
         except OSError:
             pass
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

@@ -93,3 +93,16 @@ def test_a_process_does_not_count_its_parents_memory():
 @pytest.mark.skipif(system.resource is None, reason="this system has no resource module")
 def test_peak_memory_is_in_bytes():
     assert 2**23 < system.peak_memory() < 2**40
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
+def test_a_peak_never_falls_though_the_kernels_counter_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(system, "_peaks", [0.0])
+    readings = []
+    for kib in (1474851, 1474847, 1474900):
+        status = tmp_path / str(kib)
+        status.write_text(f"Name:\tpython\nVmHWM:\t{kib} kB\n")
+        monkeypatch.setattr("builtins.open", lambda *args, path=status, **kwargs: path.open())
+        readings.append(system.peak_memory())
+        monkeypatch.undo()
+    assert [reading / 1024 for reading in readings] == [1474851, 1474851, 1474900]
