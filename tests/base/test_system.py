@@ -102,7 +102,7 @@ def test_a_peak_never_falls_though_the_kernels_counter_does(monkeypatch, tmp_pat
     for kib in (1474851, 1474847, 1474900):
         status = tmp_path / str(kib)
         status.write_text(f"Name:\tpython\nVmHWM:\t{kib} kB\n")
-        monkeypatch.setattr("builtins.open", lambda *args, path=status, **kwargs: path.open())
-        readings.append(system.peak_memory())
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr("builtins.open", lambda *args, path=status, **kwargs: path.open())
+            readings.append(system.peak_memory())
     assert [reading / 1024 for reading in readings] == [1474851, 1474851, 1474900]
