@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pela_vl.base.drawing import new_figure, save_figure
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
 from pela_vl.data.corpus import Filters, Shards, build_corpus
@@ -19,7 +20,6 @@ from pela_vl.data.corpus import Request as CorpusRequest
 from pela_vl.data.corpus.units import source_units
 from pela_vl.data.scenes import Request as SceneRequest
 from pela_vl.data.scenes import build_corpus as build_scenes
-from pela_vl.experiments.plots import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = ROOT / "pela_vl" / "assets" / "scenes_teacher.safetensors"

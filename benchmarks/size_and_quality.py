@@ -6,9 +6,9 @@ python -m benchmarks.size_and_quality [--results docs/results.md] [--output docs
 import re
 from pathlib import Path
 
+from pela_vl.base.drawing import new_figure, save_figure
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
-from pela_vl.experiments.plots import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 CUTS = {"plain": "truncated SVD", "whitened": "whitened factors", "+ sequential": "two metrics, allocated, sequential"}

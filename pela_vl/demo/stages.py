@@ -18,6 +18,7 @@ from typing import Any
 
 from pela_vl.base.build_folder import alone
 from pela_vl.base.config import load
+from pela_vl.base.drawing import new_figure
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.base.progress import clock
@@ -76,8 +77,10 @@ def run_stages(stages: list[Stage], folder: Path, inputs: list[Path]) -> float:
         Seconds that all stages took, also in earlier calls.
 
     Raises:
-        UserError: Naming the command that failed, or when another process runs stages in the folder.
+        UserError: Naming the command that failed, when another process runs stages in the folder, or without matplotlib, which
+            draws the page of the results.
     """
+    new_figure(1, 1)
     with alone(folder):
         return _run_all(stages, folder, inputs)
 

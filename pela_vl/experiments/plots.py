@@ -1,13 +1,10 @@
 """Plots of the grids' results, drawn by matplotlib without a display."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_write
+from pela_vl.base.drawing import new_figure, save_figure
 from pela_vl.experiments.results import Cell, Found
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale
@@ -19,26 +16,6 @@ if TYPE_CHECKING:  # matplotlib is an extra
 
 OURS, PAPER = "#1b5e8c", "#c2571a"
 _COLOURS = ("#1b5e8c", "#c2571a", "#4f7f2f", "#8a3d7a")
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches. Raises UserError without matplotlib."""
-    # matplotlib checks MPLBACKEND at import; a notebook's backend may not be installed here, and these figures need none
-    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('plots want matplotlib: pip install -c constraints.txt -e ".[viz]"') from None
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    return Figure((width, height), dpi=130, layout="constrained")
-
-
-def save_figure(figure: "Figure", path: Path) -> Path:
-    with atomic_write(path) as stream:
-        figure.savefig(stream, format="png")
-    return path
 
 
 def draw(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pela_vl.base import config as configuration
 from pela_vl.base.distributed import start
+from pela_vl.base.drawing import new_figure, save_figure
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.memory import keep_freed_memory
@@ -30,7 +31,7 @@ from pela_vl.checkpoints.vision_loading import load_classifier
 from pela_vl.data.sets.labelled import LabelledBatch
 from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments.paper import TABLE8
-from pela_vl.experiments.plots import OURS, PAPER, new_figure, save_figure
+from pela_vl.experiments.plots import OURS, PAPER
 from pela_vl.lowrank import compress, rank_plan
 from pela_vl.settings import Settings
 from pela_vl.training.assemble import Trainee, assemble

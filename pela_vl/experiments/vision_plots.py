@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pela_vl.experiments.plots import OURS, PAPER, new_figure, save_figure
+from pela_vl.base.drawing import new_figure, save_figure
+from pela_vl.experiments.plots import OURS, PAPER
 from pela_vl.experiments.results import Found
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.scales import Scale

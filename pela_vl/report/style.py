@@ -53,16 +53,16 @@ figcaption small { display: block; font-size: 13px; }
 
 svg.chart { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
-svg text.name { font-size: 12px; font-weight: 600; fill: var(--c, var(--ink)); }
-svg text.name, svg text.note { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
-svg text.note { fill: var(--ink); }
+svg .name text { font-size: 12px; font-weight: 600; fill: var(--c, var(--ink)); }
+svg .name text, svg .note text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
+svg .note text { fill: var(--ink); }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 svg .band { fill: var(--c); opacity: .2; }
 svg .dot { fill: var(--c); stroke: var(--paper); stroke-width: 1.5; }
 svg .level { stroke: var(--c); stroke-width: 1.2; stroke-dasharray: 5 4; }
-svg .arrow { stroke: var(--soft); stroke-width: 1.3; } svg .head { fill: var(--soft); }
+svg .arrow { stroke: var(--soft); fill: var(--soft); stroke-width: 1.3; }
 svg .kept { fill: var(--m2); opacity: .1; } svg .mark { stroke: var(--m2); stroke-width: 1.2; }
 svg .spectrum { stroke: var(--ink); stroke-width: 1.1; }
 svg .shade0 { opacity: .35; } svg .shade1 { opacity: .55; } svg .shade2 { opacity: .75; }

@@ -9,7 +9,6 @@ from pela_vl.report import format_table, write_report
 from pela_vl.report.style import CSS
 
 _VOID = {"meta", "img", "br", "link", "input"}
-_MARKS = {"line", "circle", "text", "rect", "polyline", "polygon"}
 
 
 class _Page(HTMLParser):
@@ -58,20 +57,20 @@ def page_of(tmp_path):
 
 def _check_coordinates(page: _Page) -> None:
     """Every coordinate is a finite number inside its drawing."""
-    across, down = ("x", "x1", "x2", "cx", "width"), ("y", "y1", "y2", "cy", "height")
     limits = (0.0, 0.0)
     seen = 0
     for tag, got in page.elements:
         if "viewbox" in got:
             limits = tuple(float(value) for value in got["viewbox"].split()[2:])
-        if tag not in _MARKS:
-            continue
-        values = [(float(got[key]), limits[0]) for key in across if key in got]
-        values += [(float(got[key]), limits[1]) for key in down if key in got]
-        for pair in got.get("points", "").split():
-            values += zip(map(float, pair.split(",")), limits, strict=True)
+        values = []
+        if tag == "text":
+            values = list(zip((float(got["x"]), float(got["y"])), limits, strict=True))
+        elif tag == "path" and "fill" not in got:
+            place = got.get("transform", got["d"])  # a dot lies around its place
+            numbers = [float(number) for number in re.sub("[a-zA-Z()]", " ", place).split()]
+            values = list(zip(numbers, limits * (len(numbers) // 2), strict=True))
         for value, limit in values:
-            assert 0 <= value <= limit, f"<{tag} {got}> in {limits}"  # NaN compares false
+            assert -0.1 <= value <= limit + 0.1, f"<{tag} {got}> in {limits}"  # NaN compares false
         seen += len(values)
     assert seen
 
@@ -95,11 +94,11 @@ def test_page_is_well_formed_and_holds_every_number(make_demo, page_of):
 def test_notes_and_levels_of_the_recovery_chart(make_demo, page_of):
     demo = make_demo()
     page = page_of(demo)
-    assert "validation set, contrastive scores" in page.text and page.count("line", "level") == 0
+    assert "validation set, contrastive scores" in page.text and page.count("g", "level") == 0
     assert page.text.count("As they fell, not chosen. Models after fine-tuning.") == 2
     demo["evaluations"].append({"name": "teacher (dense)", "step": 0, "mean": 70.0})
     page = page_of(demo)
-    assert page.count("line", "level") == 1 and page.count("line", "m0") == 1
+    assert [got["class"] for tag, got in page.elements if "level" in (got.get("class") or "")] == ["level m0"]
 
 
 def test_each_term_says_what_it_is_of_the_total_at_the_end(make_demo, page_of):

@@ -59,4 +59,4 @@ def test_a_run_without_pictures_and_curves_is_drawn_too():
 def test_the_histogram_counts_every_class_once_also_where_all_are_equal():
     run = run_of()
     same = [replace(model, similarity={"a": 0.5, "b": 0.5}) for model in run.families[0].models]
-    assert "polyline" in similarity_chart(replace(run.families[0], models=same))
+    assert 'class="line m0"' in similarity_chart(replace(run.families[0], models=same))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import os, sys
 from pathlib import Path
-from pela_vl.experiments.plots import new_figure, save_figure
+from pela_vl.base.drawing import new_figure, save_figure
 save_figure(new_figure(2, 2), Path(sys.argv[1]))
 assert os.environ["MPLBACKEND"] == sys.argv[2]
 """
