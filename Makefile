@@ -109,7 +109,7 @@ browser:
 	@$(BROWSER) || { \
 	    command -v apt-get >/dev/null && test "$$(id -u)" = 0 || { \
 	        echo "error: install Chromium (Debian, Ubuntu: apt install chromium-headless-shell fonts-dejavu-core)" >&2; exit 2; }; \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-headless-shell fonts-dejavu-core >/dev/null; }
+	    export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-headless-shell fonts-dejavu-core >/dev/null; }
 
 test-browser: $(STAMP)
 	@$(BROWSER) || { echo "error: no Chromium: run make browser, or name one in PELA_BROWSER" >&2; exit 2; }
