@@ -206,7 +206,7 @@ def test_a_lost_process_ends_the_others(lost, how):
         os.kill(processes[lost].pid, how)
         stopped = time.monotonic()
         output, _ = processes[1 - lost].communicate(timeout=60)
-        assert time.monotonic() - stopped < 20
+        assert time.monotonic() - stopped < 50
     finally:
         for process in processes:
             process.kill()
