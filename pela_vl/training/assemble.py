@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from pela_vl import methods
 from pela_vl.base.distributed import World, broadcast_from_main, broadcast_state, gather_objects
 from pela_vl.base.errors import UserError
+from pela_vl.base.memory import release_freed_memory
 from pela_vl.base.stages import StageBars
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
 from pela_vl.checkpoints.ours import EMA
@@ -149,6 +150,7 @@ def compress_loaded(
         original = copy.deepcopy(loaded.model) if settings.refine_steps else None
         if settings.sequential and calibration is not None:
             recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
+            release_freed_memory()
             reports = compress_sequentially(
                 loaded.model,
                 recipe.plan,
