@@ -87,17 +87,17 @@ def measure(kind: str, folder: Path, count: int, workers: int, shards: bool) -> 
     seconds, used = time.monotonic() - started, _processor_seconds() - used
     if kind == "memory":
         shutil.rmtree(made)
-    pictures, pairs = report["total"]["pictures"]["kept"], report["total"]["captions"]["kept"]
+    images, pairs = report["total"]["images"]["kept"], report["total"]["captions"]["kept"]
     return {
         "measured": kind,
         "output": "shards" if shards or kind == "memory" else "lists",
         "workers": workers,
-        "pictures": pictures,
+        "images": images,
         "pairs": pairs,
         "seconds": round(seconds, 2),
-        "pictures_per_second": round(pictures / seconds, 1),
+        "images_per_second": round(images / seconds, 1),
         "pairs_per_second": round(pairs / seconds, 1),
-        "pictures_per_processor_second": round(pictures / used, 1),
+        "images_per_processor_second": round(images / used, 1),
         "pairs_per_processor_second": round(pairs / used, 1),
         "main_peak_mib": round(peak_memory() / 2**20, 1),
         "largest_worker_peak_mib": round(peak_memory(children=True) / 2**20, 1),
@@ -129,9 +129,7 @@ def main() -> None:
         help="where a folder for what is built is made and removed (default: the system's); 4 GB for a million pairs",
     )
     parser.add_argument("--output", type=Path, help="file for the measurements as JSON")
-    parser.add_argument(
-        "--photographs", type=int, default=1000, help="pictures of the speed measurement (default 1000)"
-    )
+    parser.add_argument("--photographs", type=int, default=1000, help="images of the speed measurement (default 1000)")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="pairs (default 100k and 1M)"
     )

@@ -93,7 +93,7 @@ def _loading(root: Path, files: Sequence[str], workers: int, repeats: int) -> li
     rate = {name: len(files) / value for name, value in seconds.items()}
     about = f"{len(files)} files, {workers} processes, crop, RandAugment, {IMAGE_SIZE} px; 1x: as fast as decoding loose files"
     busy = "the same samples made by the same number of processes that hand nothing over: what the cores can do"
-    shrunk = f"pictures in shards are stored at {IMAGE_SIZE} pixels, so less is decoded and resized"
+    shrunk = f"images in shards are stored at {IMAGE_SIZE} pixels, so less is decoded and resized"
     return [
         _faster("training loader, loose JPEG, against raw decoding", rate["decode"], rate["loose"], note=about),
         _faster("training loader, shards, against raw decoding", rate["decode"], rate["shards"]),

@@ -48,9 +48,9 @@ def main() -> None:
         skip_damaged=settings.skip_damaged,
     )
     print(table(report), end="")
-    pictures, captions = report["total"]["pictures"], report["total"]["captions"]
+    images, captions = report["total"]["images"], report["total"]["captions"]
     state = "complete" if worked else "was complete already"
-    print(f"{settings.output}: {state}, {pictures['kept']} images with {captions['kept']} captions")
+    print(f"{settings.output}: {state}, {images['kept']} images with {captions['kept']} captions")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_small_and_the_users_folder_is_left_alone(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "m.json").read_text())
-    assert [(row["measured"], row["output"], row["workers"], row["pictures"], row["pairs"]) for row in rows] == [
+    assert [(row["measured"], row["output"], row["workers"], row["images"], row["pairs"]) for row in rows] == [
         ("speed", "lists", 1, 6, 30),
         ("speed", "lists", 2, 6, 30),
         ("speed", "shards", 1, 6, 30),

@@ -83,7 +83,7 @@ def test_two_sources_that_are_there_are_built_and_the_others_named(tmp_path):
     assert " found " in lines["coco_karpathy"] and "wants data/raw/flickr" in lines["flickr30k_karpathy"]
     assert done.stdout.splitlines()[-1] == "data/corpus: complete, 8 images with 8 captions"
     report = json.loads((tmp_path / "data" / "corpus" / "report.json").read_text())
-    assert report["sources"]["coco"]["pictures"]["dropped"] == {"held_out_id": 1}
+    assert report["sources"]["coco"]["images"]["dropped"] == {"held_out_id": 1}
     assert json.loads((tmp_path / "data" / "corpus" / "index.json").read_text())["samples"] == 8
     again = run(cwd=tmp_path)
     assert again.returncode == 0 and "data/corpus: was complete already" in again.stdout

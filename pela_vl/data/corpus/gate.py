@@ -56,10 +56,10 @@ class Gate:
 
     def _hold_out(self, finding: Finding) -> None:
         if finding.digest is not None:
-            self.counts[HELD_OUT, "pictures", "by_content"] += 1
+            self.counts[HELD_OUT, "images", "by_content"] += 1
         else:
             self.counts[HELD_OUT, "unread", str(finding.reason)] += 1
-        self.counts[HELD_OUT, "pictures", "listed"] += 1
+        self.counts[HELD_OUT, "images", "listed"] += 1
         for scope in finding.held_out_of or [""]:
             self.scopes.add(scope)
             for number in _known_by(finding, scope):
@@ -101,12 +101,12 @@ class Gate:
 
     def _count(self, finding: Finding, reason: str | None) -> None:
         source, counts = finding.source, self.counts
-        counts[source, "pictures", "listed"] += 1
+        counts[source, "images", "listed"] += 1
         counts[source, "captions", "listed"] += finding.listed
         for name, number in finding.refused.items():
             counts[source, "dropped_captions", name] += number
         if reason is None:
-            counts[source, "pictures", "kept"] += 1
+            counts[source, "images", "kept"] += 1
             counts[source, "captions", "kept"] += len(finding.captions)
             for name in finding.changes:
                 counts[source, "mended", name] += 1

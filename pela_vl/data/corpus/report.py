@@ -31,8 +31,8 @@ def make_report(
     return {
         "format": FORMAT,
         "held_out": {
-            "pictures": counts[HELD_OUT, "pictures", "listed"],
-            "compared_by_content": counts[HELD_OUT, "pictures", "by_content"],
+            "images": counts[HELD_OUT, "images", "listed"],
+            "compared_by_content": counts[HELD_OUT, "images", "by_content"],
             "unread": _named(counts, [HELD_OUT], "unread", IMAGES),
         },
         "total": _part(counts, sources),
@@ -48,9 +48,9 @@ def _part(counts: Counts, sources: list[str]) -> dict[str, Any]:
         return sum(counts[source, what, name] for source in sources)
 
     return {
-        "pictures": {
-            "listed": number("pictures", "listed"),
-            "kept": number("pictures", "kept"),
+        "images": {
+            "listed": number("images", "listed"),
+            "kept": number("images", "kept"),
             "dropped": _named(counts, sources, "dropped_pictures", IMAGES),
         },
         "captions": {
@@ -73,9 +73,9 @@ def table(report: Mapping[str, Any]) -> str:
     columns = [*report["sources"].items(), ("total", report["total"])]
     rows = [["", *(name for name, _ in columns)]]
     for title, path, names in (
-        ("pictures listed", ("pictures", "listed"), None),
-        ("pictures kept", ("pictures", "kept"), None),
-        ("dropped pictures", ("pictures", "dropped"), IMAGES),
+        ("images listed", ("images", "listed"), None),
+        ("images kept", ("images", "kept"), None),
+        ("dropped images", ("images", "dropped"), IMAGES),
         ("captions listed", ("captions", "listed"), None),
         ("captions kept", ("captions", "kept"), None),
         ("dropped captions", ("captions", "dropped"), CAPTIONS),
@@ -90,8 +90,8 @@ def table(report: Mapping[str, Any]) -> str:
             rows += [[f"  {name}", *(str(value.get(name, 0)) for value in values)] for name in present]
     held_out = report["held_out"]
     lines = _aligned(rows)
-    lines.append(f"leak check: {held_out['pictures']} images of test and validation sets by number or name, "
-                 f"{held_out['compared_by_content']} of them by content" if held_out["pictures"]
+    lines.append(f"leak check: {held_out['images']} images of test and validation sets by number or name, "
+                 f"{held_out['compared_by_content']} of them by content" if held_out["images"]
                  else "leak check: no test or validation set was named")  # fmt: skip
     if held_out["unread"]:
         named = ", ".join(f"{name} {number}" for name, number in held_out["unread"].items())

@@ -72,11 +72,11 @@ def samples(folder: Path) -> list[tuple[bytes, dict]]:
 def test_everything_put_in_is_reported_by_its_name(web, made):
     report = json.loads((made / "report.json").read_text())
     part = report["sources"]["coco"]
-    assert part["pictures"]["dropped"] == dict(web.dropped_pictures)
+    assert part["images"]["dropped"] == dict(web.dropped_pictures)
     assert part["captions"]["dropped"] == dict(web.dropped_captions)
     assert part["mended"] == dict(web.mended)
-    assert part["pictures"]["listed"] == web.pictures and part["captions"]["listed"] == web.captions
-    for what in ("pictures", "captions"):
+    assert part["images"]["listed"] == web.pictures and part["captions"]["listed"] == web.captions
+    for what in ("images", "captions"):
         assert part[what]["listed"] == part[what]["kept"] + sum(part[what]["dropped"].values())
     assert report["total"] == part
     drops = [json.loads(line) for line in (made / "dropped.jsonl").read_text().splitlines()]
@@ -98,7 +98,7 @@ def test_shards_hold_the_pictures_once_and_resized(web, made):
     index = json.loads((made / "index.json").read_text())
     kept = json.loads((made / "report.json").read_text())["total"]
     assert index["format"] == "pela_vl shards 1" and index["image_size"] == 48
-    assert index["samples"] == sum(shard["samples"] for shard in index["shards"]) == kept["pictures"]["kept"]
+    assert index["samples"] == sum(shard["samples"] for shard in index["shards"]) == kept["images"]["kept"]
     assert [shard["name"] for shard in index["shards"]] == [f"shard-{k:06d}.tar" for k in range(len(index["shards"]))]
     assert all(1 <= shard["samples"] <= 7 for shard in index["shards"])
     assert sum(shard["samples"] < 7 for shard in index["shards"]) <= 3  # the last of each place

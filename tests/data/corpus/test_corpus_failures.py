@@ -69,7 +69,7 @@ def test_a_source_that_is_unmounted_half_way(coco, monkeypatch, how):
         build_corpus(request(coco), coco / "out", progress=False)
     swap(coco, "disk")
     report, worked = build_corpus(request(coco), coco / "out", progress=False)
-    assert worked and report["total"]["pictures"] == {"listed": COUNT, "kept": COUNT, "dropped": {}}
+    assert worked and report["total"]["images"] == {"listed": COUNT, "kept": COUNT, "dropped": {}}
 
 
 @pytest.mark.parametrize("number", [5, 13, 116])  # EIO, EACCES, ESTALE
@@ -90,13 +90,13 @@ def test_a_read_error_is_no_fault_of_the_picture(coco, monkeypatch, number):
         patch.setattr("builtins.open", failing)
         with pytest.raises(UserError, match=r"23.png: the source has gone away \(the disk says no\)"):
             build_corpus(request(coco), coco / "out", progress=False)
-    assert build_corpus(request(coco), coco / "out", progress=False)[0]["total"]["pictures"]["kept"] == COUNT
+    assert build_corpus(request(coco), coco / "out", progress=False)[0]["total"]["images"]["kept"] == COUNT
 
 
 def test_single_missing_pictures_are_dropped_as_ever(coco):
     (coco / "disk" / "3.png").unlink()
     report, _ = build_corpus(request(coco), coco / "out", progress=False)
-    assert report["total"]["pictures"]["dropped"] == {"missing": 1}
+    assert report["total"]["images"]["dropped"] == {"missing": 1}
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "INSERT OR REPLACE INTO facts"])
@@ -128,7 +128,7 @@ def test_a_full_disk_inside_sqlite_is_one_line(coco, monkeypatch, statement):
         ) as caught:
             build_corpus(request(coco), coco / "out", progress=False)
         assert "\n" not in str(caught.value)
-    assert build_corpus(request(coco), coco / "out", progress=False)[0]["total"]["pictures"]["kept"] == COUNT
+    assert build_corpus(request(coco), coco / "out", progress=False)[0]["total"]["images"]["kept"] == COUNT
 
 
 def test_a_full_disk_while_listing_is_one_line(coco, monkeypatch):

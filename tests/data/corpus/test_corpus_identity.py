@@ -136,7 +136,7 @@ def test_visual_genomes_filters(genome):
     (genome / "refs(unc).p").write_bytes(pickle.dumps(refs, 0))
     held_out = held_out_units("refs", [str(genome / "refs(unc).p")], ["vg"])
     made = build_genome(genome, held_out, 0.2)
-    assert made["pictures"]["dropped"] == {"held_out_id": 1}
+    assert made["images"]["dropped"] == {"held_out_id": 1}
     # of each image: the car, once, and the sky
     assert made["captions"] == {
         "listed": 12,
@@ -150,7 +150,7 @@ def test_flickrs_numbers_of_visual_genome_are_known(genome):
     flickr30k = {"images": [{"filename": "888.jpg", "split": "test"}], "dataset": "flickr30k"}
     (genome / "flickr.json").write_text(json.dumps(flickr30k))
     made = build_genome(genome, held_out_units("karpathy", [str(genome / "flickr.json")]), 0.0)
-    assert made["pictures"]["dropped"] == {"held_out_id": 1}
+    assert made["images"]["dropped"] == {"held_out_id": 1}
 
 
 def test_a_set_that_is_held_out_of_one_source_leaves_the_others_alone(genome):

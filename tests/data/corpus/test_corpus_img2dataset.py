@@ -64,7 +64,7 @@ def test_cut_tars_are_named_together_or_skipped_by_the_switch(tmp_path):
         build(tmp_path / "cc", tmp_path / "out")
     assert "\n" not in str(caught.value)
     report = build(tmp_path / "cc", tmp_path / "out", skip_damaged=True)
-    assert report["total"]["pictures"]["kept"] == 10
+    assert report["total"]["images"]["kept"] == 10
     assert [Path(fault.partition(":")[0]).name for fault in report["skipped_files"]] == ["00001.tar", "00003.tar"]
     assert "raw files that are cut, left out: 2" in (tmp_path / "out" / "report.txt").read_text()
 
@@ -73,7 +73,7 @@ def test_keys_that_begin_anew_in_every_tar(tmp_path):
     for number in range(3):
         tar(tmp_path / "cc" / f"part-{number}.tar", range(4 * number, 4 * number + 4), keys="{place:06d}")
     report = build(tmp_path / "cc", tmp_path / "out")
-    assert report["total"]["pictures"] == {"listed": 12, "kept": 12, "dropped": {}}
+    assert report["total"]["images"] == {"listed": 12, "kept": 12, "dropped": {}}
     ids = [record.id for record in shard_records("cc", str(tmp_path / "cc" / "part-1.tar"))]
     assert ids == [f"part-1/{place:06d}" for place in range(4)]
 
@@ -98,7 +98,7 @@ def test_parquet_with_pictures(tmp_path):
                 file.write_table(pyarrow.table(columns).slice(first, 3))
     assert len(find_shards(str(tmp_path / "cc"))) == 2
     report = build(tmp_path / "cc", tmp_path / "out")
-    assert report["total"]["pictures"] == {"listed": 10, "kept": 8, "dropped": {"download_failed": 2}}
+    assert report["total"]["images"] == {"listed": 10, "kept": 8, "dropped": {"download_failed": 2}}
     records = list(shard_records("cc", str(tmp_path / "cc" / "00001.parquet")))
     assert records[0].id == "000010000" and records[0].captions == ["web caption 5"]
     assert records[1].captions == ["text column 6"]
@@ -116,7 +116,7 @@ def test_twins_of_macos_are_nobodys_pictures(tmp_path):
                           ("._000010000.txt", b"\0\5\x16\7")):  # fmt: skip
         (tmp_path / "cc" / "00001" / name).write_bytes(content)
     report = build(tmp_path / "cc", tmp_path / "out")
-    assert report["total"]["pictures"] == {"listed": 4, "kept": 4, "dropped": {}}
+    assert report["total"]["images"] == {"listed": 4, "kept": 4, "dropped": {}}
 
 
 def test_the_tables_caption_comes_before_the_sidecars_and_that_before_the_text_file(tmp_path):

@@ -61,7 +61,7 @@ def test_karpathy_by_number_name_and_content(pictures):
     units = held_out_units("karpathy", [str(pictures / "karpathy.json"), str(pictures)])
     assert drops(pictures, units) == {100: "held_out_id", 101: "held_out_id", 105: "held_out_content"}
     held_out = json.loads((pictures / "out" / "report.json").read_text())["held_out"]
-    assert held_out == {"pictures": 3, "compared_by_content": 1, "unread": {"missing": 2}}
+    assert held_out == {"images": 3, "compared_by_content": 1, "unread": {"missing": 2}}
 
 
 def test_refs_and_their_splits(pictures):

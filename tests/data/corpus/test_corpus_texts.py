@@ -33,29 +33,29 @@ from pela_vl.data.public.segmentation import _ade_names
 
 COUNTS = Counts(
     {
-        ("a", "pictures", "listed"): 12,
-        ("a", "pictures", "kept"): 9,
+        ("a", "images", "listed"): 12,
+        ("a", "images", "kept"): 9,
         ("a", "dropped_pictures", "missing"): 2,
         ("a", "dropped_pictures", "empty_file"): 1,
         ("a", "captions", "listed"): 30,
         ("a", "captions", "kept"): 29,
         ("a", "dropped_captions", "empty"): 1,
-        ("long_name", "pictures", "listed"): 1000,
-        ("long_name", "pictures", "kept"): 999,
+        ("long_name", "images", "listed"): 1000,
+        ("long_name", "images", "kept"): 999,
         ("long_name", "dropped_pictures", "missing"): 1,
         ("long_name", "captions", "listed"): 1000,
         ("long_name", "captions", "kept"): 1000,
         ("long_name", "mended", "cmyk"): 4,
-        (HELD_OUT, "pictures", "listed"): 7,
-        (HELD_OUT, "pictures", "by_content"): 5,
+        (HELD_OUT, "images", "listed"): 7,
+        (HELD_OUT, "images", "by_content"): 5,
         (HELD_OUT, "unread", "missing"): 2,
     }
 )
 TABLE = """\
                    a  long_name  total
-pictures listed   12       1000   1012
-pictures kept      9        999   1008
-dropped pictures
+images listed     12       1000   1012
+images kept        9        999   1008
+dropped images
   missing          2          1      3
   empty_file       1          0      1
 captions listed   30       1000   1030
@@ -77,26 +77,26 @@ def test_the_report_as_data_and_as_a_table():
     report = make_report({"made": 1}, iter(["a", "long_name"]), COUNTS, files, iter(["x.tar: cut", "y.tar: cut too"]))
     assert table(report) == TABLE
     assert report["format"] == "pela_vl corpus report 1" and report["request"] == {"made": 1}
-    assert report["held_out"] == {"pictures": 7, "compared_by_content": 5, "unread": {"missing": 2}}
+    assert report["held_out"] == {"images": 7, "compared_by_content": 5, "unread": {"missing": 2}}
     assert report["files"] == [
         {"name": "a.json", "samples": 9, "bytes": 120},
         {"name": "b.json", "samples": 999, "bytes": 4000},
     ]
     assert report["skipped_files"] == ["x.tar: cut", "y.tar: cut too"]
     assert report["sources"]["long_name"] == {
-        "pictures": {"listed": 1000, "kept": 999, "dropped": {"missing": 1}},
+        "images": {"listed": 1000, "kept": 999, "dropped": {"missing": 1}},
         "captions": {"listed": 1000, "kept": 1000, "dropped": {}},
         "mended": {"cmyk": 4},
     }
-    assert report["total"]["pictures"] == {"listed": 1012, "kept": 1008, "dropped": {"missing": 3, "empty_file": 1}}
+    assert report["total"]["images"] == {"listed": 1012, "kept": 1008, "dropped": {"missing": 3, "empty_file": 1}}
     json.dumps(report)
-    bare = make_report({}, ["b"], Counts({("b", "pictures", "listed"): 1}), {})
+    bare = make_report({}, ["b"], Counts({("b", "images", "listed"): 1}), {})
     assert (
         table(bare)
         == """\
                  b  total
-pictures listed  1      1
-pictures kept    0      0
+images listed    1      1
+images kept      0      0
 captions listed  0      0
 captions kept    0      0
 leak check: no test or validation set was named

@@ -55,7 +55,7 @@ def test_a_run_goes_on_inside_one_raw_file_and_reads_the_next_from_its_start(sou
         with pytest.raises(Crash):
             build_corpus(request(sources, tmp_path), tmp_path / "out", progress=False)
     report, _ = build_corpus(request(sources, tmp_path), tmp_path / "out", progress=False)
-    kept = {name: part["pictures"]["kept"] for name, part in report["sources"].items()}
+    kept = {name: part["images"]["kept"] for name, part in report["sources"].items()}
     assert kept == {"one": 9, "two": 6, "three": 12}
 
 
@@ -67,7 +67,7 @@ def test_every_sources_list_is_json_also_the_empty_one(sources, tmp_path):
     }
     assert {name: len(entries) for name, entries in lists.items()} == {"one": 9, "two": 6, "three": 12, "four": 0}
     for name, entries in lists.items():
-        assert report["sources"][name]["pictures"]["kept"] == len(entries)
+        assert report["sources"][name]["images"]["kept"] == len(entries)
         for entry in entries:
             assert (
                 entry["caption"] == f"picture {entry['image_id']} of {name}" and (tmp_path / entry["image"]).is_file()
