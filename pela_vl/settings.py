@@ -68,6 +68,8 @@ class CompressSettings:
         sequential: With "gauss_newton", each layer is fitted to its inputs behind the compressed layers before it.
         strength: Of that fit, 0 to 1; null: for each layer the best on held-out samples.
         refine_steps: Steps of Adam on each block's factors and norms towards the dense block's output; 0 for none.
+        fast_products: Matrix products of the samples' pass round their inputs to bf16 on a CPU that has units for it, to TF32 on
+            a GPU. Sums stay fp32.
     """
 
     kappa: float | None = None
@@ -80,6 +82,7 @@ class CompressSettings:
     sequential: bool = False
     strength: float | None = 0.5
     refine_steps: int = 0
+    fast_products: bool = False
 
 
 @dataclass

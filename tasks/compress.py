@@ -20,7 +20,17 @@ from pathlib import Path
 from pela_vl.base.errors import UserError, no_checkpoint, run_main
 from pela_vl.base.script import script_parser
 
-ASKED = ("kappa", "rank_multiple", "init", "ranks", "measured", "sequential", "strength", "refine_steps")
+ASKED = (
+    "kappa",
+    "rank_multiple",
+    "init",
+    "ranks",
+    "measured",
+    "sequential",
+    "strength",
+    "refine_steps",
+    "fast_products",
+)
 
 
 def main() -> None:
@@ -106,6 +116,9 @@ def _arguments() -> argparse.Namespace:
         type=int,
         default=0,
         help="of Adam on each block towards the dense one's output (default none)",
+    )
+    parser.add_argument(
+        "--fast-products", action="store_true", help="of the samples' pass: inputs rounded to bf16 (CPU) or TF32 (GPU)"
     )
     parser.add_argument(
         "--calibration",

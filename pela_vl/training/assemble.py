@@ -5,8 +5,8 @@ step with its EMA model, and give all of that to an optimiser and a back end.
 """
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,43 +130,44 @@ def compress_loaded(
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
     try:
-        recipe = make_recipe(
-            loaded.model,
-            settings.kappa,
-            None,
-            exclude,
-            settings.init,
-            settings.ranks,
-            calibration,
-            settings.rank_multiple,
-            measured=settings.measured,
-            progress=on_progress,
-            sequential=settings.sequential,
-        )
-        if calibration is not None:
-            # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.
-            plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
-            recipe = replace(recipe, plan=plan, dense=dense)
-        original = copy.deepcopy(loaded.model) if settings.refine_steps else None
-        if settings.sequential and calibration is not None:
-            recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
-            release_freed_memory()
-            reports = compress_sequentially(
+        with _products(settings.fast_products):
+            recipe = make_recipe(
                 loaded.model,
-                recipe.plan,
+                settings.kappa,
+                None,
+                exclude,
+                settings.init,
+                settings.ranks,
                 calibration,
-                recipe.metrics,
-                recipe.dense,
-                strength=settings.strength,
+                settings.rank_multiple,
+                measured=settings.measured,
                 progress=on_progress,
+                sequential=settings.sequential,
             )
-        else:
-            reports = apply_plan(
-                loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics, recipe.metrics
-            )
-        if original is not None and calibration is not None:
-            blocks = refine_blocks(loaded.model, original, calibration, settings.refine_steps, progress=on_progress)
-            recipe = replace(recipe, refined=tuple(name for block in blocks for name in block.parameters))
+            if calibration is not None:
+                # Floating-point sums differ between machines, so allocated layer ranks could too: use process 0's plan everywhere.
+                plan, dense = gather_objects((recipe.plan, recipe.dense))[0]
+                recipe = replace(recipe, plan=plan, dense=dense)
+            original = copy.deepcopy(loaded.model) if settings.refine_steps else None
+            if settings.sequential and calibration is not None:
+                recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
+                release_freed_memory()
+                reports = compress_sequentially(
+                    loaded.model,
+                    recipe.plan,
+                    calibration,
+                    recipe.metrics,
+                    recipe.dense,
+                    strength=settings.strength,
+                    progress=on_progress,
+                )
+            else:
+                reports = apply_plan(
+                    loaded.model, recipe.plan, settings.init, on_progress, recipe.statistics, recipe.metrics
+                )
+            if original is not None and calibration is not None:
+                blocks = refine_blocks(loaded.model, original, calibration, settings.refine_steps, progress=on_progress)
+                recipe = replace(recipe, refined=tuple(name for block in blocks for name in block.parameters))
     except PlanError as error:
         raise UserError(f"compress: {error}") from None
     if calibration is not None:
@@ -283,6 +284,18 @@ def make_backend(
             step, optimizer, cfg.accumulation, cfg.clip, autocast, cfg.batch_size, deepspeed, world, casts
         )
     return LocalBackend(step, optimizer, cfg.accumulation, cfg.clip, autocast, casts)
+
+
+@contextmanager
+def _products(fast: bool) -> Iterator[None]:
+    """Matrix products of fp32 matrices with rounded inputs while the context is open, where `fast`."""
+    before = torch.get_float32_matmul_precision()
+    if fast:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_compression(settings: CompressSettings) -> None:

@@ -10,6 +10,8 @@ from tiny_runs import ONE, ROOT
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights
+from pela_vl.lowrank import PlanError
+from pela_vl.recovery.sequential import compress_sequentially
 from pela_vl.training import runner
 from pela_vl.training.assemble import assemble
 
@@ -196,3 +198,29 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(lists, tmp_pa
     with pytest.raises(UserError, match=says):
         runner.train(TASKS["retrieval"](), settings, resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_fast_products_are_of_the_samples_pass_alone(lists, tmp_path, monkeypatch):
+    """The factors are nearly those of exact products, and the precision that a run asked for is back, after an error too."""
+    changes = {"init": "gauss_newton", "ranks": "allocated", "sequential": True, "samples": 6}
+    seen, found = [], {}
+
+    def spy(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return compress_sequentially(*args, **kwargs)
+
+    monkeypatch.setattr("pela_vl.training.assemble.compress_sequentially", spy)
+    for fast in (False, True):
+        settings = whitened("retrieval", lists, tmp_path, **changes, fast_products=fast)
+        found[fast] = assemble(TASKS["retrieval"](), settings, ONE).run.model.state_dict()
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["highest", "medium"]
+    differences = [float((found[True][name] - value).norm() / value.norm()) for name, value in found[False].items()
+                   if value.shape == found[True][name].shape and value.is_floating_point() and value.norm() > 0]  # fmt: skip
+    assert sorted(differences)[len(differences) // 2] < 0.05
+    monkeypatch.setattr(
+        "pela_vl.training.assemble.compress_sequentially", lambda *_, **__: (_ for _ in ()).throw(PlanError("x"))
+    )
+    with pytest.raises(UserError, match="compress: x"):
+        assemble(TASKS["retrieval"](), settings, ONE)
+    assert torch.get_float32_matmul_precision() == "highest"
