@@ -248,6 +248,7 @@ class Chart:
             return
         style = {"arrowstyle": "-|>,head_length=7,head_width=3.5", "shrinkA": gap, "shrinkB": gap, "mutation_scale": 1}
         drawn = self._axes.annotate("", places[1], places[0], arrowprops=style, annotation_clip=False)
+        assert drawn.arrow_patch is not None
         drawn.arrow_patch.set(gid=self._class("arrow"), clip_on=False)
 
     def text(self, x: float, y: float, text: str, css: str, anchor: str = "start") -> None:
