@@ -11,6 +11,7 @@ import torch
 from method_runs import TASKS, settings_of
 from test_answering import parts  # noqa: F401
 from test_retrieval_scores import MAX_TOKENS, make_data, tokenizer
+from thread_processes import run_together
 from tiny_albef import CONFIG, tiny_albef
 from tiny_runs import ONE
 from tiny_vqa import tiny_vqa
@@ -18,6 +19,7 @@ from tiny_vqa import tiny_vqa
 from benchmarks.dispatch import Dispatches
 from pela_vl.checkpoints.header import Header
 from pela_vl.data.tokenizer import Tokenizer
+from pela_vl.evaluation import reranking, retrieval
 from pela_vl.evaluation.answering import answer_questions
 from pela_vl.evaluation.retrieval import score_retrieval
 from pela_vl.lowrank import compress
@@ -60,6 +62,20 @@ def test_retrieval_ranks_alike(tmp_path, low_rank, dtype):
     tolerance = 1e-4 if dtype is None else 0.05
     np.testing.assert_allclose(found.image_to_text, plain.image_to_text, rtol=tolerance, atol=tolerance)
     assert after < (0.97 if dtype is None else 0.72) * before
+
+
+def test_processes_exchange_bf16_texts(tmp_path):
+    """Each of three matches its images with the texts of all."""
+    data, model = make_data(tmp_path), tiny_albef(low_rank=True).eval()
+    model, autocast = Retrieval().optimise(model, torch.bfloat16)
+
+    def score(world):
+        settings = EvalSettings(k_test=128, image_batch=2, text_batch=3)
+        return score_retrieval(model, data, tokenizer(), settings, world, MAX_TOKENS, autocast)
+
+    alone = score(ONE).image_to_text
+    for found in run_together(3, score, reranking, retrieval):
+        np.testing.assert_allclose(found.image_to_text, alone, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
