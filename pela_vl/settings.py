@@ -333,7 +333,9 @@ class EvalSettings:
         pair_batch: Image-text pairs, likewise; None: as many as `pair_mb` allows, and 256 where that bounds nothing (entailment).
         pair_mb: MiB that the widest activation of a batch of pairs may take. None is 16 on a CPU (its cache) and 512 on a GPU.
         cache_mb: MiB of encoded texts and images that a process keeps in memory; what does not fit is encoded again.
-        precision: Of every task's evaluation. It is fp32 as published, since bf16 changes digits.
+        precision: Of every task's evaluation. It is fp32 as published, since bf16 changes digits. In "bf16" an evaluated
+            checkpoint gets bf16 weights; a detector, and the validation within training, run under bf16 autocast. "auto" is
+            bf16 where the device has units for it, else fp32.
     """
 
     k_test: int = 128

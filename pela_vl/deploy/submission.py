@@ -20,7 +20,7 @@ from pela_vl.data.sets.vqa_results import write_results
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.answering import Answerer, Blocks, Ranked, answer_questions, question_blocks
 from pela_vl.settings import Settings
-from pela_vl.training.assemble import compute_dtype, make_autocast
+from pela_vl.training.assemble import compute_dtype
 from pela_vl.training.runner import set_threads
 from pela_vl.workloads.albef import load_tokenizer
 from pela_vl.workloads.vqa import Vqa, answer_list, image_reader
@@ -56,9 +56,8 @@ def submit(settings: Settings, questions: Path, output: Path, pattern: str | Non
     tokenizer, config = load_tokenizer(loaded.header.tokenizer), loaded.header.config
     transform = eval_transform(config.image_size, loaded.header.normalization)
     data = VqaEval(asked, read, transform, settings.vqa.max_words)
-    autocast = make_autocast(settings.evaluate.precision, world.device)
     dtype = compute_dtype(settings.evaluate.precision, world.device)
-    model = task.optimise(loaded.model.to(world.device).eval(), dtype)
+    model, autocast = task.optimise(loaded.model.to(world.device).eval(), dtype)
     answerer = Answerer(model, tokenizer, answers, settings.vqa, autocast)
     with Partial(output, _about(settings, questions, pattern), world) as partial:
         blocks = question_blocks(data.owner.tolist(), settings.vqa.question_batch)

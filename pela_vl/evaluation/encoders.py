@@ -34,6 +34,26 @@ def prepare_encoders(model: nn.Module) -> None:
             module.images_at_a_time = _images_in_cache(module)
 
 
+def split_text_layers(model: nn.Module, dtype: torch.dtype) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Let the text-only layers of a model that is going to be in `dtype` keep the type of their states.
+
+    BERT adds each residual to what a LayerNorm gave. Rounded to bf16, that sum alone errs more than all products do. The text-only
+    layers run once for a text and not for each of its images, so the casts cost little there.
+
+    Returns:
+        What keeps its type: embeddings and LayerNorms; and the products, which are to take inputs of any type.
+    """
+    states: set[nn.Module] = set()
+    products: set[nn.Module] = set()
+    for encoder in model.modules():
+        if isinstance(encoder, TextEncoder) and encoder.fusion_layer:
+            encoder.product_dtype = dtype
+            for part in (encoder.embeddings, *encoder.layers[: encoder.fusion_layer]):
+                states |= {module for module in part.modules() if isinstance(module, nn.LayerNorm | nn.Embedding)}
+                products |= {module for module in part.modules() if isinstance(module, nn.Linear)}
+    return states, products
+
+
 class Stacked(nn.Module):
     """Several layers of one kind on one input as one product: their dense weights, or their `down` factors, stacked.
 
@@ -54,7 +74,7 @@ class Stacked(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [..., I] -> one [..., O] for every layer."""
-        rows, lead = self.product(x).flatten(0, -2), x.shape[:-1]
+        rows, lead = self.product(x.to(self.product.weight.dtype)).flatten(0, -2), x.shape[:-1]
         if self.up is not None:
             stacked = rows.unflatten(1, (len(self.widths), -1)).transpose(0, 1)
             weight = self.up.weight.unflatten(0, (len(self.widths), -1)).transpose(1, 2)

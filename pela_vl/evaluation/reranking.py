@@ -44,7 +44,7 @@ class Texts:
     """Texts behind the first fusion layer's self-attention, as images meet them, without padding.
 
     Args:
-        tokens: fp32 [S, D].
+        tokens: [S, D], in the type of the fusion layers' states.
         starts: Where each text begins in `tokens`, int64 [T].
         lengths: Tokens of each text, int64 [T]; 0 for a text that is not held.
     """
@@ -89,8 +89,8 @@ def encode_texts(
     lengths = mask.sum(1)
     order = wanted[torch.argsort(lengths[wanted], stable=True)]
     part, bert = order[world.process :: world.size], model.text_encoder
-    width = bert.embeddings.word_embeddings.embedding_dim
-    tokens = [torch.zeros((0, width), device=world.device)]  # a process may have no text
+    width, dtype = bert.embeddings.word_embeddings.embedding_dim, bert.fusion_dtype
+    tokens = [torch.zeros((0, width), dtype=dtype, device=world.device)]  # a process may have no text
     features = [torch.zeros((0, model.text_proj.out_features), device=world.device)]
     for start in range(0, len(part), batch):
         chosen = part[start : start + batch]
@@ -100,7 +100,7 @@ def encode_texts(
             encoded = bert.encode(part_ids, part_mask).tokens
             features.append(model.text_feature(encoded).float())
             if keep_tokens:
-                tokens.append(bert.start_fusion(encoded, part_mask)[part_mask.bool()].float())
+                tokens.append(bert.start_fusion(encoded, part_mask)[part_mask.bool()].to(dtype))
     order = gather_rows(part.to(world.device))
     # every process needs every text, since its images may be matched with any
     gathered = gather_rows(torch.cat(features))

@@ -108,7 +108,7 @@ class _Scorer:
         blocks = self._text_blocks(mask)
         texts, text_features = self._texts(ids, mask, torch.arange(len(ids)), len(blocks) == 1)
         if texts is not None:
-            room = settings.cache_mb - texts.tokens.numel() * 4 / 2**20
+            room = settings.cache_mb - texts.tokens.nbytes / 2**20
         else:  # each block of texts will need the other half
             room = settings.cache_mb / 2 if settings.k_test else 0.0
         similarity = gather_rows(self._encode_images(room)) @ text_features.T
@@ -134,8 +134,9 @@ class _Scorer:
 
     def _text_blocks(self, mask: Tensor) -> list[Tensor]:
         """Texts by index in runs whose encoded tokens take half of what may be kept, at most; the rest is for images."""
-        width = self.model.text_encoder.embeddings.word_embeddings.embedding_dim
-        most = max(1, int(self.settings.cache_mb * 2**20 / (2 * 4 * width)))
+        bert = self.model.text_encoder
+        token = bert.embeddings.word_embeddings.embedding_dim * bert.fusion_dtype.itemsize  # bytes
+        most = max(1, int(self.settings.cache_mb * 2**20 / (2 * token)))
         block = (mask.sum(1).cumsum(0) - 1) // most
         return [(block == number).nonzero()[:, 0] for number in block.unique().tolist()]
 
@@ -152,7 +153,7 @@ class _Scorer:
         for tokens in self._load(self.part):
             with self.autocast():
                 features.append(self.model.image_feature(tokens).float())
-            room -= tokens.numel() * tokens.element_size() / 2**20
+            room -= tokens.nbytes / 2**20
             keeping = keeping and room >= 0  # once one does not fit, all later ones are encoded again when needed
             if keeping:
                 self.kept.append(tokens)

@@ -54,8 +54,8 @@ class ImageEncoder(VisionTransformer):
         return TokenStates(self.norm(state.x), tuple(hidden) if keep_hidden else (), kept, state.source)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the first block reads: [B, N, D] of images [B, 3, S, S]."""
-        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        """What the first block reads: [B, N, D] of images [B, 3, S, S], which are taken in the encoder's type."""
+        return self.norm_pre(self._pos_embed(self.patch_embed(images.to(self.pos_embed.dtype))))
 
     def run_block(self, number: int, state: Merged) -> Merged:
         """Block `number` on the tokens that it is given, with its merge."""

@@ -17,12 +17,10 @@ from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.unimodal import start_from_bert, start_from_deit
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.data.transforms import Transform, train_transform
-from pela_vl.evaluation.inference import optimize_for_inference
 from pela_vl.models.albef.attention import KeyValue, select_images
 from pela_vl.models.albef.encoders import AlbefModel
 from pela_vl.models.ema import EmaModel
 from pela_vl.models.outputs import TokenStates
-from pela_vl.models.precision import cast_weights
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import Settings
@@ -119,6 +117,7 @@ class AlbefTask(Task[AnyAlbef]):
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
+    evaluated_in_own_dtype: ClassVar[bool] = True
 
     def check(self, settings: Settings) -> None:
         self.loss_weights(settings)
@@ -186,16 +185,6 @@ class AlbefTask(Task[AnyAlbef]):
             keep_hidden: Keep the hidden states, which distillation needs.
         """
         return AlbefPass(model, batch, keep_hidden)
-
-    def optimise(self, model: AnyAlbef, dtype: torch.dtype | None) -> AnyAlbef:
-        """`optimize_for_inference` of the model; under autocast its Linear weights are cast once.
-
-        Args:
-            model: In eval mode, on its device.
-            dtype: What autocast computes in; None without autocast.
-        """
-        optimize_for_inference(model)
-        return model if dtype is None else cast_weights(model, dtype)
 
     def make_teacher(self, model: AnyAlbef) -> FrozenTeacher[AnyAlbef]:
         """The frozen teacher. It sees every image token, even where the student merges tokens."""

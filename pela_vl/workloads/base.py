@@ -18,6 +18,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel, load_ours
 from pela_vl.data.transforms import Transform
+from pela_vl.evaluation.inference import prepare_for_evaluation
 from pela_vl.models.ema import EmaModel
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher, Pass
@@ -152,11 +153,14 @@ class Task(Generic[Model]):
         title: Name of the task in messages, a few words.
         kind: Of the task's checkpoints (see `checkpoints.header.register_kind`).
         ema_is_result: Whether the EMA model is evaluated and saved beside the model; if not, it only gives soft targets.
+        evaluated_in_own_dtype: Whether an evaluation in bf16 gives the model bf16 weights and runs without autocast. The model
+            must take fp32 images then, and the task's metrics must be as good as under autocast.
     """
 
     title: ClassVar[str]
     kind: ClassVar[str]
     ema_is_result: ClassVar[bool] = False
+    evaluated_in_own_dtype: ClassVar[bool] = False
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that do not make sense for this task."""
@@ -245,17 +249,17 @@ class Task(Generic[Model]):
         """
         raise NotImplementedError
 
-    def optimise(self, model: Model, dtype: torch.dtype | None) -> Model:
-        """Make a model that is only evaluated from now on quicker, in place where it is changed; here it stays as it is.
+    def optimise(self, model: Model, dtype: torch.dtype | None) -> tuple[Model, Callable[[], Any]]:
+        """Make a model that is only evaluated from now on quicker, in place, with the same results.
 
         Args:
-            model: In eval mode, where it is to stay.
-            dtype: What autocast computes in; None without autocast.
+            model: In eval mode, on its device.
+            dtype: What the evaluation computes in; None for fp32.
 
         Returns:
-            The model. Its results are the same up to the order of summation.
+            The model, and a callable giving the context that its forward passes run in. See `prepare_for_evaluation`.
         """
-        return model
+        return prepare_for_evaluation(model, dtype, autocast=not self.evaluated_in_own_dtype)
 
     def evaluate(self, settings: Settings, run: RunModel, data: Any) -> Evaluation:
         """Evaluate a model. Every process calls it with the same data, does a part of it, and gets the whole result.

@@ -144,6 +144,7 @@ class Classification(Task[VisionModel]):
     title = "image classification"
     kind = KIND
     ema_is_result = True
+    evaluated_in_own_dtype = True
 
     def __init__(self) -> None:
         self.classes: tuple[str, ...] | None = None

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json, atomic_write
@@ -16,7 +15,6 @@ from pela_vl.data.sets.grounding import GroundingEval
 from pela_vl.data.transforms import eval_transform
 from pela_vl.evaluation.attribution import choose_layer
 from pela_vl.evaluation.localisation import accuracies, expression_heat, localise
-from pela_vl.models.albef.albef import Albef
 from pela_vl.report.overlays import grounding_overlay
 from pela_vl.settings import Settings
 from pela_vl.workloads.albef import tokenizer_of
@@ -72,15 +70,6 @@ class Grounding(ContrastiveTask):
         data = settings.data
         transform = eval_transform(run.image_size, run.header.normalization)
         return GroundingEval([file], _boxes_file(settings), data.image_root, transform, data.max_words, data.cache_mb)
-
-    def optimise(self, model: Albef, dtype: torch.dtype | None) -> Albef:
-        """The model as it is: heat maps read its layers' queries and keys one by one.
-
-        Args:
-            model: In eval mode.
-            dtype: Not used.
-        """
-        return model
 
     def evaluate(self, settings: Settings, run: RunModel, data: GroundingEval) -> Evaluation:
         """Accuracy at IoU 0.5 in percent for each split of the file, and their mean.

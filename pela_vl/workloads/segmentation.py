@@ -144,6 +144,7 @@ class Segmentation(Task[UperNet]):
 
     title = "semantic segmentation"
     kind = KIND
+    evaluated_in_own_dtype = True
 
     def check(self, settings: Settings) -> None:
         losses, options, train = settings.losses, settings.segmentation, settings.train

@@ -59,7 +59,7 @@ def test_an_evaluation_has_its_own_precision_in_validation_and_in_the_test(
     evaluated, trained, run, fit = [], [], Retrieval.evaluate, runner.fit
 
     def spy(task, settings, model, data):
-        evaluated.append(is_bf16(model.autocast))
+        evaluated.append((is_bf16(model.autocast), model.model.visual_encoder.pos_embed.dtype == torch.bfloat16))
         return run(task, settings, model, data)
 
     def spy_fit(loop, log):
@@ -70,7 +70,8 @@ def test_an_evaluation_has_its_own_precision_in_validation_and_in_the_test(
     monkeypatch.setattr(runner, "fit", spy_fit)
     runner.train(Retrieval(), settings, resume=False)
     assert trained == [train == "bf16"]
-    assert evaluated == [evaluate == "bf16"] * 2  # at the end of training, and of the best weights on the test list
+    # at the end of training under autocast; the best weights on the test list in bf16 themselves
+    assert evaluated == ([(True, False), (False, True)] if evaluate == "bf16" else [(False, False)] * 2)
 
 
 def test_evaluation_is_in_fp32_unless_asked_otherwise():

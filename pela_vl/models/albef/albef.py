@@ -30,6 +30,7 @@ class Albef(AlbefModel):
     """
 
     HEADS = ("vision_proj", "text_proj", "itm_head", "mlm_head")
+    score_heads = ("vision_proj", "text_proj", "itm_head")
 
     def __init__(
         self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, joint_dim: int, mlm: bool, temp: float = 0.07

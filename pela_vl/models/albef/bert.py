@@ -5,6 +5,7 @@ ALBEF checkpoints (`encoder.layer.7.crossattention.self.query.weight`), so that 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -234,9 +235,14 @@ class TextEncoder(Stackable):
         eps: Of the LayerNorms.
         dropout: Rate behind the embeddings and every Linear that ends a branch.
         attention_dropout: Rate on the attention probabilities.
+
+    Attributes:
+        product_dtype: Set in a model in bf16 whose text-only layers keep fp32 states: the type of all products and of the
+            fusion layers' states. None: products are computed in the states' type, or under autocast in its.
     """
 
     activation_checkpointing = False
+    product_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -271,6 +277,11 @@ class TextEncoder(Stackable):
         return layers
 
     @property
+    def fusion_dtype(self) -> torch.dtype:
+        """The type of what `encode` gives, and of the fusion layers' states."""
+        return self.product_dtype or self.embeddings.word_embeddings.weight.dtype
+
+    @property
     def fusion_attentions(self) -> list[Attention]:
         """The cross-attention of every fusion layer, in order."""
         attentions = [layer.crossattention for layer in self.layers[self.fusion_layer :]]
@@ -293,7 +304,8 @@ class TextEncoder(Stackable):
             keep_hidden: Return the hidden states: embeddings and every layer's output.
         """
         x = self.embeddings(ids)
-        return self._run(x, _attend(mask, x), 0, self.fusion_layer, None, None, keep_hidden)
+        states = self._run(x, _attend(mask, x, dtype=self.product_dtype), 0, self.fusion_layer, None, None, keep_hidden)
+        return replace(states, tokens=states.tokens.to(self.fusion_dtype))
 
     def fuse(
         self,
@@ -414,16 +426,21 @@ class TextEncoder(Stackable):
         return run(*arguments)
 
 
-def _attend(mask: Tensor, x: Tensor, causal: bool = False) -> Tensor:
+def _attend(mask: Tensor, x: Tensor, causal: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """What is added to the scores: [B, 1, 1 or L, L] from the padding mask [B, L], 0 or -inf.
 
-    It is made once for all layers in the type that attention computes in for states x; of a bool mask torch would make the
-    same anew in every layer.
+    It is made once for all layers; of a bool mask torch would make the same anew in every layer.
+
+    Args:
+        mask: Real tokens [B, L], 1 or 0.
+        x: The layers' states.
+        causal: Whether a token does not attend to later ones.
+        dtype: What attention computes in; None: as products of x.
     """
     attend = mask[:, None, None, :].bool()
     if causal:
         attend = attend & attend.new_ones(mask.shape[1], mask.shape[1]).tril()
-    return torch.zeros_like(attend, dtype=compute_dtype(x)).masked_fill(attend.logical_not(), float("-inf"))
+    return torch.zeros_like(attend, dtype=dtype or compute_dtype(x)).masked_fill(attend.logical_not(), float("-inf"))
 
 
 def _init_bert(module: nn.Module) -> None:

@@ -19,9 +19,11 @@ class AlbefModel(nn.Module):
 
     Class attributes:
         HEADS: Parts that stay dense when the model is compressed as published.
+        score_heads: Parts whose outputs are compared with one another. They stay fp32 in a model in bf16.
     """
 
     HEADS: tuple[str, ...] = ()
+    score_heads: tuple[str, ...] = ()
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder):
         super().__init__()

@@ -27,6 +27,7 @@ class AlbefEntailment(AlbefModel):
     """
 
     HEADS = ("cls_head",)
+    score_heads = HEADS
 
     def __init__(self, visual_encoder: ImageEncoder, text_encoder: TextEncoder, classes: int = len(CLASSES)):
         super().__init__(visual_encoder, text_encoder)

@@ -35,4 +35,5 @@ class MaskedLanguageHead(nn.Module):
 
     def forward(self, tokens: Tensor, word_embeddings: Tensor) -> Tensor:
         """tokens [M, D], word embeddings [V, D] -> logits [M, V]"""
-        return F.linear(self.transform(tokens), word_embeddings, self.bias)
+        states = self.transform(tokens)
+        return F.linear(states, word_embeddings.to(states.dtype), self.bias)

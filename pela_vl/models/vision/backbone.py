@@ -57,6 +57,7 @@ class VisionModel(nn.Module):
     keep_share = 1.0
     image_stream = "blocks"
     trained_heads: tuple[str, ...] = ("backbone.head",)
+    score_heads: tuple[str, ...] = ("backbone.head",)
 
     def __init__(self, config: VisionConfig, backbone: VisionTransformer | SwinTransformer) -> None:
         super().__init__()
@@ -169,7 +170,8 @@ class VisionModel(nn.Module):
         return [found[place] for place in (range(len(found)) if places is None else places)]
 
     def pad(self, images: Tensor) -> Tensor:
-        """images with zeros on the right and below up to whole patches: the padding that mmseg and mmdet use."""
+        """images in the backbone's type, with zeros on the right and below up to whole patches, as mmseg and mmdet pad."""
+        images = images.to(next(self.backbone.patch_embed.parameters()).dtype)
         height, width = (
             -size % p for size, p in zip(images.shape[2:], self.backbone.patch_embed.patch_size, strict=True)
         )
