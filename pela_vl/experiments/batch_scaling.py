@@ -43,7 +43,7 @@ class Backbone:
 
     Args:
         label: In the table.
-        folder: Of its runs, beside the table's; the DeiT's are those of Table 2.
+        folder: Of its runs, beside the table's: the DeiT's are those of Table 2, the Swin begins with the classifiers of Table 3.
         configuration: The demo's, of its classifier.
         paper: mIoU of baseline, PELA and PELA+ in the paper.
     """
@@ -56,7 +56,7 @@ class Backbone:
 
 BACKBONES = (
     Backbone("DeiT", "table2", "upernet_backbone", (44.99, 43.24, 43.81)),
-    Backbone("Swin", "table9_swin", "detection_backbone", (47.68, 47.21, 47.99)),
+    Backbone("Swin", "table3", "detection_backbone", (47.68, 47.21, 47.99)),
 )
 _METHODS = tuple(method for method in segmentation.METHODS if method.name in ("dense", "pela"))
 

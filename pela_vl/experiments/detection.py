@@ -59,8 +59,8 @@ TABLE = DenseTable(
     "paper, Swin-Base box AP",
     "detect/*/*/images_test.png",
     METHODS,
-    Sizes((4000, 200), (800, 100), classifier=500, pretrain=150, tune=250),
-    Sizes((150, 100), (12, 4), classifier=3, pretrain=2, tune=2),
+    Sizes((6000, 300), (800, 100), classifier=900, pretrain=200, tune=200),
+    Sizes((200, 100), (12, 4), classifier=4, pretrain=3, tune=2),
     table_runs,
     _flops,
 )

@@ -10,6 +10,8 @@ from pela_vl.cost import linear_conv_flops
 from pela_vl.experiments.dense_tables import LAST, DenseTable, Method, Sizes, render, starts, train
 from pela_vl.experiments.runs import Run
 
+SCENES = "scenes_ade"
+"""Folder of the scenes below data/; Table 9's fine-tuning of the Swin lies beside Table 3's, which has scenes of its own."""
 _STUDENT = "method.student.blocks=[3]"
 METHODS = (
     Method("dense", "dense", 45.0),
@@ -51,7 +53,7 @@ def scenes_run(root: Path, sizes: Sizes) -> Run:
         root: Folder of everything.
         sizes: How much of everything.
     """
-    return render(root, "scenes", "build_scenes_segmentation.py", root / "data/scenes/lists", sizes.scenes)
+    return render(root, SCENES, "build_scenes_segmentation.py", root / "data" / SCENES / "lists", sizes.scenes)
 
 
 def segmentation_changes(root: Path, start: Run) -> list[str]:
@@ -61,7 +63,8 @@ def segmentation_changes(root: Path, start: Run) -> list[str]:
         root: Folder of everything.
         start: The run whose last checkpoint is fine-tuned.
     """
-    scenes, lists = root / "data/scenes", root / "data/scenes/lists"
+    scenes = root / "data" / SCENES
+    lists = scenes / "lists"
     changes = [f"data.train=[{lists}/ade20k_train.json]", f"data.test={lists}/ade20k_val.json"]
     changes += [f"data.image_root={scenes}", f"segmentation.classes={lists}/ade20k_classes.json"]
     return [*changes, f"init.checkpoint={start.makes[0]}"]
@@ -95,7 +98,7 @@ TABLE = DenseTable(
     "paper, DeiT-Base mIoU",
     "segment/*/*/segments_test.png",
     METHODS,
-    Sizes((6000, 300), (1500, 150), classifier=600, pretrain=200, tune=300),
+    Sizes((6000, 300), (1500, 150), classifier=900, pretrain=200, tune=200),
     Sizes((200, 100), (24, 6), classifier=4, pretrain=3, tune=4),
     table_runs,
     _flops,
