@@ -24,7 +24,7 @@ from pela_vl.data.sets.segmentation import SegmentedBatch
 from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments import segmentation
 from pela_vl.experiments.dense_tables import Sizes, spread, starts, write_table
-from pela_vl.experiments.runs import Grid, Run
+from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.step_cost import training_step
 from pela_vl.settings import Settings
 from pela_vl.training.assemble import assemble
@@ -83,7 +83,7 @@ class BatchScaling:
 
     sizes, quick = segmentation.TABLE.sizes, segmentation.TABLE.quick
 
-    def grid(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
+    def planned(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
         """The runs of the baseline's batch; those of the larger batch are known when memory has been measured.
 
         Args:
@@ -91,8 +91,8 @@ class BatchScaling:
             sizes: How much of everything.
             seeds: Of training.
         """
-        runs = [run for each in BACKBONES for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
-        return Grid(runs, root.parent, [])
+        of_backbones = [in_order(self._of_seeds(root, each, sizes, seeds)) for each in BACKBONES]
+        return [run for runs in of_backbones for run in runs]
 
     def execute(self, root: Path, sizes: Sizes, seeds: Sequence[int], jobs: int, threads: int | None) -> None:
         """Run what is not done.
@@ -106,8 +106,7 @@ class BatchScaling:
         """
         for each in BACKBONES:
             folder = root.parent / each.folder
-            runs = [run for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
-            Grid(runs, folder, []).execute(jobs, threads)
+            Grid(self._of_seeds(root, each, sizes, seeds), folder, []).execute(jobs, threads)
             batch = self._memory(root, each, sizes, seeds[0])["batches"][1]
             larger = [self._larger(root, each, sizes, seed, batch) for seed in seeds]
             Grid(larger, folder, []).execute(jobs, threads)
@@ -144,25 +143,21 @@ class BatchScaling:
         text = "\n".join([title, "", *lines, "", closing])
         return f"{text}\n\n{write_table(root, 'table9', text, record)}"
 
+    def _of_seeds(self, root: Path, each: Backbone, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
+        return [run for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
+
     def _runs(self, root: Path, each: Backbone, sizes: Sizes, seed: int) -> dict[str, Run]:
         """Fine-tuning of the dense and of the low-rank model with the baseline's batch."""
         folder = root.parent / each.folder
         begins = starts(folder, sizes, seed, each.configuration, _METHODS)
-        scenes = segmentation.scenes_run(folder, sizes)
-        return {
-            name: segmentation.fine_tune(
-                folder, f"segment/{name}/seed{seed}", [f"train.seed={seed}"], sizes, start, scenes
-            )
-            for name, start in begins.items()
-        }
+        return {name: segmentation.TABLE.tuning(folder, name, sizes, seed, start) for name, start in begins.items()}
 
     def _larger(self, root: Path, each: Backbone, sizes: Sizes, seed: int, batch: int) -> Run:
         """Fine-tuning of the low-rank model with a larger batch."""
         folder = root.parent / each.folder
         begin = starts(folder, sizes, seed, each.configuration, _METHODS)["pela"]
-        changes = [f"train.seed={seed}", f"train.batch_size={batch}"]
-        scenes = segmentation.scenes_run(folder, sizes)
-        return segmentation.fine_tune(folder, f"segment/pela_plus{batch}/seed{seed}", changes, sizes, begin, scenes)
+        changes = [f"train.batch_size={batch}"]
+        return segmentation.TABLE.tuning(folder, f"pela_plus{batch}", sizes, seed, begin, changes)
 
     def _memory_file(self, root: Path, each: Backbone) -> Path:
         return root / f"memory_{each.label.lower()}.json"
@@ -171,7 +166,7 @@ class BatchScaling:
         """Batches of baseline and PELA+, and peaks [MiB] of baseline, PELA and PELA+; measured once."""
         folder, file = root.parent / each.folder, self._memory_file(root, each)
         begins = starts(folder, sizes, seed, each.configuration, _METHODS)
-        arguments = {name: segmentation.segmentation_changes(folder, begins[name]) for name in ("dense", "pela")}
+        arguments = {name: segmentation.TABLE.inputs(folder, sizes, begins[name]) for name in ("dense", "pela")}
         if file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
             if known["arguments"] == arguments:

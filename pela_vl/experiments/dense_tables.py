@@ -70,6 +70,8 @@ class DenseTable:
 
     Args:
         name: Of its files, "table2".
+        script: Of the fine-tuning: the task and the demo's configuration, "segment upernet". The classifier's is
+            upernet_backbone.
         title: Its first line; {steps} is filled in.
         metrics: A column's heading by its key in evaluation.json.
         paper: Heading of the paper's column.
@@ -77,11 +79,12 @@ class DenseTable:
         methods: The rows.
         sizes: How much of everything.
         quick: Next to no steps and images, to see that everything runs; the figures mean nothing.
-        runs: Of a root, sizes and a seed: the run whose evaluation.json is a method's result, by the method's name.
+        data: Of a root and sizes: the run that renders the scenes, and changes of the configuration that name them.
         flops: Of a header and its model on the meta device: operations of one image.
     """
 
     name: str
+    script: str
     title: str
     metrics: dict[str, str]
     paper: str
@@ -89,8 +92,48 @@ class DenseTable:
     methods: tuple[Method, ...]
     sizes: Sizes
     quick: Sizes
-    runs: Callable[[Path, Sizes, int], dict[str, Run]]
+    data: Callable[[Path, Sizes], tuple[Run, list[str]]]
     flops: Callable[[Header, Any], float]
+
+    def runs(self, root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
+        """The run whose evaluation.json is a method's result, by the method's name.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            seed: Of a stage before fine-tuning and of fine-tuning; the dense classifier is the same for all.
+        """
+        begins = starts(root, sizes, seed, f"{self.script.split()[1]}_backbone", self.methods)
+        return {
+            method.name: self.tuning(root, method.name, sizes, seed, begins[method.name], method.tune)
+            for method in self.methods
+        }
+
+    def tuning(self, root: Path, name: str, sizes: Sizes, seed: int, start: Run, changes: Sequence[str] = ()) -> Run:
+        """A fine-tuning on the scenes.
+
+        Args:
+            root: Folder of everything.
+            name: Of its folder.
+            sizes: How much of everything.
+            seed: Of it.
+            start: The run whose last checkpoint it begins with.
+            changes: Of the configuration, beyond the data, the checkpoint and the seed.
+        """
+        data, _ = self.data(root, sizes)
+        changes = [*self.inputs(root, sizes, start), *changes, f"train.seed={seed}"]
+        folder = f"{self.script.split()[0]}/{name}/seed{seed}"
+        return train(root, folder, self.script, changes, sizes.tune, (start, data), ("evaluation.json", LAST))
+
+    def inputs(self, root: Path, sizes: Sizes, start: Run) -> list[str]:
+        """Changes of the fine-tuning's configuration that name the data and the checkpoint.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            start: The run whose last checkpoint it begins with.
+        """
+        return [*self.data(root, sizes)[1], f"init.checkpoint={start.makes[0]}"]
 
     def grid(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
         """All runs of the table.
@@ -101,6 +144,16 @@ class DenseTable:
             seeds: Of training.
         """
         return Grid([run for seed in seeds for run in self.runs(root, sizes, seed).values()], root, [])
+
+    def planned(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
+        """All runs of the table, each after what it needs.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            seeds: Of training.
+        """
+        return self.grid(root, sizes, seeds).runs
 
     def execute(self, root: Path, sizes: Sizes, seeds: Sequence[int], jobs: int, threads: int | None) -> None:
         """Run what is not done.

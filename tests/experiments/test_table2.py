@@ -9,11 +9,11 @@ import pytest
 from tiny_runs import ROOT, environment
 
 from pela_vl.experiments.runs import in_order
-from pela_vl.experiments.segmentation import METHODS, TABLE, table_runs
+from pela_vl.experiments.segmentation import METHODS, TABLE
 
 
 def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
-    first, second = (table_runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
+    first, second = (TABLE.runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
     assert list(first) == [method.name for method in METHODS]
     runs = in_order([*first.values(), *second.values()])
     assert sum(run.name == "classifier" for run in runs) == 1
@@ -21,7 +21,7 @@ def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
     assert len(runs) == 3 + 2 * (3 + 6)
     for name, run in first.items():
         before = "pretrain" if name in ("pela", "tinybert", "maskalign") else "classifier"
-        assert run.needs[0].name.startswith(before) and "train.steps=300" in run.command
+        assert run.needs[0].name.startswith(before) and f"train.steps={TABLE.sizes.tune}" in run.command
 
 
 def test_what_is_not_done_has_no_figures(tmp_path):
