@@ -23,7 +23,8 @@ from pela_vl.base.script import script_parser
 from pela_vl.data.sets.segmentation import SegmentedBatch
 from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments import segmentation
-from pela_vl.experiments.dense_tables import Sizes, spread, starts, write_table
+from pela_vl.experiments.dense_tables import Sizes, starts, write_table
+from pela_vl.experiments.results import Cell, order
 from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.step_cost import training_step
 from pela_vl.settings import Settings
@@ -121,7 +122,7 @@ class BatchScaling:
         """
         lines = ["| | batch | peak MiB, baseline | PELA | PELA+ | mIoU, baseline | PELA | PELA+ | paper |"]
         lines.append("|---" + "|---:" * 8 + "|")
-        record = []
+        record, closing = [], []
         for each in BACKBONES:
             file = self._memory_file(root, each)
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -131,16 +132,19 @@ class BatchScaling:
                 columns.append([self._larger(root, each, sizes, seed, known["batches"][1]) for seed in seeds])
             grid = Grid([run for column in columns for run in column], root.parent / each.folder, [])
             values = [[_miou(run) for run in column if grid.done(run)] for column in columns]
+            values += [[]] * (3 - len(values))
+            miou = [Cell(tuple(found), paper, len(seeds)) for found, paper in zip(values, each.paper, strict=True)]
+            closing.append(order(each.label, list(zip(("baseline", "PELA", "PELA+"), miou, strict=True))))
             batch = " → ".join(map(str, known["batches"])) if known else "-"
             peaks = [f"{peak:,.0f}" for peak in known["peaks"]] if known else ["-"] * 3
-            cells = [each.label, batch, *peaks, *map(spread, values), *["-"] * (3 - len(values))]
+            cells = [each.label, batch, *peaks, *(cell.show() for cell in miou)]
             lines.append("| " + " | ".join([*cells, " / ".join(map(str, each.paper))]) + " |")
             record.append({"backbone": each.label, "memory": known, "mIoU": values, "paper": each.paper})
         title = f"**Table 9: segmentation on scenes with the batch that fits, {sizes.tune} steps of fine-tuning**"
-        closing = (
+        closing += [
             f"Seeds {', '.join(map(str, seeds))}; the paper's columns are baseline, PELA, PELA+ at batches 16 → 20."
-        )
-        text = "\n".join([title, "", *lines, "", closing])
+        ]
+        text = "\n\n".join([title, "\n".join(lines), *filter(None, closing)])
         return f"{text}\n\n{write_table(root, 'table9', text, record)}"
 
     def _of_seeds(self, root: Path, each: Backbone, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:

@@ -5,7 +5,6 @@ MaskAlign) do so on single objects too; truncation and LoRA come with the fine-t
 """
 
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pela_vl.checkpoints.loading import build_meta
 from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters
 from pela_vl.demo.stages import set_arguments
+from pela_vl.experiments.results import Cell, order
 from pela_vl.experiments.runs import Grid, Run, in_order
 
 LAST = "last.safetensors"
@@ -73,7 +73,7 @@ class DenseTable:
         script: Of the fine-tuning: the task and the demo's configuration, "segment upernet". The classifier's is
             upernet_backbone.
         title: Its first line; {steps} is filled in.
-        metrics: A column's heading by its key in evaluation.json.
+        metrics: A column's heading by its key in evaluation.json; the paper's figures are of the first.
         paper: Heading of the paper's column.
         images: Where the runs' pictures are, below the table's folder.
         methods: The rows.
@@ -175,20 +175,26 @@ class DenseTable:
             sizes: How much of everything.
             seeds: Of training; with several a mean and a standard deviation.
         """
-        grid, record = self.grid(root, sizes, seeds), []
+        grid, record, compared = self.grid(root, sizes, seeds), [], []
         heads = ["", "parameters", "GFLOPs in layers", *self.metrics.values(), self.paper]
         lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
         for method in self.methods:
             runs = [self.runs(root, sizes, seed)[method.name] for seed in seeds]
             done = [run for run in runs if grid.done(run)]
             values = [json.loads(run.makes[0].read_text(encoding="utf-8"))["metrics"] for run in done]
-            cells = [method.label, *self._cost(done[0].makes[1] if done else None)]
-            cells += [spread([value.get(metric, 0.0) for value in values]) for metric in self.metrics]
+            columns = [
+                Cell(tuple(value.get(metric, 0.0) for value in values), method.paper, len(seeds))
+                for metric in self.metrics
+            ]
+            cells = [method.label, *self._cost(done[0].makes[1] if done else None), *(cell.show() for cell in columns)]
             lines.append("| " + " | ".join([*cells, "-" if method.paper is None else f"{method.paper:.1f}"]) + " |")
+            compared.append((method.label, columns[0]))
             record.append({"method": method.name, "paper": method.paper, "metrics": values})
         seconds = sum(grid.seconds(run) for run in in_order(grid.runs))
-        closing = f"Seeds {', '.join(map(str, seeds))}; the runs took {clock(seconds)} in sum."
-        text = "\n".join([f"**{self.title.format(steps=sizes.tune)}**", "", *lines, "", closing])
+        closing = [order(next(iter(self.metrics.values())), compared)]
+        closing += [f"Seeds {', '.join(map(str, seeds))}; the runs took {clock(seconds)} in sum."]
+        parts = [f"**{self.title.format(steps=sizes.tune)}**", "\n".join(lines), *filter(None, closing)]
+        text = "\n\n".join(parts)
         return f"{text}\n\n{write_table(root, self.name, text, record)}; images: {root}/{self.images}"
 
     def _cost(self, checkpoint: Path | None) -> list[str]:
@@ -281,11 +287,3 @@ def write_table(root: Path, name: str, text: str, record: Any) -> str:
         with atomic_write(root / f"{name}.{suffix}", "w") as stream:
             stream.write(content + "\n")
     return f"written: {root / f'{name}.md'}, {root / f'{name}.json'}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation; "-" of nothing."""
-    if not values:
-        return "-"
-    text = f"{statistics.fmean(values):.1f}"
-    return text + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
