@@ -51,7 +51,7 @@ TABLE = DenseTable(
     "paper, Swin-Base box AP",
     "detect/*/*/images_test.png",
     METHODS,
-    Sizes((6000, 300), (800, 100), classifier=900, pretrain=160, tune=200),
+    Sizes((6000, 300), (800, 100), classifier=900, pretrain=120, tune=200),
     Sizes((200, 100), (12, 4), classifier=4, pretrain=3, tune=2),
     scenes,
     _flops,

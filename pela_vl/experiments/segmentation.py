@@ -51,7 +51,7 @@ TABLE = DenseTable(
     "paper, DeiT-Base mIoU",
     "segment/*/*/segments_test.png",
     METHODS,
-    Sizes((6000, 300), (1500, 150), classifier=900, pretrain=160, tune=180),
+    Sizes((6000, 300), (1500, 150), classifier=900, pretrain=120, tune=120),
     Sizes((200, 100), (24, 6), classifier=4, pretrain=3, tune=4),
     scenes,
     _flops,
