@@ -106,7 +106,7 @@ def _dense(args: argparse.Namespace, name: str, root: Path) -> None:
         raise UserError(f"{name} runs on scenes; docs/{page}.md has the commands for the paper's data")
     sizes = table.quick if args.scale == "quick" else table.sizes
     if args.dry_run:
-        print("\n".join(" ".join(run.command) for run in table.grid(root, sizes, args.seeds).runs))
+        print("\n".join(" ".join(run.command) for run in table.planned(root, sizes, args.seeds)))
         return
     if not args.show:
         table.execute(root, sizes, args.seeds, args.jobs, args.threads)

@@ -23,8 +23,9 @@ from pela_vl.base.script import script_parser
 from pela_vl.data.sets.segmentation import SegmentedBatch
 from pela_vl.deploy.compression import usage_since
 from pela_vl.experiments import segmentation
-from pela_vl.experiments.dense_tables import Sizes, spread, starts, write_table
-from pela_vl.experiments.runs import Grid, Run
+from pela_vl.experiments.dense_tables import Sizes, starts, write_table
+from pela_vl.experiments.results import Cell, order
+from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.step_cost import training_step
 from pela_vl.settings import Settings
 from pela_vl.training.assemble import assemble
@@ -43,7 +44,7 @@ class Backbone:
 
     Args:
         label: In the table.
-        folder: Of its runs, beside the table's; the DeiT's are those of Table 2.
+        folder: Of its runs, beside the table's: the DeiT's are those of Table 2, the Swin begins with the classifiers of Table 3.
         configuration: The demo's, of its classifier.
         paper: mIoU of baseline, PELA and PELA+ in the paper.
     """
@@ -56,7 +57,7 @@ class Backbone:
 
 BACKBONES = (
     Backbone("DeiT", "table2", "upernet_backbone", (44.99, 43.24, 43.81)),
-    Backbone("Swin", "table9_swin", "detection_backbone", (47.68, 47.21, 47.99)),
+    Backbone("Swin", "table3", "detection_backbone", (47.68, 47.21, 47.99)),
 )
 _METHODS = tuple(method for method in segmentation.METHODS if method.name in ("dense", "pela"))
 
@@ -83,7 +84,7 @@ class BatchScaling:
 
     sizes, quick = segmentation.TABLE.sizes, segmentation.TABLE.quick
 
-    def grid(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
+    def planned(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
         """The runs of the baseline's batch; those of the larger batch are known when memory has been measured.
 
         Args:
@@ -91,8 +92,8 @@ class BatchScaling:
             sizes: How much of everything.
             seeds: Of training.
         """
-        runs = [run for each in BACKBONES for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
-        return Grid(runs, root.parent, [])
+        of_backbones = [in_order(self._of_seeds(root, each, sizes, seeds)) for each in BACKBONES]
+        return [run for runs in of_backbones for run in runs]
 
     def execute(self, root: Path, sizes: Sizes, seeds: Sequence[int], jobs: int, threads: int | None) -> None:
         """Run what is not done.
@@ -106,8 +107,7 @@ class BatchScaling:
         """
         for each in BACKBONES:
             folder = root.parent / each.folder
-            runs = [run for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
-            Grid(runs, folder, []).execute(jobs, threads)
+            Grid(self._of_seeds(root, each, sizes, seeds), folder, []).execute(jobs, threads)
             batch = self._memory(root, each, sizes, seeds[0])["batches"][1]
             larger = [self._larger(root, each, sizes, seed, batch) for seed in seeds]
             Grid(larger, folder, []).execute(jobs, threads)
@@ -122,7 +122,7 @@ class BatchScaling:
         """
         lines = ["| | batch | peak MiB, baseline | PELA | PELA+ | mIoU, baseline | PELA | PELA+ | paper |"]
         lines.append("|---" + "|---:" * 8 + "|")
-        record = []
+        record, closing = [], []
         for each in BACKBONES:
             file = self._memory_file(root, each)
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -132,37 +132,36 @@ class BatchScaling:
                 columns.append([self._larger(root, each, sizes, seed, known["batches"][1]) for seed in seeds])
             grid = Grid([run for column in columns for run in column], root.parent / each.folder, [])
             values = [[_miou(run) for run in column if grid.done(run)] for column in columns]
+            values += [[]] * (3 - len(values))
+            miou = [Cell(tuple(found), paper, len(seeds)) for found, paper in zip(values, each.paper, strict=True)]
+            closing.append(order(each.label, list(zip(("baseline", "PELA", "PELA+"), miou, strict=True))))
             batch = " → ".join(map(str, known["batches"])) if known else "-"
             peaks = [f"{peak:,.0f}" for peak in known["peaks"]] if known else ["-"] * 3
-            cells = [each.label, batch, *peaks, *map(spread, values), *["-"] * (3 - len(values))]
+            cells = [each.label, batch, *peaks, *(cell.show() for cell in miou)]
             lines.append("| " + " | ".join([*cells, " / ".join(map(str, each.paper))]) + " |")
             record.append({"backbone": each.label, "memory": known, "mIoU": values, "paper": each.paper})
         title = f"**Table 9: segmentation on scenes with the batch that fits, {sizes.tune} steps of fine-tuning**"
-        closing = (
+        closing += [
             f"Seeds {', '.join(map(str, seeds))}; the paper's columns are baseline, PELA, PELA+ at batches 16 → 20."
-        )
-        text = "\n".join([title, "", *lines, "", closing])
+        ]
+        text = "\n\n".join([title, "\n".join(lines), *filter(None, closing)])
         return f"{text}\n\n{write_table(root, 'table9', text, record)}"
+
+    def _of_seeds(self, root: Path, each: Backbone, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
+        return [run for seed in seeds for run in self._runs(root, each, sizes, seed).values()]
 
     def _runs(self, root: Path, each: Backbone, sizes: Sizes, seed: int) -> dict[str, Run]:
         """Fine-tuning of the dense and of the low-rank model with the baseline's batch."""
         folder = root.parent / each.folder
         begins = starts(folder, sizes, seed, each.configuration, _METHODS)
-        scenes = segmentation.scenes_run(folder, sizes)
-        return {
-            name: segmentation.fine_tune(
-                folder, f"segment/{name}/seed{seed}", [f"train.seed={seed}"], sizes, start, scenes
-            )
-            for name, start in begins.items()
-        }
+        return {name: segmentation.TABLE.tuning(folder, name, sizes, seed, start) for name, start in begins.items()}
 
     def _larger(self, root: Path, each: Backbone, sizes: Sizes, seed: int, batch: int) -> Run:
         """Fine-tuning of the low-rank model with a larger batch."""
         folder = root.parent / each.folder
         begin = starts(folder, sizes, seed, each.configuration, _METHODS)["pela"]
-        changes = [f"train.seed={seed}", f"train.batch_size={batch}"]
-        scenes = segmentation.scenes_run(folder, sizes)
-        return segmentation.fine_tune(folder, f"segment/pela_plus{batch}/seed{seed}", changes, sizes, begin, scenes)
+        changes = [f"train.batch_size={batch}"]
+        return segmentation.TABLE.tuning(folder, f"pela_plus{batch}", sizes, seed, begin, changes)
 
     def _memory_file(self, root: Path, each: Backbone) -> Path:
         return root / f"memory_{each.label.lower()}.json"
@@ -171,7 +170,7 @@ class BatchScaling:
         """Batches of baseline and PELA+, and peaks [MiB] of baseline, PELA and PELA+; measured once."""
         folder, file = root.parent / each.folder, self._memory_file(root, each)
         begins = starts(folder, sizes, seed, each.configuration, _METHODS)
-        arguments = {name: segmentation.segmentation_changes(folder, begins[name]) for name in ("dense", "pela")}
+        arguments = {name: segmentation.TABLE.inputs(folder, sizes, begins[name]) for name in ("dense", "pela")}
         if file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
             if known["arguments"] == arguments:

@@ -5,7 +5,6 @@ MaskAlign) do so on single objects too; truncation and LoRA come with the fine-t
 """
 
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pela_vl.checkpoints.loading import build_meta
 from pela_vl.checkpoints.ours import read_header
 from pela_vl.cost import count_parameters
 from pela_vl.demo.stages import set_arguments
+from pela_vl.experiments.results import Cell, order
 from pela_vl.experiments.runs import Grid, Run, in_order
 
 LAST = "last.safetensors"
@@ -70,18 +70,21 @@ class DenseTable:
 
     Args:
         name: Of its files, "table2".
+        script: Of the fine-tuning: the task and the demo's configuration, "segment upernet". The classifier's is
+            upernet_backbone.
         title: Its first line; {steps} is filled in.
-        metrics: A column's heading by its key in evaluation.json.
+        metrics: A column's heading by its key in evaluation.json; the paper's figures are of the first.
         paper: Heading of the paper's column.
         images: Where the runs' pictures are, below the table's folder.
         methods: The rows.
         sizes: How much of everything.
         quick: Next to no steps and images, to see that everything runs; the figures mean nothing.
-        runs: Of a root, sizes and a seed: the run whose evaluation.json is a method's result, by the method's name.
+        data: Of a root and sizes: the run that renders the scenes, and changes of the configuration that name them.
         flops: Of a header and its model on the meta device: operations of one image.
     """
 
     name: str
+    script: str
     title: str
     metrics: dict[str, str]
     paper: str
@@ -89,8 +92,48 @@ class DenseTable:
     methods: tuple[Method, ...]
     sizes: Sizes
     quick: Sizes
-    runs: Callable[[Path, Sizes, int], dict[str, Run]]
+    data: Callable[[Path, Sizes], tuple[Run, list[str]]]
     flops: Callable[[Header, Any], float]
+
+    def runs(self, root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
+        """The run whose evaluation.json is a method's result, by the method's name.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            seed: Of a stage before fine-tuning and of fine-tuning; the dense classifier is the same for all.
+        """
+        begins = starts(root, sizes, seed, f"{self.script.split()[1]}_backbone", self.methods)
+        return {
+            method.name: self.tuning(root, method.name, sizes, seed, begins[method.name], method.tune)
+            for method in self.methods
+        }
+
+    def tuning(self, root: Path, name: str, sizes: Sizes, seed: int, start: Run, changes: Sequence[str] = ()) -> Run:
+        """A fine-tuning on the scenes.
+
+        Args:
+            root: Folder of everything.
+            name: Of its folder.
+            sizes: How much of everything.
+            seed: Of it.
+            start: The run whose last checkpoint it begins with.
+            changes: Of the configuration, beyond the data, the checkpoint and the seed.
+        """
+        data, _ = self.data(root, sizes)
+        changes = [*self.inputs(root, sizes, start), *changes, f"train.seed={seed}"]
+        folder = f"{self.script.split()[0]}/{name}/seed{seed}"
+        return train(root, folder, self.script, changes, sizes.tune, (start, data), ("evaluation.json", LAST))
+
+    def inputs(self, root: Path, sizes: Sizes, start: Run) -> list[str]:
+        """Changes of the fine-tuning's configuration that name the data and the checkpoint.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            start: The run whose last checkpoint it begins with.
+        """
+        return [*self.data(root, sizes)[1], f"init.checkpoint={start.makes[0]}"]
 
     def grid(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
         """All runs of the table.
@@ -101,6 +144,16 @@ class DenseTable:
             seeds: Of training.
         """
         return Grid([run for seed in seeds for run in self.runs(root, sizes, seed).values()], root, [])
+
+    def planned(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> list[Run]:
+        """All runs of the table, each after what it needs.
+
+        Args:
+            root: Folder of everything.
+            sizes: How much of everything.
+            seeds: Of training.
+        """
+        return self.grid(root, sizes, seeds).runs
 
     def execute(self, root: Path, sizes: Sizes, seeds: Sequence[int], jobs: int, threads: int | None) -> None:
         """Run what is not done.
@@ -122,20 +175,26 @@ class DenseTable:
             sizes: How much of everything.
             seeds: Of training; with several a mean and a standard deviation.
         """
-        grid, record = self.grid(root, sizes, seeds), []
+        grid, record, compared = self.grid(root, sizes, seeds), [], []
         heads = ["", "parameters", "GFLOPs in layers", *self.metrics.values(), self.paper]
         lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
         for method in self.methods:
             runs = [self.runs(root, sizes, seed)[method.name] for seed in seeds]
             done = [run for run in runs if grid.done(run)]
             values = [json.loads(run.makes[0].read_text(encoding="utf-8"))["metrics"] for run in done]
-            cells = [method.label, *self._cost(done[0].makes[1] if done else None)]
-            cells += [spread([value.get(metric, 0.0) for value in values]) for metric in self.metrics]
+            columns = [
+                Cell(tuple(value.get(metric, 0.0) for value in values), method.paper, len(seeds))
+                for metric in self.metrics
+            ]
+            cells = [method.label, *self._cost(done[0].makes[1] if done else None), *(cell.show() for cell in columns)]
             lines.append("| " + " | ".join([*cells, "-" if method.paper is None else f"{method.paper:.1f}"]) + " |")
+            compared.append((method.label, columns[0]))
             record.append({"method": method.name, "paper": method.paper, "metrics": values})
         seconds = sum(grid.seconds(run) for run in in_order(grid.runs))
-        closing = f"Seeds {', '.join(map(str, seeds))}; the runs took {clock(seconds)} in sum."
-        text = "\n".join([f"**{self.title.format(steps=sizes.tune)}**", "", *lines, "", closing])
+        closing = [order(next(iter(self.metrics.values())), compared)]
+        closing += [f"Seeds {', '.join(map(str, seeds))}; the runs took {clock(seconds)} in sum."]
+        parts = [f"**{self.title.format(steps=sizes.tune)}**", "\n".join(lines), *filter(None, closing)]
+        text = "\n\n".join(parts)
         return f"{text}\n\n{write_table(root, self.name, text, record)}; images: {root}/{self.images}"
 
     def _cost(self, checkpoint: Path | None) -> list[str]:
@@ -228,11 +287,3 @@ def write_table(root: Path, name: str, text: str, record: Any) -> str:
         with atomic_write(root / f"{name}.{suffix}", "w") as stream:
             stream.write(content + "\n")
     return f"written: {root / f'{name}.md'}, {root / f'{name}.json'}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation; "-" of nothing."""
-    if not values:
-        return "-"
-    text = f"{statistics.fmean(values):.1f}"
-    return text + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")

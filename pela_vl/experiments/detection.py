@@ -10,7 +10,7 @@ import torch
 
 from pela_vl.checkpoints.header import Header
 from pela_vl.cost import linear_conv_flops
-from pela_vl.experiments.dense_tables import LAST, DenseTable, Method, Sizes, render, starts, train
+from pela_vl.experiments.dense_tables import DenseTable, Method, Sizes, render
 from pela_vl.experiments.runs import Run
 
 PROPOSALS = 60
@@ -24,25 +24,16 @@ METHODS = (
 )
 
 
-def table_runs(root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
-    """The run whose evaluation.json is a method's result, by the method's name.
+def scenes(root: Path, sizes: Sizes) -> tuple[Run, list[str]]:
+    """The run that renders scenes in COCO's layout, and the changes of configs/demo/detection.yaml that name them.
 
     Args:
         root: Folder of everything.
         sizes: How much of everything.
-        seed: Of a stage before fine-tuning and of fine-tuning; the dense classifier is the same for all.
     """
-    scenes = root / "data/scenes"
-    data = render(root, "scenes", "build_scenes_detection.py", scenes / "val.json", sizes.scenes)
-    begins = starts(root, sizes, seed, "detection_backbone", METHODS)
-    lists = [f"data.train=[{scenes}/train.json]", f"data.test={scenes}/val.json", f"data.image_root={scenes}/images"]
-    found = {}
-    for method in METHODS:
-        start = begins[method.name]
-        changes = [*lists, f"init.checkpoint={start.makes[0]}", f"train.seed={seed}", *method.tune]
-        name, makes = f"detect/{method.name}/seed{seed}", ("evaluation.json", LAST)
-        found[method.name] = train(root, name, "detect detection", changes, sizes.tune, (start, data), makes)
-    return found
+    folder = root / "data/scenes"
+    changes = [f"data.train=[{folder}/train.json]", f"data.test={folder}/val.json", f"data.image_root={folder}/images"]
+    return render(root, "scenes", "build_scenes_detection.py", folder / "val.json", sizes.scenes), changes
 
 
 def _flops(header: Header, model: Any) -> float:
@@ -54,13 +45,14 @@ def _flops(header: Header, model: Any) -> float:
 
 TABLE = DenseTable(
     "table3",
+    "detect detection",
     "Table 3: detection with Cascade Mask R-CNN on scenes, {steps} steps of fine-tuning",
     {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"},
     "paper, Swin-Base box AP",
     "detect/*/*/images_test.png",
     METHODS,
-    Sizes((4000, 200), (800, 100), classifier=500, pretrain=150, tune=250),
-    Sizes((150, 100), (12, 4), classifier=3, pretrain=2, tune=2),
-    table_runs,
+    Sizes((6000, 300), (800, 100), classifier=900, pretrain=120, tune=200),
+    Sizes((200, 100), (12, 4), classifier=4, pretrain=3, tune=2),
+    scenes,
     _flops,
 )

@@ -158,36 +158,40 @@ def as_markdown(found: Found) -> str:
 
 
 def orders(found: Found) -> list[str]:
-    """A sentence a column that has figures of the paper: how many pairs of rows are in its order, and which are not.
+    """A sentence a column that has figures of the paper; see `order`."""
+    columns = enumerate(found.table.columns)
+    lines = [
+        order(column.head, [(line.row.label, line.cells[place]) for line in found.lines]) for place, column in columns
+    ]
+    return [line for line in lines if line]
+
+
+def order(head: str, cells: Sequence[tuple[str, Cell]]) -> str:
+    """A sentence of a column: how many pairs of rows are in the paper's order, and which are not; empty without two figures.
 
     A pair that the spread of seeds does not separate (difference below the larger of the two) counts for neither.
     """
-    lines = []
-    for place, column in enumerate(found.table.columns):
-        cells = [(line.row.label, line.cells[place]) for line in found.lines]
-        known = [
-            (label, cell, cell.mean, cell.paper)
-            for label, cell in cells
-            if cell.paper is not None and cell.mean is not None
-        ]
-        agree, against, open_ = 0, [], 0
-        for (first, one, one_mean, one_paper), (second, two, two_mean, two_paper) in combinations(known, 2):
-            ours, theirs = one_mean - two_mean, one_paper - two_paper
-            noise = max(one.spread or 0.0, two.spread or 0.0)
-            if abs(ours) <= noise or not theirs:
-                open_ += 1
-            elif (ours > 0) == (theirs > 0):
-                agree += 1
-            else:
-                against.append(f"{first} {'above' if ours > 0 else 'below'} {second}")
-        if not known[1:]:
-            continue
-        total = agree + len(against) + open_
-        text = f"{column.head}: {agree} of {total} pairs of rows as in the paper"
-        text += f", {open_} not separated by the seeds" if open_ else ""
-        text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell, *_ in known) < 2 else ""
-        lines.append(f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else ""))
-    return lines
+    known = [
+        (label, cell, cell.mean, cell.paper)
+        for label, cell in cells
+        if cell.paper is not None and cell.mean is not None
+    ]
+    if not known[1:]:
+        return ""
+    agree, against, open_ = 0, [], 0
+    for (first, one, one_mean, one_paper), (second, two, two_mean, two_paper) in combinations(known, 2):
+        ours, theirs = one_mean - two_mean, one_paper - two_paper
+        noise = max(one.spread or 0.0, two.spread or 0.0)
+        if abs(ours) <= noise or not theirs:
+            open_ += 1
+        elif (ours > 0) == (theirs > 0):
+            agree += 1
+        else:
+            against.append(f"{first} {'above' if ours > 0 else 'below'} {second}")
+    text = f"{head}: {agree} of {agree + len(against) + open_} pairs of rows as in the paper"
+    text += f", {open_} not separated by the seeds" if open_ else ""
+    text += " (one seed: noise unknown)" if max(len(cell.values) for _, cell, *_ in known) < 2 else ""
+    return f"- {text}" + (f"; otherwise: {', '.join(against)}" if against else "")
 
 
 def write(found: Found, text: str, folder: Path) -> list[Path]:

@@ -7,9 +7,11 @@ import torch
 
 from pela_vl.checkpoints.header import Header
 from pela_vl.cost import linear_conv_flops
-from pela_vl.experiments.dense_tables import LAST, DenseTable, Method, Sizes, render, starts, train
+from pela_vl.experiments.dense_tables import DenseTable, Method, Sizes, render
 from pela_vl.experiments.runs import Run
 
+SCENES = "scenes_ade"
+"""Folder of the scenes below data/; Table 9's fine-tuning of the Swin lies beside Table 3's, which has scenes of its own."""
 _STUDENT = "method.student.blocks=[3]"
 METHODS = (
     Method("dense", "dense", 45.0),
@@ -21,65 +23,18 @@ METHODS = (
 )
 
 
-def table_runs(root: Path, sizes: Sizes, seed: int) -> dict[str, Run]:
-    """The run whose evaluation.json is a method's result, by the method's name.
-
-    Args:
-        root: Folder of everything.
-        sizes: How much of everything.
-        seed: Of a stage before fine-tuning and of fine-tuning; the dense classifier is the same for all.
-    """
-    scenes = scenes_run(root, sizes)
-    begins = starts(root, sizes, seed, "upernet_backbone", METHODS)
-    return {
-        method.name: fine_tune(
-            root,
-            f"segment/{method.name}/seed{seed}",
-            [*method.tune, f"train.seed={seed}"],
-            sizes,
-            begins[method.name],
-            scenes,
-        )
-        for method in METHODS
-    }
-
-
-def scenes_run(root: Path, sizes: Sizes) -> Run:
-    """The run that renders scenes in ADE20K's layout.
+def scenes(root: Path, sizes: Sizes) -> tuple[Run, list[str]]:
+    """The run that renders scenes in ADE20K's layout, and the changes of configs/demo/upernet.yaml that name them.
 
     Args:
         root: Folder of everything.
         sizes: How much of everything.
     """
-    return render(root, "scenes", "build_scenes_segmentation.py", root / "data/scenes/lists", sizes.scenes)
-
-
-def segmentation_changes(root: Path, start: Run) -> list[str]:
-    """Changes of configs/demo/upernet.yaml that name the data and the backbone's checkpoint.
-
-    Args:
-        root: Folder of everything.
-        start: The run whose last checkpoint is fine-tuned.
-    """
-    scenes, lists = root / "data/scenes", root / "data/scenes/lists"
+    folder = root / "data" / SCENES
+    lists = folder / "lists"
     changes = [f"data.train=[{lists}/ade20k_train.json]", f"data.test={lists}/ade20k_val.json"]
-    changes += [f"data.image_root={scenes}", f"segmentation.classes={lists}/ade20k_classes.json"]
-    return [*changes, f"init.checkpoint={start.makes[0]}"]
-
-
-def fine_tune(root: Path, name: str, changes: list[str], sizes: Sizes, start: Run, scenes: Run) -> Run:
-    """Fine-tuning of a UperNet on scenes.
-
-    Args:
-        root: Folder of everything.
-        name: Of the run.
-        changes: Of the configuration, beyond the data and the checkpoint.
-        sizes: How much of everything.
-        start: The run whose last checkpoint is fine-tuned.
-        scenes: The run that renders the data.
-    """
-    changes = [*segmentation_changes(root, start), *changes]
-    return train(root, name, "segment upernet", changes, sizes.tune, (start, scenes), ("evaluation.json", LAST))
+    changes += [f"data.image_root={folder}", f"segmentation.classes={lists}/ade20k_classes.json"]
+    return render(root, SCENES, "build_scenes_segmentation.py", lists, sizes.scenes), changes
 
 
 def _flops(header: Header, model: Any) -> float:
@@ -90,13 +45,14 @@ def _flops(header: Header, model: Any) -> float:
 
 TABLE = DenseTable(
     "table2",
+    "segment upernet",
     "Table 2: segmentation with UperNet on scenes, {steps} steps of fine-tuning",
     {name: name for name in ("mIoU", "mAcc", "aAcc")},
     "paper, DeiT-Base mIoU",
     "segment/*/*/segments_test.png",
     METHODS,
-    Sizes((6000, 300), (1500, 150), classifier=600, pretrain=200, tune=300),
+    Sizes((6000, 300), (1500, 150), classifier=900, pretrain=120, tune=120),
     Sizes((200, 100), (24, 6), classifier=4, pretrain=3, tune=4),
-    table_runs,
+    scenes,
     _flops,
 )

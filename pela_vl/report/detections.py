@@ -51,9 +51,41 @@ def draw_objects(image: Image.Image, objects: Sequence[Drawn], classes: Sequence
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(max(9, min(image.size) // 28))
     for thing, colour in zip(objects, colours, strict=True):
         text = thing.name if thing.score is None else f"{thing.name} {thing.score:.2f}"
-        place = (max(thing.box[0], 0) + 2, max(thing.box[1], 0) + 1)
-        draw.text(place, text, fill=colour, font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        x = max(min(thing.box[0], drawn.width - (right - left) - 3), 0)
+        y = thing.box[1] - (bottom - top) - 2
+        y = y if y >= 0 else max(thing.box[1], 0)  # above the box, or inside where there is no room
+        draw.rectangle((x, y, x + right - left + 2, y + bottom - top + 1), fill=colour)
+        draw.text((x + 1 - left, y + 1 - top), text, fill=_ink(colour), font=font)
     return drawn
+
+
+def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is easier to read on a colour: their contrasts (WCAG) are equal at a luminance of 0.179."""
+    parts = [((part / 255 + 0.055) / 1.055) ** 2.4 if part > 10 else part / 255 / 12.92 for part in paper]
+    luminance = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def enlarged(image: Image.Image, objects: Sequence[Drawn], side: int) -> tuple[Image.Image, list[Drawn]]:
+    """An image and its objects so large that lines and names drawn into it are sharp; as they are if that large already.
+
+    Args:
+        image: RGB.
+        objects: In its pixels.
+        side: Pixels of the longer side at least.
+    """
+    factor = side / max(image.size)
+    if factor <= 1:
+        return image, list(objects)
+    size = round(image.width * factor), round(image.height * factor)
+    found = []
+    for thing in objects:
+        mask = thing.mask
+        if mask is not None:
+            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        found.append(Drawn([part * factor for part in thing.box], thing.name, mask, thing.score))
+    return image.resize(size, Image.Resampling.BICUBIC), found
 
 
 def detection_sheet(
@@ -69,7 +101,7 @@ def detection_sheet(
     panels = []
     for name, image, truth, found in rows:
         for text, objects in ((f"{name}: {len(truth)} true", truth), (f"{len(found)} found", found)):
-            panel = draw_objects(image, objects, classes)
+            panel = draw_objects(*enlarged(image, objects, width), classes)
             square = Image.new("RGB", (max(panel.size),) * 2, (255, 255, 255))
             square.paste(panel)
             panels.append(labelled(square.resize((width, width), Image.Resampling.BICUBIC), text))

@@ -13,7 +13,7 @@ from torch import nn
 
 from pela_vl.base.distributed import from_main
 from pela_vl.base.errors import UserError
-from pela_vl.base.files import atomic_json
+from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.checkpoints.detection_loading import KIND, load_detector, rules_of
 from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
@@ -243,7 +243,8 @@ class Detection(Task[CascadeDetector]):
             for image in _spread(data, settings.drawings.overlays)
         ]
         if rows:
-            detection_sheet(rows, data.classes).save(folder / f"images_{split}.png")
+            with atomic_write(folder / f"images_{split}.png") as file:
+                detection_sheet(rows, data.classes).save(file, "PNG")
 
 
 def _spread(data: DetectionEval, count: int) -> list[CocoImage]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT, environment
 
-from pela_vl.experiments.runs import in_order
-from pela_vl.experiments.segmentation import METHODS, TABLE, table_runs
+from pela_vl.experiments.dense_tables import DenseTable
+from pela_vl.experiments.runs import Grid, in_order
+from pela_vl.experiments.segmentation import METHODS, TABLE
 
 
 def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
-    first, second = (table_runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
+    first, second = (TABLE.runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
     assert list(first) == [method.name for method in METHODS]
     runs = in_order([*first.values(), *second.values()])
     assert sum(run.name == "classifier" for run in runs) == 1
@@ -21,7 +22,7 @@ def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
     assert len(runs) == 3 + 2 * (3 + 6)
     for name, run in first.items():
         before = "pretrain" if name in ("pela", "tinybert", "maskalign") else "classifier"
-        assert run.needs[0].name.startswith(before) and "train.steps=300" in run.command
+        assert run.needs[0].name.startswith(before) and f"train.steps={TABLE.sizes.tune}" in run.command
 
 
 def test_what_is_not_done_has_no_figures(tmp_path):
@@ -65,3 +66,31 @@ def test_the_quick_table_from_data_to_figures(tmp_path):
     # run again: all is done
     again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert again.returncode == 0 and "started" not in again.stderr
+
+
+def test_the_table_says_which_rows_are_in_the_papers_order(tmp_path, monkeypatch):
+    miou = {
+        "dense": (50, 52),
+        "svd": (60, 60),
+        "lora": (40, 41),
+        "tinybert": (45, 46),
+        "pela": (49, 55),
+        "maskalign": (),
+    }
+    for seed in (0, 1):
+        for name, run in TABLE.runs(tmp_path, TABLE.quick, seed).items():
+            if miou[name]:
+                run.makes[0].parent.mkdir(parents=True)
+                run.makes[0].write_text(json.dumps({"metrics": {"mIoU": miou[name][seed], "mAcc": 1, "aAcc": 2}}))
+    monkeypatch.setattr(Grid, "done", lambda grid, run: run.makes[0].exists())
+    monkeypatch.setattr(DenseTable, "_cost", lambda table, checkpoint: ["1", "2"])
+    text = TABLE.text(tmp_path, TABLE.quick, [0, 1])
+    assert "| dense | 1 | 2 | 51.0 ± 1.4 | 1.0 ± 0.0 | 2.0 ± 0.0 | 45.0 |" in text
+    # of six pairs of four rows with a figure of the paper: dense and PELA differ by less than PELA's spread
+    assert (
+        "mIoU: 4 of 6 pairs of rows as in the paper, 1 not separated by the seeds; otherwise: LoRA below TinyBERT"
+        in text
+    )
+    assert "| LoRA | 1 | 2 | 40.0 (1 of 2 seeds)" not in text
+    (tmp_path / "segment/lora/seed1/evaluation.json").unlink()
+    assert "| LoRA | 1 | 2 | 40.0 (1 of 2 seeds)" in TABLE.text(tmp_path, TABLE.quick, [0, 1])

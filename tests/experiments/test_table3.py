@@ -7,12 +7,12 @@ import sys
 import pytest
 from tiny_runs import ROOT, environment
 
-from pela_vl.experiments.detection import METHODS, TABLE, table_runs
+from pela_vl.experiments.detection import METHODS, TABLE
 from pela_vl.experiments.runs import in_order
 
 
 def test_methods_share_what_they_have_in_common(tmp_path):
-    runs = in_order([run for seed in (0, 1) for run in table_runs(tmp_path, TABLE.sizes, seed).values()])
+    runs = in_order([run for seed in (0, 1) for run in TABLE.runs(tmp_path, TABLE.sizes, seed).values()])
     names = [run.name for run in runs]
     assert names.count("classifier") == names.count("data/render_scenes") == 1
     assert {name for name in names if name.startswith("pretrain")} == {

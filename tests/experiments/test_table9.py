@@ -11,7 +11,7 @@ from segmented_files import segmentation_settings, write_ade
 from tiny_runs import ROOT, environment
 
 from pela_vl.base import config
-from pela_vl.experiments import segmentation
+from pela_vl.experiments import detection, segmentation
 from pela_vl.experiments.batch_scaling import BACKBONES, TABLE, largest_batch
 from pela_vl.experiments.runs import in_order
 
@@ -25,14 +25,27 @@ def test_the_batch_found_is_the_largest_that_fits(smallest, fixed, each, limit):
 
 
 def test_rows_share_the_runs_of_table_2(tmp_path):
-    grid = TABLE.grid(tmp_path / "table9", TABLE.sizes, [0, 1])
+    runs = TABLE.planned(tmp_path / "table9", TABLE.sizes, [0, 1])
     table2 = in_order(
-        run for seed in (0, 1) for run in segmentation.table_runs(tmp_path / "table2", TABLE.sizes, seed).values()
+        run for seed in (0, 1) for run in segmentation.TABLE.runs(tmp_path / "table2", TABLE.sizes, seed).values()
     )
     commands = {run.command for run in table2}
-    shared = [run for run in grid.runs if run.command in commands]
+    shared = [run for run in runs if run.command in commands]
     # both data sets, the classifier, and of each seed PELA's stage and the fine-tuning of the dense and the low-rank model
     assert len(shared) == 3 + 2 * 3
+
+
+@pytest.mark.parametrize("scale", ["sizes", "quick"])
+def test_the_swin_begins_with_the_classifiers_of_table_3(tmp_path, scale):
+    sizes = getattr(detection.TABLE, scale)
+    table3 = in_order(run for seed in (0, 1) for run in detection.TABLE.runs(tmp_path / "table3", sizes, seed).values())
+    table9 = TABLE.planned(tmp_path / "table9", getattr(TABLE, scale), [0, 1])
+    commands = {run.name: run.command for run in table3}
+    swin = [run for run in table9 if f"{tmp_path}/table3/" in " ".join(run.command)]
+    # the images of single objects, the classifier, PELA's stage of each seed
+    assert len([run for run in swin if run.name in commands]) == 2 + 2
+    # what lies in one folder is one run
+    assert all(run.command == commands[run.name] for run in swin if run.name in commands)
 
 
 def test_what_is_not_done_has_no_figures(tmp_path):
