@@ -6,6 +6,7 @@ python tasks/demo_vision.py --train-teachers    # trains the teachers anew inste
 """
 
 import os
+from argparse import Namespace
 from pathlib import Path
 
 from pela_vl.base.errors import UserError, run_main
@@ -15,15 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    from dataclasses import asdict
-
-    from pela_vl.base.files import atomic_json, atomic_write
-    from pela_vl.base.progress import clock
-    from pela_vl.base.system import usable_cores
-    from pela_vl.demo.stages import run_stages
-    from pela_vl.demo.vision import BACKBONES, VisionPaths, VisionSizes, vision_stages
-    from pela_vl.demo.vision_results import collect_vision
-    from pela_vl.report.vision import vision_page, vision_table
+    from pela_vl.demo.vision import VisionSizes
 
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/demo_vision"), help="folder for results")
@@ -38,9 +31,23 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, help="of a teacher's training, instead of its configuration's")
     parser.add_argument("--steps", type=int, help="of PELA's pre-training, instead of the configurations'")
     given = parser.parse_args()
-    os.chdir(ROOT)
     if given.teacher_steps and not given.train_teachers:
         raise UserError("--teacher-steps: the shipped teachers are not trained; add --train-teachers")
+    os.chdir(ROOT)
+    _run(given)
+
+
+def _run(given: Namespace) -> None:
+    from dataclasses import asdict
+
+    from pela_vl.base.files import atomic_json, atomic_write
+    from pela_vl.base.progress import clock
+    from pela_vl.base.system import usable_cores
+    from pela_vl.demo.stages import run_stages
+    from pela_vl.demo.vision import BACKBONES, VisionPaths, VisionSizes, vision_stages
+    from pela_vl.demo.vision_results import collect_vision
+    from pela_vl.report.vision import vision_page, vision_table
+
     paths = VisionPaths(given.output, given.images, given.train_teachers)
     sizes = VisionSizes(
         given.train,
