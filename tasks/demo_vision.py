@@ -1,8 +1,8 @@
-"""The vision half on built-in data: a small DeiT and a small Swin Transformer,
-compressed, recovered, and compared with their teachers.
+"""The vision half on built-in data: a small Swin Transformer,
+compressed, recovered, and compared with its teacher.
 
 python tasks/demo_vision.py                     # what `make demo-vision` runs; may be interrupted and run again
-python tasks/demo_vision.py --train-teachers    # trains the teachers anew instead of reading the shipped ones
+python tasks/demo_vision.py --train-teachers    # trains the teacher anew instead of reading the shipped one
 """
 
 import os
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=VisionSizes.train, help="training images (default %(default)s)")
     parser.add_argument("--val", type=int, default=VisionSizes.val, help="validation images (default %(default)s)")
     parser.add_argument("--test", type=int, default=VisionSizes.test, help="test images (default %(default)s)")
-    parser.add_argument("--train-teachers", action="store_true", help="train the teachers, about half an hour more")
+    parser.add_argument("--train-teachers", action="store_true", help="train the teacher, a quarter of an hour more")
     parser.add_argument(
         "--teacher-train", type=int, default=VisionSizes.teacher_train, help="images for that (default %(default)s)"
     )
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of PELA's pre-training, instead of the configurations'")
     given = parser.parse_args()
     if given.teacher_steps and not given.train_teachers:
-        raise UserError("--teacher-steps: the shipped teachers are not trained; add --train-teachers")
+        raise UserError("--teacher-steps: the shipped teacher is not trained; add --train-teachers")
     os.chdir(ROOT)
     _run(given)
 
