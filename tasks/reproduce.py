@@ -7,7 +7,7 @@ python tasks/reproduce.py beyond_svd                      better factors, before
 python tasks/reproduce.py rwp                             RWP at weights over four decades, in both forms, alone and beside FD
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
-python tasks/reproduce.py table1 table7 figure2 --family vision     a small Swin on single objects; also figure1, figure4, table8
+python tasks/reproduce.py table1 table7 figure2 --family vision     a small Swin; also figure1, figure4, table8
 python tasks/reproduce.py table1 --family vision --scale full --teacher weights --dry-run     ImageNet; weights: the released files
 
 A grid may be interrupted and run again: what is done is skipped, and tables share the runs that they have in common. Results
@@ -68,7 +68,7 @@ def _vision(args: argparse.Namespace, names: list[str], root: Path, teachers: Pa
     if args.scale == "full":
         scales = vision_full_scales(root, teachers or Path("."), args.gpus)
     else:
-        scales = vision_demo_scales(root, args.scale == "quick", teachers)
+        scales = vision_demo_scales(root, args.scale == "quick", *([teachers] if teachers else []))
     for scale in scales:
         _grid(args, [VISION_TABLES[name](scale) for name in names], scale)
 

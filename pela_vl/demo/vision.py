@@ -10,7 +10,8 @@ TEACHER, TRUNCATED, FITTED, PELA = "teacher (dense)", "truncated (SVD only)", "f
 MODELS = (TEACHER, TRUNCATED, FITTED, PELA)
 FITTED_OPTIONS = ("--init", "gauss_newton", "--ranks", "allocated", "--sequential")
 """The training-free factors that do best on single objects (docs/vision.md)."""
-_FITTED_SAMPLES = 256
+ASSETS = Path("pela_vl/assets")
+"""Folder of the shipped teachers."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Backbone:
     exclude: tuple[str, ...] = ()
 
     @property
+    def shipped(self) -> Path:
+        """The teacher that comes with the repository."""
+        return ASSETS / f"objects_{self.name}.safetensors"
+
+    @property
     def teacher_config(self) -> str:
         """Of the teacher's training."""
         return f"configs/demo/vision_teacher_{self.name}.yaml"
@@ -42,7 +48,7 @@ class Backbone:
         return f"configs/demo/vision_{self.name}.yaml"
 
 
-BACKBONES: Mapping[str, Backbone] = {one.name: one for one in (Backbone("swin", "Swin Transformer", 3, 32),)}
+BACKBONES: Mapping[str, Backbone] = {one.name: one for one in (Backbone("swin", "Swin Transformer", 2, 32),)}
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,15 @@ class VisionSizes:
 
     Attributes:
         train, val, test: images of each split.
-        teacher_train, teacher_val: images that the teacher is trained and chosen on.
-        steps, teacher_steps: of PELA's pre-training and of the teacher's training; None for the configurations'.
+        teacher_train, teacher_val: images that a teacher is trained and chosen on, where one is trained.
+        steps, teacher_steps: of PELA's pre-training and of a teacher's training; None for the configurations'.
         workers: processes that render.
     """
 
-    train: int = 8000
+    train: int = 12000
     val: int = 500
-    test: int = 2000
-    teacher_train: int = 30000
+    test: int = 4000
+    teacher_train: int = 50000
     teacher_val: int = 1000
     steps: int | None = None
     teacher_steps: int | None = None
@@ -68,10 +74,17 @@ class VisionSizes:
 
 @dataclass(frozen=True)
 class VisionPaths:
-    """Where the demo keeps things."""
+    """Where the demo keeps things.
+
+    Args:
+        root: Folder for results.
+        folder: Folder for images.
+        train_teachers: Whether the teachers are trained here; the shipped ones are used otherwise.
+    """
 
     root: Path
     folder: Path
+    train_teachers: bool = False
 
     def images(self, backbone: Backbone) -> Path:
         """The folder of the images of a backbone's size."""
@@ -85,7 +98,7 @@ class VisionPaths:
         """The checkpoint of one of MODELS."""
         folder = self.root / backbone.name
         return {
-            TEACHER: folder / "dense" / "best.safetensors",
+            TEACHER: folder / "dense" / "best.safetensors" if self.train_teachers else backbone.shipped,
             TRUNCATED: folder / "truncated.safetensors",
             FITTED: folder / "fitted.safetensors",
             PELA: folder / "pela" / "best.safetensors",
@@ -142,7 +155,15 @@ def data_changes(images: Path) -> list[str]:
 
 def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
     """The commands, in order."""
-    steps = []
+    steps, script = [], "data_prep/build_objects.py"
+    for pixels in dict.fromkeys(backbone.image_size for backbone in BACKBONES.values()):
+        one = next(backbone for backbone in BACKBONES.values() if backbone.image_size == pixels)
+        render = [*render_arguments(paths.images(one), sizes, pixels), "--workers", str(sizes.workers)]
+        steps.append(make_stage("render single objects", script, render, [], True))
+        if paths.train_teachers:
+            others = teacher_render_arguments(paths.teacher_images(one), sizes, pixels)
+            others += ["--workers", str(sizes.workers)]
+            steps.append(make_stage("render the teachers' images", script, others, [], True))
     for backbone in BACKBONES.values():
         steps += _stages_of(backbone, paths, sizes)
     return steps
@@ -150,11 +171,7 @@ def vision_stages(paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
 
 def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> list[Stage]:
     images, script = paths.images(backbone), "tasks/classify.py"
-    teacher, source = paths.checkpoint(backbone, TEACHER), paths.teacher_images(backbone)
-    others = [*teacher_render_arguments(source, sizes, backbone.image_size), "--workers", str(sizes.workers)]
-    training = teacher_arguments(backbone, source, teacher.parent, sizes.teacher_steps)
-    data = data_changes(images)
-    render = [*render_arguments(images, sizes, backbone.image_size), "--workers", str(sizes.workers)]
+    teacher, data = paths.checkpoint(backbone, TEACHER), data_changes(images)
 
     def evaluate(model: str) -> Stage:
         folder = paths.results(backbone, model)
@@ -176,18 +193,8 @@ def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> li
     if sizes.steps:
         changes += [f"train.steps={sizes.steps}", f"optim.warmup_steps={sizes.steps // 20}"]
     train = ["--config", backbone.config, "--resume", *set_arguments(changes)]
-    samples = (
-        "--calibration",
-        f"{images}/train",
-        "--samples",
-        str(_FITTED_SAMPLES),
-        "--resize",
-        str(backbone.image_size),
-    )
-    return [
-        make_stage(f"{backbone.title}, render single objects", "data_prep/build_objects.py", render, [], True),
-        make_stage(f"{backbone.title}, render the teacher's images", "data_prep/build_objects.py", others, [], True),
-        make_stage(f"{backbone.title}, train the teacher", script, training, [teacher.parent], True),
+    samples = ("--calibration", f"{images}/train", "--resize", str(backbone.image_size))
+    stages = [
         evaluate(TEACHER),
         compress(TRUNCATED),
         evaluate(TRUNCATED),
@@ -195,3 +202,8 @@ def _stages_of(backbone: Backbone, paths: VisionPaths, sizes: VisionSizes) -> li
         evaluate(FITTED),
         make_stage(f"{backbone.title}, PELA: intermediate pre-training", script, train, [run], True),
     ]
+    if paths.train_teachers:
+        training = teacher_arguments(backbone, paths.teacher_images(backbone), teacher.parent, sizes.teacher_steps)
+        title = f"{backbone.title}, train the teacher"
+        stages.insert(0, make_stage(title, script, training, [teacher.parent], True))
+    return stages

@@ -1,18 +1,10 @@
 """The paper's tables and figures of the vision half, a grid a backbone: on ImageNet, or on single objects on a CPU."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pela_vl.demo.vision import (
-    BACKBONES,
-    VisionSizes,
-    data_changes,
-    render_arguments,
-    teacher_arguments,
-    teacher_render_arguments,
-)
-from pela_vl.demo.vision import Backbone as DemoBackbone
+from pela_vl.demo.vision import ASSETS, BACKBONES, VisionSizes, data_changes, render_arguments
 from pela_vl.experiments import paper
 from pela_vl.experiments.runs import Run
 from pela_vl.experiments.scales import Scale, Task, paper_batch
@@ -66,6 +58,7 @@ _FULL = (
     ),
 )  # fmt: skip
 _RWP = 0.01  # as in configs/demo/vision_*.yaml
+_STEPS = 100  # of a pre-training at demo scale: half the demo's, as there are many
 _DEMO = (
     Backbone(
         "swin", "small Swin on single objects", "Swin-Base", BACKBONES["swin"].config, BACKBONES["swin"].kappa, (), (1, 2),
@@ -80,23 +73,9 @@ class VisionScale(Scale):
 
     Attributes:
         backbone: the dense model.
-        training: the run that makes the dense model; None where it is a file.
     """
 
     backbone: Backbone = field(default=_FULL[0])
-    training: Run | None = None
-
-    @property
-    def inputs(self) -> list[Path]:
-        return [] if self.training else [self.teacher]
-
-    def compressed(self, variant: Variant) -> Run:
-        run = super().compressed(variant)
-        return replace(run, needs=(*run.needs, self.training)) if self.training else run
-
-    def start(self, variant: Variant) -> tuple[Path, tuple[Run, ...]]:
-        checkpoint, needs = super().start(variant)
-        return checkpoint, needs or ((self.training,) if self.training else ())
 
     def run(self, task: str, variant: Variant, seed: int) -> Run:
         """The evaluation of a variant, after its training if it has any.
@@ -114,59 +93,40 @@ class VisionScale(Scale):
         return self._train(f"{task}/{variant.name}/seed{seed}", chosen, changes, seed, needs, *chosen.records.values())
 
 
-def vision_demo_scales(root: Path, quick: bool = False, teachers: Path | None = None) -> list[VisionScale]:
+def vision_demo_scales(root: Path, quick: bool = False, teachers: Path = ASSETS) -> list[VisionScale]:
     """Single objects on a CPU, a scale for each backbone of the demo.
 
     Args:
         root: Folder of everything; each scale has its own in it.
         quick: Next to no steps and images; the figures mean nothing.
-        teachers: Folder of dense models <backbone>.safetensors; None trains them first.
+        teachers: Folder of the dense models objects_<backbone>.safetensors; the shipped ones by default.
     """
     found = []
-    sizes = VisionSizes(300, 100, 200, 300, 100, teacher_steps=6) if quick else VisionSizes()
+    sizes = VisionSizes(300, 100, 200) if quick else VisionSizes()
     for backbone in _DEMO:
-        folder = root / "vision" / backbone.name
-        images, known = folder / "data" / "objects", BACKBONES[backbone.name]
-        pixels = known.image_size
-        training = None if teachers else _teacher_run(folder, known, sizes)
-        render = Run(
-            "data/render",
-            ("data_prep/build_objects.py", *render_arguments(images, sizes, pixels)),
-            (images,),
-            resumable=True,
-        )
-        changes = tuple(data_changes(images))
-        short = (
-            ("train.steps=4", "optim.warmup_steps=1", "train.evaluate_every=0")
-            if quick
-            else ("train.evaluate_every=0",)
-        )
+        folder, pixels = root / "vision" / backbone.name, BACKBONES[backbone.name].image_size
+        images = folder / "data" / "objects"
+        command = ("data_prep/build_objects.py", *render_arguments(images, sizes, pixels))
+        render = Run("data/render", command, (images,), resumable=True)
+        changes = (*data_changes(images), "train.evaluate_every=0")
+        untested = (*changes, "data.test=null")  # the test is a run of its own
+        steps = 4 if quick else _STEPS
+        short = (f"train.steps={steps}", f"optim.warmup_steps={steps // 20}")
         found.append(
             VisionScale(
                 name="quick" if quick else "demo",
                 root=folder,
-                teacher=training.makes[0] if training else Path(teachers or "") / f"{backbone.name}.safetensors",
+                teacher=teachers / BACKBONES[backbone.name].shipped.name,
                 tasks={"classify": Task("tasks/classify.py", backbone.config, changes, needs=(render,), evaluate=True)},
-                pretrain=Task("tasks/classify.py", backbone.config, (*changes, *short), needs=(render,)),
+                pretrain=Task("tasks/classify.py", backbone.config, (*untested, *short), needs=(render,)),
                 calibration=(f"{images}/train", "."),
                 numbers={"rwp": backbone.rwp, "merged": backbone.merged},
                 threads=("--set", "train.threads={threads}"),
                 compress=("--resize", str(pixels), *_excluded(backbone)),
                 backbone=backbone,
-                training=training,
             )
         )
     return found
-
-
-def _teacher_run(folder: Path, backbone: DemoBackbone, sizes: VisionSizes) -> Run:
-    images, output = folder / "data" / "teacher_objects", folder / "teacher"
-    arguments = teacher_render_arguments(images, sizes, backbone.image_size)
-    render = Run("data/teacher_render", ("data_prep/build_objects.py", *arguments), (images,), resumable=True)
-    training = teacher_arguments(backbone, images, output, sizes.teacher_steps)
-    threads = ("--set", "train.threads={threads}")
-    command = ("tasks/classify.py", *training)
-    return Run("teacher", command, (output / "best.safetensors",), (render,), resumable=True, threads=threads)
 
 
 def vision_full_scales(root: Path, teachers: Path, gpus: int) -> list[VisionScale]:
