@@ -67,15 +67,15 @@ def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
-def enlarged(image: Image.Image, objects: Sequence[Drawn], side: int) -> tuple[Image.Image, list[Drawn]]:
+def enlarged(image: Image.Image, objects: Sequence[Drawn], pixels: int) -> tuple[Image.Image, list[Drawn]]:
     """An image and its objects so large that lines and names drawn into it are sharp; as they are if that large already.
 
     Args:
         image: RGB.
         objects: In its pixels.
-        side: Pixels of the longer side at least.
+        pixels: Of the longer side, at least.
     """
-    factor = side / max(image.size)
+    factor = pixels / max(image.size)
     if factor <= 1:
         return image, list(objects)
     size = round(image.width * factor), round(image.height * factor)
