@@ -53,7 +53,7 @@ def test_a_shipped_teacher_is_the_dense_model_that_its_configuration_trains(back
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=list(BACKBONES))
 def test_a_shipped_teacher_reaches_its_top1_on_new_images(backbone, tmp_path, monkeypatch) -> None:
-    """The difference of two samples stays within two of its standard errors."""
+    """The difference of two samples stays within three of its standard errors."""
     monkeypatch.chdir(ROOT)
     request = ObjectRequest(1, 1, TESTED, seed=5, image_size=backbone.image_size, plain=True)
     build_objects(request, tmp_path / "objects", report=False)
@@ -65,4 +65,4 @@ def test_a_shipped_teacher_reaches_its_top1_on_new_images(backbone, tmp_path, mo
     assert record["images"] == TESTED
     share = expected / 100
     error = 100 * sqrt(share * (1 - share) * (1 / TESTED + 1 / STATED_ON))
-    assert abs(top1 - expected) < 2 * error, top1
+    assert abs(top1 - expected) < 3 * error, top1
