@@ -1,5 +1,7 @@
 """The charts of the vision half's page, as SVG."""
 
+import re
+
 from pela_vl.report.plots import Chart, span, spread_labels
 from pela_vl.report.vision_run import Family
 
@@ -42,7 +44,8 @@ def similarity_chart(family: Family) -> str:
     for place, (model, counts) in enumerate(zip(family.models, lines, strict=True)):
         edges = [(low + width * (i + end), n) for i, n in enumerate(counts) for end in (0, 1)]
         chart.line(edges, f"m{place}")
-        chart.text(chart.x.stop + 6, chart.y.stop + 30 * place + 6, model.name.split(" (")[0][:22], f"name m{place}")
+        name = re.split(r" \(|, ", model.name)[0]  # the rest would not fit
+        chart.text(chart.x.stop + 6, chart.y.stop + 30 * place + 6, name, f"name m{place}")
         chart.text(chart.x.stop + 6, chart.y.stop + 30 * place + 20, f"mean {model.mean_similarity:.3f}", "note")
     return chart.svg()
 

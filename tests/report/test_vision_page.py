@@ -60,3 +60,9 @@ def test_the_histogram_counts_every_class_once_also_where_all_are_equal():
     run = run_of()
     same = [replace(model, similarity={"a": 0.5, "b": 0.5}) for model in run.families[0].models]
     assert 'class="line m0"' in similarity_chart(replace(run.families[0], models=same))
+
+
+def test_names_beside_the_histogram_are_whole_words():
+    family = run_of().families[0]
+    named = [replace(model, name="fitted factors, no training") for model in family.models]
+    assert similarity_chart(replace(family, models=named)).count(">fitted factors<") == 3
