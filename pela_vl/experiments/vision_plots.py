@@ -54,7 +54,7 @@ def sizes(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None:
 
 
 def similarity(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None:
-    """Figure 2: for each model, how many classes have which mean cosine between the features of their images.
+    """Figure 2: for each model, which share of the classes has which mean cosine between the features of their images.
 
     Args:
         figure: What to draw on.
@@ -71,10 +71,11 @@ def similarity(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None
         for (label, some), colour in zip(values.items(), _COLOURS, strict=False):
             if some:
                 name = f"{label}: mean {sum(some) / len(some):.3f}"
-                panel.hist(some, edges, histtype="stepfilled", alpha=0.25, color=colour)
-                panel.hist(some, edges, histtype="step", lw=1.6, color=colour, label=name)
+                shares = [100 / len(some)] * len(some)  # a row of several seeds is as high as one of one
+                panel.hist(some, edges, weights=shares, histtype="stepfilled", alpha=0.25, color=colour)
+                panel.hist(some, edges, weights=shares, histtype="step", lw=1.6, color=colour, label=name)
     panel.set_xlabel("mean cosine between the features of a class's images", fontsize=8)
-    _style(panel, "classes" if len(found.seeds) < 2 else f"classes, {len(found.seeds)} seeds together")
+    _style(panel, "classes, %" if len(found.seeds) < 2 else f"classes of {len(found.seeds)} seeds, %")
 
 
 def similarities(found: Found, scale: Scale, grid: Grid) -> dict[str, list[float]]:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from pela_vl.base.files import atomic_json
+from pela_vl.experiments.plots import new_figure
 from pela_vl.experiments.report import report
 from pela_vl.experiments.results import collect
 from pela_vl.experiments.runs import Grid
 from pela_vl.experiments.tables import table_runs
 from pela_vl.experiments.vision import VISION_TABLES, vision_demo_scales
-from pela_vl.experiments.vision_plots import PLOTS, similarities
+from pela_vl.experiments.vision_plots import PLOTS, similarities, similarity
 
 
 class Done(Grid):
@@ -57,6 +58,14 @@ def test_figure_2_counts_every_class_of_every_seed_and_what_draws_nothing_once(s
     found = similarities(collect(table, scale, (0, 1, 2), grid), scale, grid)
     assert found["dense"] == [0.0, 0.5] == found["SVD only"]
     assert sorted(found["PELA"]) == pytest.approx([0.0, 0.1, 0.2, 0.5, 0.5, 0.5])
+
+
+def test_figure_2_is_as_high_for_one_seed_as_for_three(scale):
+    table, grid = filled("figure2", scale, (0, 1, 2))
+    figure = new_figure(4, 3)
+    similarity(figure, collect(table, scale, (0, 1, 2), grid), scale, grid)
+    drawn = [patch.get_xy()[:, 1].max() for patch in figure.axes[0].patches]
+    assert drawn == pytest.approx([50.0] * 6)  # half the classes of each of three rows, filled and as a line
 
 
 def test_a_table_of_runs_that_are_not_done_is_drawn_too(scale):
