@@ -108,8 +108,8 @@ class BatchScaling:
         for each in BACKBONES:
             folder = root.parent / each.folder
             Grid(self._of_seeds(root, each, sizes, seeds), folder, []).execute(jobs, threads)
-            batch = self._memory(root, each, sizes, seeds[0])["batches"][1]
-            larger = [self._larger(root, each, sizes, seed, batch) for seed in seeds]
+            batches = self._memory(root, each, sizes, seeds[0])["batches"]
+            larger = [self._larger(root, each, sizes, seed, *batches) for seed in seeds]
             Grid(larger, folder, []).execute(jobs, threads)
 
     def text(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> str:
@@ -129,7 +129,7 @@ class BatchScaling:
             runs = [self._runs(root, each, sizes, seed) for seed in seeds]
             columns = [[found[name] for found in runs] for name in ("dense", "pela")]
             if known:
-                columns.append([self._larger(root, each, sizes, seed, known["batches"][1]) for seed in seeds])
+                columns.append([self._larger(root, each, sizes, seed, *known["batches"]) for seed in seeds])
             grid = Grid([run for column in columns for run in column], root.parent / each.folder, [])
             values = [[_miou(run) for run in column if grid.done(run)] for column in columns]
             values += [[]] * (3 - len(values))
@@ -156,8 +156,10 @@ class BatchScaling:
         begins = starts(folder, sizes, seed, each.configuration, _METHODS)
         return {name: segmentation.TABLE.tuning(folder, name, sizes, seed, start) for name, start in begins.items()}
 
-    def _larger(self, root: Path, each: Backbone, sizes: Sizes, seed: int, batch: int) -> Run:
-        """Fine-tuning of the low-rank model with a larger batch."""
+    def _larger(self, root: Path, each: Backbone, sizes: Sizes, seed: int, baseline: int, batch: int) -> Run:
+        """Fine-tuning of the low-rank model with a larger batch; PELA's own run where no larger one than the baseline's fits."""
+        if batch == baseline:
+            return self._runs(root, each, sizes, seed)["pela"]
         folder = root.parent / each.folder
         begin = starts(folder, sizes, seed, each.configuration, _METHODS)["pela"]
         changes = [f"train.batch_size={batch}"]

@@ -48,6 +48,15 @@ def test_the_swin_begins_with_the_classifiers_of_table_3(tmp_path, scale):
     assert all(run.command == commands[run.name] for run in swin if run.name in commands)
 
 
+def test_where_no_larger_batch_fits_nothing_is_trained_for_it(tmp_path):
+    each, sizes = BACKBONES[0], TABLE.quick
+    pela = TABLE._runs(tmp_path / "table9", each, sizes, 0)["pela"]
+    assert TABLE._larger(tmp_path / "table9", each, sizes, 0, 8, 8) == pela
+    larger = TABLE._larger(tmp_path / "table9", each, sizes, 0, 8, 11)
+    assert larger.name != pela.name and "train.batch_size=11" in larger.command
+    assert set(larger.command) - set(pela.command) == {"train.batch_size=11", f"output={larger.makes[0].parent}"}
+
+
 def test_what_is_not_done_has_no_figures(tmp_path):
     text = TABLE.text(tmp_path / "table9", TABLE.quick, [0])
     assert [f"| {each.label} | - | - | - | - | - | - | - |" in text for each in BACKBONES] == [True, True]
