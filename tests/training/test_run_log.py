@@ -27,6 +27,17 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture
+def event_accumulator(monkeypatch):
+    """TensorBoard's reader. Event files of one second are read by the order of their count as text, in which 10 precedes 9.
+
+    A run that is resumed writes in another second; here the count begins anew in each test.
+    """
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(10))
+    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
 def record(folder: Path, steps: range, **options: object) -> None:
     with RunLog(folder, stream=io.StringIO(), **options) as log:
         for step in steps:
@@ -70,8 +81,7 @@ def test_no_step_stands_twice_after_a_resumption(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "event" in line] == [4, 9]
 
 
-def test_tensorboard_agrees_after_a_resumption(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_agrees_after_a_resumption(tmp_path: Path, event_accumulator) -> None:
     record(tmp_path, range(10))
     record(tmp_path, range(7, 12), resume_step=6)
     board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
@@ -84,8 +94,9 @@ def test_tensorboard_agrees_after_a_resumption(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("loss")] == [0, 1]
 
 
-def test_tensorboard_takes_every_so_many_steps_and_the_last_while_the_log_has_all(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_takes_every_so_many_steps_and_the_last_while_the_log_has_all(
+    tmp_path: Path, event_accumulator
+) -> None:
     record(tmp_path, range(6), board_every=4, total_steps=12)
     record(tmp_path, range(6, 12), resume_step=5, board_every=4, total_steps=12)
     board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
