@@ -5,7 +5,8 @@ from html import escape
 
 from pela_vl.report.figures import percent, significant
 from pela_vl.report.layers import Kind
-from pela_vl.report.plots import Chart, span, spread_labels
+from pela_vl.report.plots import Chart
+from pela_vl.report.ranges import span, spread_labels
 from pela_vl.report.schema import Demo, Model, Point
 
 _BINS = 160

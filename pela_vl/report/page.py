@@ -9,7 +9,7 @@ from pela_vl.report import charts, tables
 from pela_vl.report.figures import percent
 from pela_vl.report.html import Figure, render_page
 from pela_vl.report.layers import layer_kinds
-from pela_vl.report.plots import span
+from pela_vl.report.ranges import span
 from pela_vl.report.schema import Demo, Point, parse_demo
 
 _TERMS = {

@@ -2,7 +2,8 @@
 
 import re
 
-from pela_vl.report.plots import Chart, span, spread_labels
+from pela_vl.report.plots import Chart
+from pela_vl.report.ranges import span, spread_labels
 from pela_vl.report.vision_run import Family
 
 _WIDE = (460, 300)

@@ -64,3 +64,11 @@ def test_a_second_demo_is_refused_and_goes_on_later(demo, tmp_path):
     demo.wait()
     run_stages([stage], tmp_path / "run", [])
     assert (tmp_path / "x").read_text() == "x"
+
+
+def test_without_matplotlib_nothing_is_begun(tmp_path, monkeypatch):
+    """Its page wants charts; that is said before minutes of work."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"plots want matplotlib: pip install .*viz"):
+        run_stages([Stage("touch", ["-c", f"open({str(tmp_path / 'x')!r}, 'w')"])], tmp_path / "run", [])
+    assert not (tmp_path / "x").exists()

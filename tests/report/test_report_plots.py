@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from pela_vl.report.layers import layer_kinds
-from pela_vl.report.plots import Chart, span, spread_labels, tick_text
+from pela_vl.report.plots import Chart
+from pela_vl.report.ranges import span, spread_labels, tick_text
 from pela_vl.report.schema import Layer
 
 
