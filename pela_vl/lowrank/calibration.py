@@ -3,7 +3,7 @@
 Shapes: N = rows, all leading dimensions of an input flattened; I = input width of a Linear.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -174,6 +174,16 @@ def run_item(model: nn.Module, given: Any) -> Any:
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """What a Linear was given, by position or as `input=`."""
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity. One pass over it, and a second only where the sum is not finite."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Recorder:

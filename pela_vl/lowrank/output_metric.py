@@ -14,13 +14,18 @@ class OutputMetric:
 
     Rows are buffered until there are O of them, because adding a product of few rows costs more than forming it. Before that
     `mixed` of them are added up under random signs.
+
+    Args:
+        width: O.
+        device: of the sums.
+        expected: Number of items in all, for `mixed`; 1 adds up no rows unless a single item has enough.
     """
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, width: int, device: torch.device | str = "cpu", expected: int = 1) -> None:
         self.count = 0
         self.items = 0
         self.rows = 0
-        self.mixed = 1
+        self.expected = expected
         self.weights: list[Tensor] = []
         self._moment = torch.zeros(width, width, device=device)
         self._unit = 0.0  # the squared scale of the sum, that of the first rows
@@ -30,10 +35,11 @@ class OutputMetric:
         """Add gradients [..., O] of some tokens; generator: of the signs."""
         rows = gradient.detach().reshape(-1, gradient.shape[-1]).float()
         self.rows += len(rows)
-        if self.mixed > 1 and len(rows) >= self.mixed:
+        mixed = self.mixed
+        if mixed > 1 and len(rows) >= mixed:
             signs = torch.randint(0, 2, (len(rows), 1), generator=generator, device=rows.device) * 2.0 - 1
-            whole = len(rows) - len(rows) % self.mixed
-            sums = (rows[:whole] * signs[:whole]).unflatten(0, (self.mixed, -1)).sum(0)
+            whole = len(rows) - len(rows) % mixed
+            sums = (rows[:whole] * signs[:whole]).unflatten(0, (mixed, -1)).sum(0)
             rows = torch.cat([sums, rows[whole:]])
         self._rows.append(rows)
         if sum(len(rows) for rows in self._rows) >= len(self._moment):
@@ -54,10 +60,16 @@ class OutputMetric:
         self._flush()
         return self._moment.double() * self._unit
 
-    def mix_for(self, items: int) -> None:
-        """Decide on `mixed` for so many items, each like the first, which was added."""
-        if self.width >= WIDE:
-            self.mixed = max(1, self.rows * items // (ROWS * self.width))
+    @property
+    def mixed(self) -> int:
+        """How many rows are added up before their product is formed, if the items to come are like those so far.
+
+        Items differ in size, such as texts batched by length, so every item counts anew. The present one may have more to add.
+        """
+        if self.width < WIDE:
+            return 1
+        rows = self.rows * max(self.expected, self.items + 1) // (self.items + 1)
+        return max(1, rows // (ROWS * self.width))
 
     @property
     def width(self) -> int:

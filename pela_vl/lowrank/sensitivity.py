@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from pela_vl.lowrank.calibration import (
     Calibration,
     InputStatistics,
+    all_finite,
     calibration_items,
     check_seen,
     eval_mode,
     first_input,
+    joined,
     run_item,
 )
 from pela_vl.lowrank.dense import Dense, in_out
@@ -191,7 +193,7 @@ class _Call:
 
     def add(self, gradient: Tensor) -> None:
         self.metric.add(gradient, self.generator)
-        self.squares += gradient.detach().float().square().sum(-1).flatten()
+        self.squares += torch.linalg.vector_norm(gradient.detach().float(), dim=-1).square().flatten()
 
 
 class _Watch:
@@ -207,8 +209,8 @@ class _Watch:
             (inputs, outputs), device = in_out(linear), linear.weight.device
             device = device if device.type != "mps" else torch.device("cpu")  # which has no fp64
             self.statistics[name] = InputStatistics(inputs, device)
-            self.metrics[name] = OutputMetric(outputs, device)
-        self._items, self._generator, self._weighted = items, generator, weighted
+            self.metrics[name] = OutputMetric(outputs, device, items)
+        self._generator, self._weighted = generator, weighted
         self._calls: list[_Call] = []
         self._units: dict[str, float] = {}  # mean |g|^2 of the first item, by layer
         self._waiting: dict[tuple[str, ...], list[tuple[Tensor, Tensor]]] = {}
@@ -224,7 +226,7 @@ class _Watch:
 
     def _see(self, name: str, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor) -> Any:
         x = first_input(args, kwargs).detach()
-        if not torch.isfinite(x).all():
+        if not all_finite(x):
             raise PlanError(f"{name}: its calibration inputs hold NaN or infinity")
         call = _Call(name, x, self.metrics[name], self._generator)
         self._calls.append(call)
@@ -255,8 +257,6 @@ class _Watch:
         for metric in self.metrics.values():
             metric.count += samples
             metric.items += 1
-            if metric.items == 1:
-                metric.mix_for(self._items)
 
     def _weights(self, call: _Call) -> Tensor:
         unit = self._units.setdefault(call.name, float(call.squares.mean()))
@@ -271,7 +271,7 @@ class _Watch:
 
     def _flush(self, names: tuple[str, ...]) -> None:
         parts = zip(*self._waiting.pop(names), strict=True)
-        rows, weights = (torch.cat(part).float() for part in parts)
+        rows, weights = (joined(part).float() for part in parts)
         weighted = weights[:, None] * rows
         count, total, moment = weights.sum(dtype=torch.float64), weighted.sum(0, dtype=torch.float64), weighted.T @ rows
         for statistics in self._shared(names):

@@ -89,7 +89,10 @@ class Lockstep:
         self._slots = threading.Semaphore(self._threads if self._on_cpu else 1)
 
     def stops(self) -> Iterator[tuple[str, list[tuple[Stop, Stop]]]]:
-        """Yields a layer's name and, for every batch, its (dense stop, compressed stop). Raises what a run raises."""
+        """Yields a layer's name and, for every batch, its (dense stop, compressed stop). Raises what a run raises.
+
+        The list is emptied when the next stop is asked for: the runs free its tensors as they go on.
+        """
         runs = [_Run(item, version) for item in range(len(self._items)) for version in (DENSE, SMALL)]
         handles = list(self._watcher(self._keep_stream))
         for name in self._names:
@@ -113,8 +116,12 @@ class Lockstep:
                 dense, small = (
                     {run.item: stop for run, stop in here if run.version == version} for version in (DENSE, SMALL)
                 )
-                yield name, [(dense[i], small[i]) for i in dense if i in small]
-                for run, _ in here:
+                pairs = [(dense[i], small[i]) for i in dense if i in small]
+                yield name, pairs
+                gone = [run for run, _ in here]
+                for list_or_dict in (pairs, dense, small, parked, here):
+                    list_or_dict.clear()
+                for run in gone:
                     run.stop = None
                     run.go.set()
         finally:

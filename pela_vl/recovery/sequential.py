@@ -13,6 +13,7 @@ Shapes: N = rows of all samples, I = input width, O = output width.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from pela_vl.lowrank import (
     factorize_two_metrics,
 )
 from pela_vl.lowrank.apply import Progress, install, low_rank_layer
-from pela_vl.lowrank.calibration import calibration_items, eval_mode, run_item
+from pela_vl.lowrank.calibration import calibration_items, eval_mode, joined, run_item
 from pela_vl.lowrank.checks import carry_over
 from pela_vl.lowrank.dense import Dense, dense_layer, in_out, weight_of
 from pela_vl.lowrank.plan import check_replaceable, shared_weights
@@ -65,7 +66,8 @@ class _Regression:
             weights: Weight of each row [N].
             with_inputs: Add to the moments of x~ too; False where `inputs_of` took them from a layer with the same inputs.
         """
-        for rows, rest, by in zip(x.split(_CHUNK), t.split(_CHUNK), weights.split(_CHUNK), strict=True):
+        parts = max(1, round(len(x) / _CHUNK))  # alike: a product of a few left over costs as much as one of many
+        for rows, rest, by in zip(*(given.tensor_split(parts) for given in (x, t, weights)), strict=True):
             rows, rest = rows.float(), by[:, None] * rest.float()
             if self.shift is None:
                 self.shift = rows.mean(0)
@@ -120,6 +122,8 @@ class _Regression:
 
 
 Folds = tuple[_Regression, _Regression]
+Last = tuple[list[ref[Tensor]], Folds]
+"""The inputs of the layer before, without keeping them in memory, and its moments."""
 
 
 def held_out_strength(folds: Folds, metric: Tensor | None, centred: bool) -> float:
@@ -190,7 +194,7 @@ def compress_sequentially(
     writers = find_writers(model, names)
     ready: dict[str, nn.Module] = {}
     spectra: dict[str, Tensor | None] = {}
-    last: tuple[list[Tensor], Folds] | None = None
+    last: Last | None = None
     with eval_mode(model):
         steps = Lockstep(model, names, items, features or run_item, lambda on_stream: watch(writers, on_stream))
         for name, pairs in steps.stops():
@@ -201,7 +205,7 @@ def compress_sequentially(
             metric = metrics[name].matrix if metrics is not None else None
             ready[name], spectra[name] = _fit(linear, found, plan.get(name), metric, strength)
             steps.replaced[name] = ready[name]
-            last = [small.x for _, small in pairs], found
+            last = [ref(small.x) for _, small in pairs], found
             if progress is not None:
                 progress(len(ready), len(names), name)
     absent = [name for name in names if name not in ready]
@@ -236,15 +240,15 @@ def _moments(
     linear: Dense,
     pairs: Sequence[tuple[Stop, Stop]],
     writer: Writer | None,
-    last: tuple[list[Tensor], Folds] | None,
+    last: Last | None,
     weights: Sequence[Tensor],
 ) -> Folds:
     """Of the batches of even and of odd number; with one batch alone the second is empty."""
     inputs, outputs = in_out(linear)
     device = linear.weight.device if linear.weight.device.type != "mps" else "cpu"
     folds = _Regression(inputs, outputs, device), _Regression(inputs, outputs, device)
-    xs = [small.x for _, small in pairs]
-    known = last is not None and len(last[0]) == len(xs) and all(a is b for a, b in zip(last[0], xs, strict=True))
+    xs = [small.x for _, small in pairs]  # the same tensor again: queries, keys and values of an attention
+    known = last is not None and len(last[0]) == len(xs) and all(a() is b for a, b in zip(last[0], xs, strict=True))
     if last is not None and known:
         for fold, before in zip(folds, last[1], strict=True):
             fold.inputs_of(before)
@@ -269,7 +273,7 @@ def _moments(
                 )
             waiting.append((x, rest.reshape(-1, outputs).to(device), by))
             if sum(len(rows) for rows, _, _ in waiting) >= _CHUNK or number + 1 == len(chosen):
-                rows, rests, counts = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+                rows, rests, counts = (joined(parts) for parts in zip(*waiting, strict=True))
                 fold.add(rows, rests, counts, not known)
                 waiting = []
     return folds

@@ -152,6 +152,12 @@ def compress_loaded(
             if settings.sequential and calibration is not None:
                 recipe = replace(recipe, statistics={})  # gigabytes in a large model; the step gathers its own
                 release_freed_memory()
+
+                def on_layer(done: int, total: int, what: str) -> None:
+                    release_freed_memory()  # of many threads, none of which reuses what another one freed
+                    if on_progress is not None:
+                        on_progress(done, total, what)
+
                 reports = compress_sequentially(
                     loaded.model,
                     recipe.plan,
@@ -159,7 +165,7 @@ def compress_loaded(
                     recipe.metrics,
                     recipe.dense,
                     strength=settings.strength,
-                    progress=on_progress,
+                    progress=on_layer,
                 )
             else:
                 reports = apply_plan(
