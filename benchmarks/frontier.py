@@ -6,8 +6,8 @@ photographs. Needs the packages that benchmarks/encoders.py names, and matplotli
 holds already is not run again. By default kappa 3 has all ways and the others the main ones.
 
 Columns: err, cos: relative error and mean cosine of the features (embedding; class token) with the dense model's; states:
-relative error of all final tokens; cpu: seconds of the process, statistics included, which all values of kappa share;
-MiB: peak memory of the process so far.
+relative error of all final tokens; cpu: seconds of the process, statistics included, which all values of kappa share; ratio, cpu
+ratio: to whitened factors at the same kappa; MiB: peak memory of the process so far.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pela_vl.base.errors import run_main
 from pela_vl.base.files import atomic_json, atomic_write
 from pela_vl.base.progress import Progress
 
-COLUMNS = ("model", "kappa", "way", "parameters", "err", "cos", "states", "cpu", "MiB")
+COLUMNS = ("model", "kappa", "way", "parameters", "err", "ratio", "cos", "states", "cpu", "cpu ratio", "MiB")
 
 
 def main() -> None:
@@ -49,11 +49,21 @@ def main() -> None:
                     atomic_json(file, rows)
                 progress.update(detail=f"kappa {kappa:g}, {way}")
     rows.sort(key=lambda row: (row["model"], row["kappa"], list(WAYS).index(row["way"])))
+    add_ratios(rows)
     print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for row in rows:
-        print(f"| {' | '.join(_shown(row[key]) for key in COLUMNS)} |")
+        print(f"| {' | '.join(_shown(row.get(key, '-')) for key in COLUMNS)} |")
     plot(rows, args.output / "frontier.png")
     print(f"written: {file}, {args.output / 'frontier.png'}")
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Error and CPU seconds of each row relative to whitened factors of the same model and kappa, where that row is there."""
+    whitened = {(row["model"], row["kappa"]): row for row in rows if row["way"] == "whitened"}
+    for row in rows:
+        base = whitened.get((row["model"], row["kappa"]))
+        if base is not None:
+            row |= {"ratio": row["err"] / base["err"], "cpu ratio": row["cpu"] / base["cpu"]}
 
 
 def _shown(value: Any) -> str:

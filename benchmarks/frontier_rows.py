@@ -14,8 +14,8 @@ from pela_vl.lowrank import low_rank_layers, measure_metrics, merge_dense, plan_
 from pela_vl.lowrank.allocate import allocate_ranks
 from pela_vl.lowrank.calibration import calibrate
 from pela_vl.lowrank.dense import in_out
-from pela_vl.lowrank.effect import cut_errors
-from pela_vl.lowrank.recipe import position_scales
+from pela_vl.lowrank.recipe import EARLY_PREDICTED, position_scales
+from pela_vl.lowrank.two_metrics import metric_roots, two_metric_spectrum
 from pela_vl.recovery.sequential import compress_sequentially
 
 ALLOCATED = {"init": "gauss_newton", "ranks": "allocated"}
@@ -34,14 +34,13 @@ scales go with strengths by held-out batches."""
 MORE: dict[str, dict[str, Any]] = {
     "gauss_newton": {"init": "gauss_newton"},
     "measured, not pivoted": MEASURED,
-    "strength 0.5": {**MEASURED, "strength": 0.5},
-    "all tokens alike": {**MEASURED, "weighted": 0.0},
-    "refined, 100 steps a block": {**MEASURED, "refine_steps": 100},
-    "second metrics": {**MEASURED, "again": True},
-    "ranks after the sequential step": {**MEASURED, "ranks_again": True},
-    "int8 factors": {**MEASURED, "int8": True},
+    "strength by held-out batches": {**SEQUENTIAL, "strength": None},
+    "all tokens alike": {**SEQUENTIAL, "weighted": 0.0},
+    "second metrics": {**SEQUENTIAL, "again": True},
+    "ranks after the sequential step": {**SEQUENTIAL, "ranks_again": True},
+    "int8 factors": {**SEQUENTIAL, "int8": True},
 }
-"""All but the first two each differ from the second in one thing."""
+"""From the third on each differs from "+ sequential" in one thing."""
 WAYS = MAIN | MORE
 
 
@@ -90,9 +89,12 @@ def _gather(subject: Subject, init: str, weighted: float | None) -> Any:
 def _with_ranks_again(subject: Subject, kappa: float, statistics: Any, metrics: Any) -> torch.nn.Module:
     """The sequential step twice: the second time with ranks by the spectra of the fitted weights W* of the first."""
     model, plan = subject.model, plan_ranks(subject.model, kappa)
-    cuts = cut_errors(model, plan, statistics, metrics, subject.calibration, subject.features)
-    scales = {name: scale * cuts[name].scale for name, scale in position_scales(model, list(plan)).items()}
-    spectra = {name: cut.spectrum for name, cut in cuts.items()}
+    scales = position_scales(model, list(plan), EARLY_PREDICTED)
+    spectra = {}
+    for name in plan:
+        linear = model.get_submodule(name)
+        roots = metric_roots(statistics[name], metrics[name], linear.bias is not None)
+        spectra[name] = two_metric_spectrum(linear.weight, *roots)
     shapes = {name: in_out(model.get_submodule(name)) for name in plan}
     budget = sum(rank * sum(shapes[name]) for name, rank in plan.items())
     small = model
@@ -100,7 +102,7 @@ def _with_ranks_again(subject: Subject, kappa: float, statistics: Any, metrics: 
         ranks = allocate_ranks(spectra, shapes, budget, scales=scales, stay_dense=True)
         dense = [name for name in plan if name not in ranks]
         small = copy.deepcopy(model)
-        reports = compress_sequentially(small, ranks, subject.calibration, metrics, dense, subject.features, None)
+        reports = compress_sequentially(small, ranks, subject.calibration, metrics, dense, subject.features)
         spectra |= {report.name: report.spectrum for report in reports if report.spectrum is not None}
     return small
 
