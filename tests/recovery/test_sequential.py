@@ -1,6 +1,7 @@
 """The sequential step against a literal restatement, on every kind of block it knows, and beside closed-form factors."""
 
 import copy
+from weakref import ref
 
 import pytest
 import timm
@@ -11,6 +12,8 @@ from torch import nn
 import pela_vl
 from pela_vl.cost import count_parameters
 from pela_vl.lowrank import PlanError, low_rank_layers, make_recipe, measure_metrics, rank_plan, recipe
+from pela_vl.lowrank.calibration import run_item
+from pela_vl.recovery.lockstep import SMALL, Lockstep
 from pela_vl.recovery.sequential import _Regression, compress_sequentially, held_out_strength
 from pela_vl.recovery.streams import find_writers
 
@@ -230,6 +233,28 @@ def test_refusals_leave_the_model_alone():
         )
     assert not low_rank_layers(dense) and not dense.blocks[0].attn.proj._forward_hooks
     assert not dense.blocks[0].norm1._forward_pre_hooks
+
+
+def test_states_of_a_layer_are_freed_before_the_next_one_runs():
+    """What the compressed runs would have given with the dense weights is needed by nothing after it."""
+    dense, items = vit(), images(3)
+    names = [name for name, module in dense.named_modules() if isinstance(module, nn.Linear) and name != "head"]
+    steps = Lockstep(dense, names, items, run_item, lambda on_stream: [])
+    before: dict[int, ref[torch.Tensor]] = {}
+    alive: list[bool] = []
+
+    def look(module: nn.Module, args: tuple) -> None:
+        run = steps._here.run
+        if run.version == SMALL and run.item in before:
+            alive.append(before[run.item]() is not None)
+
+    for name in names:
+        dense.get_submodule(name).register_forward_pre_hook(look)
+    with torch.no_grad():
+        for name, pairs in steps.stops():
+            before |= {small.item: ref(small.y) for _, small in pairs}
+            steps.replaced[name] = nn.Linear(pairs[0][0].x.shape[-1], pairs[0][0].y.shape[-1])
+    assert len(alive) == len(items) * (len(names) - 1) and not any(alive)
 
 
 def test_dense_layers_are_fitted_too():
