@@ -88,7 +88,8 @@ def collect(table: Table, scale: Scale, seeds: Sequence[int], grid: Grid) -> Fou
     for row in table.rows:
         cells = []
         for column in table.columns:
-            by_name = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in seeds)}
+            wanted = () if column.task in row.without else seeds
+            by_name = {run.name: run for run in (scale.run(column.task, row.variant, seed) for seed in wanted)}
             runs |= by_name
             paper = row.paper.get(column.paper) if column.paper else None
             values = (_value(scale, column, run, grid) for run in by_name.values())

@@ -25,7 +25,7 @@ class Task:
         needs: runs that create its data.
         evaluate: evaluate without fine-tuning.
         before_pretraining: with `evaluate`, evaluate the compressed model before any pre-training.
-        shorter: changes that make the pre-training shorter.
+        length: changes that give the pre-training another length.
     """
 
     script: str
@@ -35,7 +35,7 @@ class Task:
     needs: tuple[Run, ...] = ()
     evaluate: bool = False
     before_pretraining: bool = False
-    shorter: tuple[str, ...] = ()
+    length: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scale:
     launcher: what training scripts are started with; empty for plain Python.
     threads: arguments that set a training script's number of threads, with {threads} to be filled in.
     compress: further arguments of every compression.
-    lengths: of the shorter pre-training and of the usual one, in words.
+    lengths: of the pre-training before tasks that evaluate without fine-tuning, in words, the shortest first.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Scale:
     launcher: tuple[str, ...] = ()
     threads: tuple[str, ...] = ()
     compress: tuple[str, ...] = ()
-    lengths: tuple[str, str] = ("shorter", "whole")
+    lengths: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Path]:
@@ -117,8 +117,9 @@ class Scale:
         chosen = self.tasks[task]
         if chosen.before_pretraining:
             variant, seed = replace(variant, name=f"from_{_factors(variant)}", pretrain=None), 0
-        elif chosen.shorter and variant.pretrain is not None:
-            variant = replace(variant, name=f"{variant.name}_shorter", pretrain=(*variant.pretrain, *chosen.shorter))
+        elif chosen.length and variant.pretrain is not None:
+            name = f"{variant.name}_{task.rpartition('_')[2]}"
+            variant = replace(variant, name=name, pretrain=(*variant.pretrain, *chosen.length))
         checkpoint, needs = self.pretrained(variant, seed)
         changes = [f"init.checkpoint={checkpoint}"]
         if not chosen.evaluate:
@@ -152,6 +153,7 @@ def _factors(variant: Variant) -> str:
 
 _STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, "vqa": 200}
 _SHORTER = 4  # times fewer steps of pre-training
+_LONGER, _LARGER_BATCH = 400, 64  # the demo's own length
 
 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
@@ -187,6 +189,13 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         count = (4 if quick else _STEPS[task]) // divisor
         return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
 
+    most = 8 if quick else _LONGER
+    longer = (
+        f"train.steps={most}",
+        f"train.batch_size={8 if quick else _LARGER_BATCH}",
+        f"optim.warmup_steps={most // 20}",
+    )
+    longer += (f"train.checkpoint_every={most // 2}", f"train.evaluate_every={most // 4}")
     data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
     retrieval = Task(
         "tasks/retrieval.py",
@@ -197,7 +206,8 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
     tasks = {
         "retrieval": retrieval,
         "zero_shot": replace(retrieval, evaluate=True),
-        "zero_shot_shorter": replace(retrieval, evaluate=True, shorter=steps("pretrain", _SHORTER)),
+        "zero_shot_shorter": replace(retrieval, evaluate=True, length=steps("pretrain", _SHORTER)),
+        "zero_shot_longer": replace(retrieval, evaluate=True, length=longer),
         "start": replace(retrieval, evaluate=True, before_pretraining=True),
     }
     for task in DEMO_TASKS:
@@ -226,10 +236,11 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         # LoRA's rank in the paper's proportion to the width; merging leaves 11 of 64 patches, the paper's 3 of 576
         {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14, "lower_lr": 3e-4},
         threads=("--set", "train.threads={threads}"),
-        lengths=(
-            f"{(4 if quick else _STEPS['pretrain']) // _SHORTER} steps",
-            f"{4 if quick else _STEPS['pretrain']} steps",
-        ),
+        lengths={
+            "zero_shot_shorter": f"{(4 if quick else _STEPS['pretrain']) // _SHORTER} steps",
+            "zero_shot": f"{4 if quick else _STEPS['pretrain']} steps",
+            "zero_shot_longer": f"{most} steps",
+        },
     )
 
 
@@ -265,7 +276,7 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
             "flickr": flickr,
             "retrieval": coco,  # Table 7 and Figure 4
             "zero_shot": replace(coco, evaluate=True),
-            "zero_shot_shorter": replace(coco, evaluate=True, shorter=("train.epochs=5",)),
+            "zero_shot_shorter": replace(coco, evaluate=True, length=("train.epochs=5",)),
             "start": replace(coco, evaluate=True, before_pretraining=True),
             "entailment": Task("tasks/entailment.py", "configs/snli_ve.yaml", batch, _TWO_RECORDS),
             "grounding": Task("tasks/grounding.py", "configs/refcoco_plus.yaml", batch, _TWO_RECORDS),
@@ -275,5 +286,5 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
         ("data/coco/coco_train.json", "data/coco/images"),
         {"lora_rank": 16, "lora_lr": 1e-4, "merged": 72, "lower_lr": 3e-5},
         ("deepspeed", "--num_gpus", str(gpus)),
-        lengths=("5 epochs", "20 epochs"),
+        lengths={"zero_shot_shorter": "5 epochs", "zero_shot": "20 epochs"},
     )

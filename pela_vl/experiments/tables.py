@@ -8,6 +8,7 @@ from pela_vl.experiments.runs import Run, in_order
 from pela_vl.experiments.scales import Scale
 from pela_vl.experiments.variants import (
     BEYOND,
+    BEYOND_LONGER,
     DENSE,
     FD_ONLY,
     KAPPAS,
@@ -48,11 +49,17 @@ class Column:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A labelled variant; paper: the paper's figures by its columns' names."""
+    """A labelled variant.
+
+    Attributes:
+        paper: the paper's figures by its columns' names.
+        without: tasks that are not run for it; their cells are empty.
+    """
 
     label: str
     variant: Variant
     paper: Mapping[str, float] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,20 +174,19 @@ def rwp(scale: Scale) -> list[Table]:
         for (form, weight, beside), variant in RWP_SWEEP.items():
             if beside == with_fd:
                 rows.append(TableRow(f"{'FD + ' if with_fd else ''}RWP {form} {weight:g}", variant))
-    title = (
-        f"RWP at several weights{_on(scale)}: retrieval without fine-tuning, after {scale.lengths[1]} of pre-training"
-    )
+    title = f"RWP at several weights{_on(scale)}: retrieval without fine-tuning, after {scale.lengths['zero_shot']} of pre-training"
     return [Table("rwp", title, columns, tuple(rows), "weights")]
 
 
 def beyond_svd(scale: Scale) -> list[Table]:
-    shorter, usual = scale.lengths
-    stages = {"start": "cut", "zero_shot_shorter": shorter, "zero_shot": usual}
+    stages = {"start": "cut", **scale.lengths}
     columns = [_mean(task, f"{when}: mean") for task, when in stages.items()]
     columns += [
         column for task, when in stages.items() for column in _recalls(task, ("TR@1", "IR@1"), f"{when}: ", False)
     ]
-    rows = [TableRow("dense", DENSE), *(TableRow(way, variant) for way, variant in BEYOND.items())]
+    rows = [TableRow("dense", DENSE)]
+    for way, variant in BEYOND.items():
+        rows.append(TableRow(way, variant, without=() if way in BEYOND_LONGER else ("zero_shot_longer",)))
     title = f"Beyond plain SVD{_on(scale)}: retrieval without fine-tuning, after the cut and after PELA's pre-training"
     return [Table("beyond_svd", title, tuple(columns), tuple(rows), "recovery")]
 
@@ -205,8 +211,12 @@ def table_runs(table: Table, scale: Scale, seed: int) -> list[Run]:
         scale: names the runs.
         seed: of the trainings.
     """
-    tasks = dict.fromkeys(column.task for column in table.columns)
-    return [scale.run(task, row.variant, seed) for row in table.rows for task in tasks]
+    return [scale.run(task, row.variant, seed) for row in table.rows for task in row_tasks(table, row)]
+
+
+def row_tasks(table: Table, row: TableRow) -> list[str]:
+    """The tasks that a row of a table is run in, in the order of the columns."""
+    return [task for task in dict.fromkeys(column.task for column in table.columns) if task not in row.without]
 
 
 def trained_variants(tables: Sequence[Table], scale: Scale, seeds: Sequence[int]) -> dict[str, Variant]:
@@ -222,7 +232,7 @@ def trained_variants(tables: Sequence[Table], scale: Scale, seeds: Sequence[int]
     for table in tables:
         for row in table.rows:
             for seed in seeds:
-                for task in dict.fromkeys(column.task for column in table.columns):
+                for task in row_tasks(table, row):
                     for run in in_order([scale.run(task, row.variant, seed)]):
                         found[run.name] = row.variant
     return found

@@ -91,3 +91,6 @@ BEYOND = {
 }
 """PELA from other factors at equal parameters, by how they are made. All train at a lower rate than Table 4's PELA: at that one
 the first steps undo what the factors start with. A row with a plus has what the one before it has too."""
+
+BEYOND_LONGER = ("plain", "+ sequential")
+"""Those of BEYOND that are also pre-trained for the demo's own number of steps."""

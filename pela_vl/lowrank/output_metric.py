@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ROWS, WIDE = 8, 512
+ROWS, WIDE = 16, 512
 """Gradients a dimension that the metric of an output of WIDE dimensions or more is made of, at least; of more, several are added
 up under random signs, which leaves the mean of their products as it is and saves most of the work on images of many tokens."""
 

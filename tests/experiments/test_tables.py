@@ -9,7 +9,8 @@ from pela_vl import methods
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
 from pela_vl.experiments import paper
-from pela_vl.experiments.runs import in_order
+from pela_vl.experiments.results import collect
+from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.scales import demo_scale, full_scale
 from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
 from pela_vl.experiments.variants import RWP_SWEEP, RWP_WEIGHTS
@@ -63,6 +64,26 @@ def test_seeds_differ_where_something_is_trained_and_only_there():
         assert not first & second
     start = TABLES["beyond_svd"](scale)[0].rows[0]
     assert scale.run("start", start.variant, 0) == scale.run("start", start.variant, 1)
+
+
+def test_the_longest_pretraining_is_of_two_rows_alone_and_the_others_have_no_cell_for_it(tmp_path):
+    scale = SCALES["demo"]
+    table = TABLES["beyond_svd"](scale)[0]
+    runs = {run.name: run for run in in_order(table_runs(table, scale, 1))}
+    longest = {
+        name: " ".join(run.command) for name, run in runs.items() if name.startswith("pretrain/") and "longer" in name
+    }
+    assert {name.split("/")[1] for name in longest} == {
+        "pela_plain_lower_rate_longer",
+        "pela_gauss_newton_sequential_longer",
+    }
+    for name, command in longest.items():
+        usual = " ".join(runs[name.replace("_longer", "")].command)
+        assert [text.rfind("steps=400") > text.rfind("steps=120") for text in (command, usual)] == [True, False]
+    place = next(place for place, column in enumerate(table.columns) if column.task == "zero_shot_longer")
+    lines = collect(table, scale, (0, 1), Grid(commands("beyond_svd", scale), tmp_path, [])).lines
+    wanted = {line.row.label: line.cells[place].wanted for line in lines}
+    assert wanted == dict.fromkeys(wanted, 0) | {"dense": 1, "plain": 2, "+ sequential": 2}
 
 
 def test_tables_share_the_runs_they_have_in_common():

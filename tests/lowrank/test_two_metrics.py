@@ -215,11 +215,11 @@ def test_gradients_added_up_under_random_signs_give_the_same_metric():
     """Of a wide output whose rows are many, also where the first items are small; a narrow one keeps its rows apart."""
     torch.manual_seed(0)
     spread = torch.randn(600, 600) * torch.logspace(0, -2, 600)
-    rows, whole = torch.randn(12000, 600) @ spread.T, OutputMetric(600)
-    for part in rows.split(1000):
+    rows, whole = torch.randn(24000, 600) @ spread.T, OutputMetric(600)
+    for part in rows.split(2000):
         whole.add(part)
     whole.count = 1
-    for sizes in ([1000] * 12, [50, 500, 950, *[1500] * 7]):
+    for sizes in ([2000] * 12, [100, 1000, 1900, *[3000] * 7]):
         mixed, generator = Counted(600, expected=len(sizes)), torch.Generator().manual_seed(1)
         for part in rows.split(sizes):
             for half in part.chunk(2):  # two probes
@@ -228,7 +228,7 @@ def test_gradients_added_up_under_random_signs_give_the_same_metric():
         mixed.count = 1
         assert float((mixed.matrix - whole.matrix).norm() / whole.matrix.norm()) < 0.1
         assert float(mixed.matrix.trace() / whole.matrix.trace()) == pytest.approx(1, abs=0.02)
-        assert 4800 <= mixed.formed < 9500  # 8 a dimension, and not all 12,000
+        assert 9600 <= mixed.formed < 19000  # 16 a dimension, and not all 24,000
     narrow = Counted(8, expected=100)
     narrow.add(torch.randn(1000, 8))
     assert len(narrow.matrix) == 8 and narrow.formed == 1000
