@@ -189,13 +189,14 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         count = (4 if quick else _STEPS[task]) // divisor
         return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
 
-    most = 8 if quick else _LONGER
+    most, batch = (8, 8) if quick else (_LONGER, _LARGER_BATCH)
     longer = (
         f"train.steps={most}",
-        f"train.batch_size={8 if quick else _LARGER_BATCH}",
+        f"train.batch_size={batch}",
         f"optim.warmup_steps={most // 20}",
+        f"train.checkpoint_every={most // 2}",
+        f"train.evaluate_every={most // 4}",
     )
-    longer += (f"train.checkpoint_every={most // 2}", f"train.evaluate_every={most // 4}")
     data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
     retrieval = Task(
         "tasks/retrieval.py",
