@@ -119,8 +119,8 @@ class Lockstep:
                 pairs = [(dense[i], small[i]) for i in dense if i in small]
                 yield name, pairs
                 gone = [run for run, _ in here]
-                for list_or_dict in (pairs, dense, small, parked, here):
-                    list_or_dict.clear()
+                for held in (pairs, dense, small, parked, here):
+                    held.clear()  # nothing here keeps the stops' tensors while the runs go on
                 for run in gone:
                     run.stop = None
                     run.go.set()
