@@ -78,11 +78,12 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
     models = sorted({row["model"] for row in rows})
     figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    for axes, model in zip(figure.subplots(1, len(models), sharex=True, squeeze=False)[0], models, strict=True):
         for way in MAIN:
             chosen = [row for row in rows if row["model"] == model and row["way"] == way]
             axes.plot([row["kappa"] for row in chosen], [row["err"] for row in chosen], "o-", label=way)
         axes.set(title=model, xlabel="kappa", ylabel="relative error of the features", ylim=(0, 1.3))
+        axes.set_xticks(sorted({row["kappa"] for row in rows}))
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with atomic_write(file) as stream:
