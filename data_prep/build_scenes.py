@@ -20,9 +20,12 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000, help="images for testing (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=64, help="side in pixels (default %(default)s)")
+    parser.add_argument(
+        "--full-expressions", action="store_true", help="referring expressions that all name size, colour and shape"
+    )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
-    request = Request(args.train, args.val, args.test, args.seed, args.image_size)
+    request = Request(args.train, args.val, args.test, args.seed, args.image_size, args.full_expressions)
     made = build_corpus(request, args.output, args.workers)
     state = "complete" if made else "was complete already"
     print(f"{args.output}: {state}, {args.train} train, {args.val} val, {args.test} test images")

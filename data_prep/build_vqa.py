@@ -17,6 +17,7 @@ from pela_vl.data.public.vqa_lists import (
     answer_list,
     find_parts,
     genome_entries,
+    of_types,
     read_part,
     without_images,
 )
@@ -33,6 +34,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument(
         "--parts", nargs="+", choices=ROLES, help="build these alone (default: all whose files are there)"
+    )
+    parser.add_argument(
+        "--question-types",
+        nargs="+",
+        metavar="TYPE",
+        help='questions of these types alone, such as "what color is the"',
     )
     parser.add_argument("--answer-list", type=Path, help="a published answer_list.json, taken as it is")
     parser.add_argument(
@@ -63,8 +70,9 @@ def main() -> None:
     official = "_mscoco_" in parts[0].questions.name
     lists, lines = {}, []
     for part in parts:
-        lists[part.role] = read_part(part, args.image_root, args.image_pattern, args.skip_missing)
-        held = lists[part.role]
+        held = read_part(part, args.image_root, args.image_pattern, args.skip_missing)
+        held = of_types(held, args.question_types) if args.question_types else held
+        lists[part.role] = held
         line = counted(part.role, len(held.entries), official, f"questions {held.images:>7} images")
         lines.append(line + (f"   left out, absent: {held.missing}" if held.missing else ""))
     if args.answer_list:

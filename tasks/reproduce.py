@@ -51,7 +51,8 @@ def main() -> None:
 
 
 def _albef(args: argparse.Namespace, names: list[str], root: Path, teacher: Path) -> None:
-    from pela_vl.experiments.scales import demo_scale, full_scale
+    from pela_vl.experiments.demo_scale import demo_scale
+    from pela_vl.experiments.scales import full_scale
     from pela_vl.experiments.tables import TABLES
 
     if args.scale == "full":

@@ -1,17 +1,15 @@
-"""The scale of a grid: scenes on a CPU in an hour or two, or the paper's data sets on GPUs."""
+"""The scale of a grid: what its runs are, and the paper's data sets on GPUs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pela_vl.base.errors import UserError
-from pela_vl.demo.downstream import TASKS as DEMO_TASKS
-from pela_vl.demo.downstream import task_arguments, task_changes
 from pela_vl.demo.stages import set_arguments
 from pela_vl.experiments.runs import Run
 from pela_vl.experiments.variants import Variant
 
-_ONE_RECORD = {"test": "evaluation.json"}
+ONE_RECORD = {"test": "evaluation.json"}
 _TWO_RECORDS = {"val": "evaluation_val.json", "test": "evaluation.json"}
 
 
@@ -31,7 +29,7 @@ class Task:
     script: str
     config: str
     changes: tuple[str, ...] = ()
-    records: Mapping[str, str] = field(default_factory=lambda: _ONE_RECORD)
+    records: Mapping[str, str] = field(default_factory=lambda: ONE_RECORD)
     needs: tuple[Run, ...] = ()
     evaluate: bool = False
     before_pretraining: bool = False
@@ -151,100 +149,6 @@ def _factors(variant: Variant) -> str:
     return "_".join([f"kappa_{variant.kappa:g}", *ways])
 
 
-_STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, "vqa": 200}
-_SHORTER = 4  # times fewer steps of pre-training
-_LONGER, _LARGER_BATCH = 400, 64  # the demo's own length
-
-
-def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
-    """Scenes on a CPU: the demo's configurations with fewer samples, on a separate corpus.
-
-    Args:
-        root: folder of all runs.
-        teacher: the dense pre-trained checkpoint.
-        quick: a few steps and images, to see that everything runs; its figures mean nothing.
-    """
-    scenes = root / "data" / "scenes"
-    lists = scenes / "lists"
-    sizes = (100, 20, 20) if quick else (4000, 250, 250)
-    counts = [
-        part for name, size in zip(("--train", "--val", "--test"), sizes, strict=True) for part in (name, str(size))
-    ]
-    render = Run(
-        "data/render",
-        ("data_prep/build_scenes.py", "--output", str(scenes), *counts),
-        (scenes,),
-        resumable=True,
-    )
-    karpathy = ["--karpathy", str(scenes / "dataset_scenes.json"), "--image-root", str(scenes)]
-    make_lists = Run(
-        "data/retrieval",
-        ("data_prep/build_retrieval.py", *karpathy, "--output", str(lists), "--name", "scenes"),
-        (lists,),
-        (render,),
-    )
-    small = ("train.batch_size=32", f"data.image_root={scenes}")
-
-    def steps(task: str, divisor: int = 1) -> tuple[str, ...]:
-        count = (4 if quick else _STEPS[task]) // divisor
-        return f"train.steps={count}", f"optim.warmup_steps={count // 20}", f"train.checkpoint_every={count // 2}"
-
-    most, batch = (8, 8) if quick else (_LONGER, _LARGER_BATCH)
-    longer = (
-        f"train.steps={most}",
-        f"train.batch_size={batch}",
-        f"optim.warmup_steps={most // 20}",
-        f"train.checkpoint_every={most // 2}",
-        f"train.evaluate_every={most // 4}",
-    )
-    data = (f"data.train=[{lists}/scenes_train.json]", f"data.test={lists}/scenes_test.json", "evaluate.k_test=32")
-    retrieval = Task(
-        "tasks/retrieval.py",
-        "configs/demo/retrieval.yaml",
-        (*small, *data, *steps("retrieval")),
-        needs=(make_lists,),
-    )
-    tasks = {
-        "retrieval": retrieval,
-        "zero_shot": replace(retrieval, evaluate=True),
-        "zero_shot_shorter": replace(retrieval, evaluate=True, length=steps("pretrain", _SHORTER)),
-        "zero_shot_longer": replace(retrieval, evaluate=True, length=longer),
-        "start": replace(retrieval, evaluate=True, before_pretraining=True),
-    }
-    for task in DEMO_TASKS:
-        run = Run(
-            f"data/{task.name}",
-            (task.builder, *task_arguments(scenes, task)),
-            (scenes / "tasks" / task.name,),
-            (render,),
-        )
-        changes = (*task_changes(scenes, task), "train.batch_size=32", *steps(task.name))
-        tasks[task.name] = Task(task.script, task.config, changes, task.splits, (run,))
-    pretraining = (
-        *small,
-        f"data.train=[{lists}/scenes_pretrain.json]",
-        f"data.val={lists}/scenes_val.json",
-        *steps("pretrain"),
-        f"train.evaluate_every={2 if quick else 20}",
-    )
-    return Scale(
-        "quick" if quick else "demo",
-        root,
-        teacher,
-        tasks,
-        Task("tasks/pretrain.py", "configs/demo/pretrain.yaml", pretraining, needs=(make_lists,)),
-        (f"{lists}/scenes_train.json", str(scenes)),
-        # LoRA's rank in the paper's proportion to the width; merging leaves 11 of 64 patches, the paper's 3 of 576
-        {"lora_rank": 3, "lora_lr": 1e-3, "merged": 14, "lower_lr": 3e-4},
-        threads=("--set", "train.threads={threads}"),
-        lengths={
-            "zero_shot_shorter": f"{(4 if quick else _STEPS['pretrain']) // _SHORTER} steps",
-            "zero_shot": f"{4 if quick else _STEPS['pretrain']} steps",
-            "zero_shot_longer": f"{most} steps",
-        },
-    )
-
-
 _PAPER_GPUS = 4
 
 
@@ -269,6 +173,7 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
     batch = paper_batch(gpus)
     flickr = Task("tasks/retrieval.py", "configs/flickr.yaml", batch)
     coco = Task("tasks/retrieval.py", "configs/coco.yaml", batch)
+    grounding = Task("tasks/grounding.py", "configs/refcoco_plus.yaml", batch, _TWO_RECORDS)
     return Scale(
         "full",
         root,
@@ -280,7 +185,8 @@ def full_scale(root: Path, teacher: Path, gpus: int) -> Scale:
             "zero_shot_shorter": replace(coco, evaluate=True, length=("train.epochs=5",)),
             "start": replace(coco, evaluate=True, before_pretraining=True),
             "entailment": Task("tasks/entailment.py", "configs/snli_ve.yaml", batch, _TWO_RECORDS),
-            "grounding": Task("tasks/grounding.py", "configs/refcoco_plus.yaml", batch, _TWO_RECORDS),
+            "grounding": grounding,
+            "grounding_zero_shot": replace(grounding, evaluate=True),
             "vqa": Task("tasks/vqa.py", "configs/vqa.yaml", batch),
         },
         Task("tasks/pretrain.py", "configs/pretrain.yaml", batch),

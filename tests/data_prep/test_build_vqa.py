@@ -102,6 +102,20 @@ def test_from_scenes(scenes, tmp_path):
     assert "published" not in done.stdout
 
 
+def test_some_question_types_alone(scenes, tmp_path):
+    shared = ("--raw", scenes, "--image-root", scenes, "--min-count", 1)
+    for name, more in (("all", ()), ("some", ("--question-types", "is there a", "what color is the"))):
+        assert run(*shared, "--output", tmp_path / name, *more).returncode == 0
+    whole, some = lists(tmp_path / "all"), lists(tmp_path / "some")
+    kept = {"is there a", "what color is the"}
+    for role in ("vqa_train", "vqa_val", "vqa_test"):
+        assert some[role] == [entry for entry in whole[role] if entry["question_type"] in kept] != whole[role]
+    assert {"yes", "no"} < set(some["answer_list"]) < set(whole["answer_list"])
+    failed = run(*shared, "--output", tmp_path / "none", "--question-types", "is there a", "why")
+    assert failed.returncode == 2 and "'why'" in failed.stderr and "how many" in failed.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_from_the_official_names(coco, genome, tmp_path):
     raw, root = coco
     arguments = ["--raw", raw, "--image-root", root, "--output", tmp_path / "lists", "--min-count", 1]

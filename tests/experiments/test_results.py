@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pela_vl.experiments.demo_scale import demo_scale
 from pela_vl.experiments.plots import draw, rwp_shares, steps_saved
 from pela_vl.experiments.results import Cell, Found, Line, as_csv, as_markdown, orders
 from pela_vl.experiments.runs import Grid, in_order
-from pela_vl.experiments.scales import demo_scale
 from pela_vl.experiments.tables import TABLES, table_runs
 from pela_vl.experiments.variants import RWP_SWEEP
 
@@ -62,7 +62,9 @@ def test_csv_reads_back():
 
 def order_of(*cells):
     table = TABLES["table6"](SCALE)[0]
-    lines = tuple(Line(row, (cell,) * 3, None, None) for row, cell in zip(table.rows, cells, strict=False))
+    lines = tuple(
+        Line(row, (cell,) * len(table.columns), None, None) for row, cell in zip(table.rows, cells, strict=False)
+    )
     return orders(Found(table, lines, (0,), 0.0, ()))[0]
 
 

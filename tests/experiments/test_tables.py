@@ -9,9 +9,10 @@ from pela_vl import methods
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
 from pela_vl.experiments import paper
+from pela_vl.experiments.demo_scale import demo_scale
 from pela_vl.experiments.results import collect
 from pela_vl.experiments.runs import Grid, in_order
-from pela_vl.experiments.scales import demo_scale, full_scale
+from pela_vl.experiments.scales import full_scale
 from pela_vl.experiments.tables import TABLES, table_runs, trained_variants
 from pela_vl.experiments.variants import RWP_SWEEP, RWP_WEIGHTS
 from pela_vl.settings import Settings
@@ -168,3 +169,15 @@ def test_figures_are_the_papers():
         for row, figures in ours.items():
             printed = dict(zip(theirs.get("columns", recalls), theirs[names.get(row, row)], strict=True))
             assert figures == {head: value for head, value in list(printed.items())[skip:] if value is not None}
+
+
+def test_grounding_without_fine_tuning_reads_expressions_of_a_corpus_of_its_own():
+    """They name size, colour and shape, which tells truncated models from dense ones."""
+    runs = {run.name: run for run in commands("table6", SCALES["demo"])}
+    lists = runs["data/grounding_full_expressions"]
+    assert "--full-expressions" in lists.needs[0].command and "--full-expressions" not in runs["data/render"].command
+    for row in ("dense", "truncated", "pela"):
+        evaluated = runs[f"grounding_zero_shot/{row}/seed{int(row == 'pela')}"]
+        assert "--evaluate" in evaluated.command and lists in evaluated.needs
+        assert lists not in in_order([runs[f"grounding/{row}/seed1"]])
+    assert "grounding_zero_shot/dense/seed1" not in runs

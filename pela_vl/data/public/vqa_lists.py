@@ -210,6 +210,28 @@ def without_images(questions: Sequence[GenomeQuestion], image_data: Path, coco_i
     return [question for question in questions if question.image_id not in held]
 
 
+def of_types(lists: PartLists, types: Sequence[str]) -> PartLists:
+    """A part's questions of some question types, and their annotations.
+
+    Args:
+        lists: of `read_part`.
+        types: VQA's question_type, such as "what color is the".
+
+    Raises:
+        UserError: If there is no question of one of the types; the types that there are are listed. A part without annotations
+            has none.
+    """
+    there = {entry["question_type"] for entry in lists.entries if "question_type" in entry}
+    absent = [name for name in types if name not in there]
+    if absent:
+        raise UserError(
+            f"no question of type {', '.join(map(repr, absent))}; there are: {', '.join(sorted(there)) or 'none'}"
+        )
+    entries = [entry for entry in lists.entries if entry["question_type"] in types]
+    annotations = [annotation for annotation in lists.annotations if annotation.question_type in types]
+    return PartLists(entries, len({entry["image"] for entry in entries}), lists.missing, annotations)
+
+
 def answer_list(annotations: Iterable[Annotation], min_count: int = MIN_COUNT) -> list[str]:
     """The answers to rank: normalised answers of at least `min_count` questions, most frequent first, ties in
     alphabetical order.

@@ -31,13 +31,24 @@ _REQUEST, _MANIFEST, _PARTS = ".request.json", "scenes.json", ".parts"
 
 @dataclass(frozen=True)
 class Request:
-    """What determines a corpus, byte by byte."""
+    """What determines a corpus, byte by byte.
+
+    Args:
+        train: Images for training.
+        val: For validation.
+        test: For the test.
+        seed: Of all draws.
+        image_size: Width and height in pixels.
+        full_expressions: Every referring expression names size, colour and shape.
+        generator_version: Of the code that draws.
+    """
 
     train: int
     val: int
     test: int
     seed: int = 0
     image_size: int = 64
+    full_expressions: bool = False
     generator_version: int = GENERATOR_VERSION
 
     def __post_init__(self) -> None:
@@ -167,7 +178,8 @@ def _make_chunk(request: Request, output: Path, job: tuple[Split, int, int]) -> 
     try:
         for index in range(start, end):
             scene = sample_scene(request.seed, split, index)
-            record = scene_record(scene, request.first_id(split) + index, request.image_size)
+            number = request.first_id(split) + index
+            record = scene_record(scene, number, request.image_size, request.full_expressions)
             image = Image.fromarray(render(scene, request.image_size))
             image.save(output / "images" / split / record["filename"], "JPEG", quality=95, subsampling=0)
             lines.append(json.dumps(record, separators=(",", ":")))

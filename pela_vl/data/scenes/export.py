@@ -25,16 +25,18 @@ _OBJECTS = 4  # the most objects of a scene, for which ids of objects and expres
 _QUESTION_IDS = 1000  # an image, as in VQA v2
 
 
-def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
+def scene_record(scene: Scene, image_id: int, image_size: int, full_expressions: bool = False) -> Record:
     """The annotations of one scene as plain data.
 
     Args:
         scene: the scene.
         image_id: its number in the corpus.
         image_size: width and height of its image in pixels, the unit of boxes and masks.
+        full_expressions: every referring expression names size, colour and shape.
     """
     masks = object_masks(scene, image_size)
     boxes = [mask.box for mask in masks]
+    expressions = referring_expressions(scene, full_expressions)
     return {
         "image_id": image_id,
         "split": scene.split,
@@ -49,7 +51,7 @@ def scene_record(scene: Scene, image_id: int, image_size: int) -> Record:
                 "runs": mask.runs(image_size),
                 "expressions": texts,
             }
-            for thing, mask, texts in zip(scene.things, masks, referring_expressions(scene), strict=True)
+            for thing, mask, texts in zip(scene.things, masks, expressions, strict=True)
         ],
         "candidates": candidate_boxes(scene, boxes, image_size),
         "questions": [[q.text, q.kind, q.answer, q.answer_type, q.answers] for q in questions(scene)],

@@ -8,14 +8,18 @@ PER_OBJECT = 3
 _CLUTTER_BOXES = 4
 
 
-def referring_expressions(scene: Scene) -> list[list[str]]:
-    """For each object, in the order of `scene.things`: 1 to `PER_OBJECT` different expressions."""
+def referring_expressions(scene: Scene, full: bool = False) -> list[list[str]]:
+    """For each object, in the order of `scene.things`: 1 to `PER_OBJECT` different expressions.
+
+    With `full` every expression names size, colour and shape, and some the texture, as "the small striped red star": few other
+    images have such an object. Otherwise most name what tells the object from the others of its image, as "the star".
+    """
     dice = scene.dice(REFERRING)
     result = []
     for thing in scene.things:
         texts: list[str] = []
         for _ in range(PER_OBJECT):
-            text = _expression(scene, thing, dice)
+            text = _described(thing, dice) if full else _expression(scene, thing, dice)
             if text not in texts:
                 texts.append(text)
         result.append(texts)
@@ -33,9 +37,12 @@ def _expression(scene: Scene, thing: Thing, dice: Dice) -> str:
     if way < 9:
         # Never None: no two objects have the same colour and shape.
         return definite(scene, thing, dice) or ""
-    return (
-        f"the {phrase({name: getattr(thing, name) for name in FIELDS if name != 'texture' or dice.chance(0.5)}, dice)}"
-    )
+    return _described(thing, dice)
+
+
+def _described(thing: Thing, dice: Dice) -> str:
+    fields = {name: getattr(thing, name) for name in FIELDS if name != "texture" or dice.chance(0.5)}
+    return f"the {phrase(fields, dice)}"
 
 
 def candidate_boxes(scene: Scene, boxes: list[Box], image_size: int) -> list[list[float]]:

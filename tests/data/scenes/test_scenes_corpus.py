@@ -146,6 +146,7 @@ def test_a_change_of_the_files_raises_the_version(made):
 def test_manifest_and_sheet(made):
     assert json.loads((made / "scenes.json").read_text())["request"] == {
         **{"train": 60, "val": 45, "test": 12, "seed": 4, "image_size": 64},
+        "full_expressions": False,
         "generator_version": corpus_module.GENERATOR_VERSION,
     }
     with Image.open(made / "contact_sheet.png") as sheet:
@@ -197,7 +198,8 @@ def test_killed_and_run_again(tmp_path):
 def test_a_finished_corpus_is_left_alone_and_another_refused(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert not build_corpus(SMALL, made, report=False)
-    for other in (Request(60, 45, 12, seed=5), Request(61, 45, 12, seed=4), Request(60, 45, 12, 4, image_size=96)):
+    others = (Request(60, 45, 12, seed=5), Request(61, 45, 12, seed=4), Request(60, 45, 12, 4, image_size=96))
+    for other in (*others, Request(60, 45, 12, 4, full_expressions=True)):
         with pytest.raises(UserError, match="another corpus"):
             build_corpus(other, made, report=False)
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before

@@ -151,6 +151,20 @@ def test_referring_expressions_fit_their_object_alone(scenes):
     assert with_place > 10 and with_relation > 10
 
 
+def test_full_expressions_name_size_colour_and_shape_of_one_object(scenes):
+    textured = plain = 0
+    for scene in scenes:
+        for thing, texts in zip(scene.things, referring_expressions(scene, full=True), strict=True):
+            assert 1 <= len(texts) == len(set(texts))
+            for text in texts:
+                size, *texture, colour, shape = text.removeprefix("the ").split()
+                assert (SIZES[size], colour, SHAPES[shape]) == (thing.size, thing.colour, thing.shape)
+                assert [TEXTURES[word] for word in texture] in ([], [thing.texture])
+                assert denoted(scene, text) == [thing]
+                textured, plain = textured + bool(texture), plain + (not texture)
+    assert min(textured, plain) > len(scenes) / 2
+
+
 def answer_to(scene: Scene, text: str) -> str | None:
     """The answer by the reader of this file; None where the question is of no known form."""
     if text.startswith("how many"):
