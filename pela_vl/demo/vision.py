@@ -1,4 +1,4 @@
-"""Which commands the demo of the vision half runs: a small Swin Transformer on single objects."""
+"""Which commands the demo of the vision half runs: a small DeiT and a small Swin Transformer on single objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ class Backbone:
         return f"configs/demo/vision_{self.name}.yaml"
 
 
-BACKBONES: Mapping[str, Backbone] = {one.name: one for one in (Backbone("swin", "Swin Transformer", 2, 32),)}
+BACKBONES: Mapping[str, Backbone] = {
+    one.name: one for one in (Backbone("deit", "DeiT", 2, 32), Backbone("swin", "Swin Transformer", 2, 32))
+}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def _family(backbone: Backbone, paths: VisionPaths) -> Family:
                 metrics["top1"],
                 metrics["top5"],
                 record["class_similarity"],
+                metrics["similarity_all"],
                 _data_uri(folder / "classes_test.png"),
             )
         )

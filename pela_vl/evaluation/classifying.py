@@ -29,17 +29,25 @@ class Predictions:
         predicted: The class predicted for each image [T].
         confusion: The confusion matrix [C, C].
         similarity: Mean cosine between the features of a class's images [C] (Figure 2); NaN for a class of fewer than two.
+        similarity_all: Mean cosine over all pairs of images, whatever their classes; NaN for fewer than two.
     """
 
     topk: TopK
     predicted: np.ndarray
     confusion: np.ndarray
     similarity: np.ndarray
+    similarity_all: float
 
     def metrics(self) -> dict[str, float]:
-        """top1, top5, mean (of the classes) in percent, and similarity, the mean over the classes that have one."""
+        """top1, top5, mean (of the classes) in percent, similarity, the mean over the classes that have one, and similarity_all.
+        What is not defined for so few images is left out."""
         known = self.similarity[~np.isnan(self.similarity)]
-        return self.topk.result() | ({"similarity": float(known.mean())} if len(known) else {})
+        within = {"similarity": float(known.mean())} if len(known) else {}
+        return (
+            self.topk.result()
+            | within
+            | ({} if np.isnan(self.similarity_all) else {"similarity_all": self.similarity_all})
+        )
 
 
 def by_class(classes: Sequence[str], values: np.ndarray) -> dict[str, float]:
@@ -89,7 +97,7 @@ def classify(
     alike = alike or ClassSimilarity(len(data.classes), width)  # this process had no image
     alike.sums, alike.counts = _summed(alike.sums, world), _summed(alike.counts, world)
     confusion = confusion_matrix(data.targets, predicted, len(data.classes))
-    return Predictions(topk, predicted, confusion, alike.per_class())
+    return Predictions(topk, predicted, confusion, alike.per_class(), alike.overall())
 
 
 def _summed(values: np.ndarray, world: World, how: str = "sum") -> np.ndarray:

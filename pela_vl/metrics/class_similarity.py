@@ -1,4 +1,4 @@
-"""Similarity of the features within a class: the mean cosine over pairs of its images (the paper's Figure 2).
+"""Similarity of features: the mean cosine over pairs of images of a class (the paper's Figure 2), or of any class.
 
 C classes, n images of a class, D width. With unit features u the sum over pairs is |sum u|^2, so neither memory nor
 time grows with n^2: mean = (|sum u|^2 - n) / (n^2 - n).
@@ -33,6 +33,11 @@ class ClassSimilarity:
         n = self.counts.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(n > 1, ((self.sums**2).sum(1) - n) / (n * n - n), np.nan)
+
+    def overall(self) -> float:
+        """Mean cosine over all pairs of images, of one class or of two; NaN for fewer than two images."""
+        n = float(self.counts.sum())
+        return float(((self.sums.sum(0) ** 2).sum() - n) / (n * n - n)) if n > 1 else float("nan")
 
     def histogram(self, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """(classes in each bin [bins], edges [bins + 1]) over the cosines from -1 to 1."""

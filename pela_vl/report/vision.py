@@ -25,12 +25,12 @@ def vision_table(run: VisionRun) -> str:
         blocks.append("\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]))
     remark = (
         f"Percent of {run.images:,} test images of {run.classes} classes. Similarity: mean cosine between the features of "
-        "a class's images, mean over the classes."
+        "a class's images, mean over the classes; of all: over all pairs of images."
     )
     return "\n\n".join([*blocks, remark])
 
 
-_HEADS = ("params", "of teacher", "MFLOPs/image", "images/s", "top-1", "vs teacher", "top-5", "similarity")
+_HEADS = ("params", "of teacher", "MFLOPs/image", "images/s", "top-1", "vs teacher", "top-5", "similarity", "of all")
 
 
 def _cells(model: Classifier, teacher: Classifier, minus: str) -> list[str]:
@@ -43,6 +43,7 @@ def _cells(model: Classifier, teacher: Classifier, minus: str) -> list[str]:
         "" if model is teacher else difference(model.top1 - teacher.top1, minus),
         f"{model.top5:.1f}",
         f"{model.mean_similarity:.3f}",
+        f"{model.similarity_all:.3f}",
     ]
 
 

@@ -16,6 +16,7 @@ class Classifier:
         top1: Percent of the test images.
         top5: Likewise.
         similarity: By class, the mean cosine between the features of its images (Figure 2).
+        similarity_all: The mean cosine over all pairs of images.
         confusion: A drawing of the classes recognised worst, as a data URI; empty for none.
     """
 
@@ -26,6 +27,7 @@ class Classifier:
     top1: float
     top5: float
     similarity: Mapping[str, float]
+    similarity_all: float
     confusion: str = ""
 
     @property

@@ -253,7 +253,8 @@ class Classification(Task[VisionModel]):
 
     def evaluate(self, settings: Settings, run: RunModel, data: LabelledEval) -> Evaluation:
         """Top-1 and top-5 accuracy in percent, "mean", the mean over the classes, and "similarity": the mean over the classes
-        of the cosine between the features of a class's images (Figure 2). An EMA model's have the prefix "ema_".
+        of the cosine between the features of a class's images (Figure 2); "similarity_all" is over all pairs of images. An EMA
+        model's have the prefix "ema_".
 
         Args:
             settings: `vision.batch` and `data.workers`.

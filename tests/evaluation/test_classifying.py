@@ -75,7 +75,8 @@ def test_what_all_outputs_at_once_give(batch, processes):
         recalls = [(place[targets == c] < 1).mean() for c in range(6)]
         assert metrics["mean"] == pytest.approx(100 * np.mean(recalls))
         assert metrics["similarity"] == pytest.approx(np.mean(alike[:5]))
-        assert set(metrics) == {"top1", "top5", "mean", "similarity"}
+        assert metrics["similarity_all"] == pytest.approx(cosine(features[features.any(1)]))
+        assert set(metrics) == {"top1", "top5", "mean", "similarity", "similarity_all"}
         assert set(by_class(data.classes, found.similarity)) == set("abcde")
         assert by_class(data.classes, found.similarity)["b"] == pytest.approx(alike[1])
     assert max(model.batches) == min(batch, -(-IMAGES // processes)) and sum(model.batches) == IMAGES
@@ -84,7 +85,7 @@ def test_what_all_outputs_at_once_give(batch, processes):
 def test_no_class_with_two_images_has_no_similarity():
     counts = TopK(2)
     counts.update(np.eye(2), np.arange(2))
-    found = Predictions(counts, np.arange(2), np.eye(2), np.full(2, np.nan))
+    found = Predictions(counts, np.arange(2), np.eye(2), np.full(2, np.nan), np.nan)
     assert found.metrics() == {"top1": 100.0, "top5": 100.0, "mean": 100.0}
     with pytest.raises(ValueError):
         by_class(["a"], np.zeros(2))

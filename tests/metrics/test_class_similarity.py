@@ -21,6 +21,7 @@ def test_the_mean_over_all_pairs():
         pairs = (own @ own.T)[np.triu_indices(len(own), 1)]
         assert found[number] == pytest.approx(pairs.mean())
     assert np.isnan(found[3]) and np.isnan(found[4])
+    assert parts[0].overall() == pytest.approx((unit @ unit.T)[np.triu_indices(len(unit), 1)].mean())
     counts, edges = parts[0].histogram(8)
     assert counts.sum() == 3 and len(edges) == 9
 
@@ -29,6 +30,15 @@ def test_alike_features_reach_one_and_opposite_ones_the_least():
     similarity = ClassSimilarity(2, 2)
     similarity.update(np.array([[1, 2], [2, 4], [3, 6], [1, 0], [-2, 0]]), np.array([0, 0, 0, 1, 1]))
     assert similarity.per_class() == pytest.approx([1, -1])
+
+
+def test_one_image_alone_has_no_pair():
+    similarity = ClassSimilarity(2, 2)
+    assert np.isnan(similarity.overall())
+    similarity.update(np.array([[1.0, 2]]), np.array([1]))
+    assert np.isnan(similarity.overall())
+    similarity.update(np.array([[2.0, 4]]), np.array([0]))
+    assert similarity.overall() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
