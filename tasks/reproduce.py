@@ -7,7 +7,7 @@ python tasks/reproduce.py beyond_svd                      better factors, before
 python tasks/reproduce.py rwp                             RWP at weights over four decades, in both forms, alone and beside FD
 python tasks/reproduce.py table4 --scale full --teacher ALBEF_4M.pth --gpus 4 --dry-run     the launch plan, nothing is run
 
-python tasks/reproduce.py table1 table7 figure2 --family vision     a small Swin; also figure1, figure4, table8
+python tasks/reproduce.py table1 table7 figure2 --family vision     a small DeiT and Swin; also figure1, figure4, table8
 python tasks/reproduce.py table1 --family vision --scale full --teacher weights --dry-run     ImageNet; weights: the released files
 
 A grid may be interrupted and run again: what is done is skipped, and tables share the runs that they have in common. Results
@@ -70,7 +70,10 @@ def _vision(args: argparse.Namespace, names: list[str], root: Path, teachers: Pa
         scales = vision_full_scales(root, teachers or Path("."), args.gpus)
     else:
         scales = vision_demo_scales(root, args.scale == "quick", *([teachers] if teachers else []))
-    for scale in scales:
+    known = [scale.backbone.name for scale in scales]
+    if unknown := sorted(set(args.backbones or ()) - set(known)):
+        raise UserError(f"--backbones {' '.join(unknown)}: at this scale there are {', '.join(known)}")
+    for scale in (scale for scale in scales if scale.backbone.name in (args.backbones or known)):
         _grid(args, [VISION_TABLES[name](scale) for name in names], scale)
 
 
@@ -133,6 +136,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--family", choices=list(NAMES), default="albef", help="whose tables (default %(default)s)")
     parser.add_argument(
+        "--backbones", nargs="+", metavar="NAME", help="with --family vision (default: all of the scale)"
+    )
+    parser.add_argument(
         "--scale",
         choices=list(TEACHERS),
         default="demo",
@@ -159,6 +165,8 @@ def _arguments() -> argparse.Namespace:
     for name in args.what:
         if name not in NAMES[args.family] and name not in DENSE:
             raise UserError(f"{name} is not of --family {args.family}, which has {', '.join(NAMES[args.family])}")
+    if args.backbones and args.family != "vision":
+        raise UserError("--backbones goes with --family vision")
     args.seeds = list(dict.fromkeys(args.seeds or ([0, 1, 2] if args.scale == "demo" else [0])))
     for name in ("jobs", "gpus", "gpu_tflops", "utilisation", "steps", "threads", "batch"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:

@@ -91,6 +91,8 @@ def test_a_small_grid_killed_on_the_way_goes_on_and_writes_its_table(tmp_path):
         (("table4", "--family", "vision"), "table4 is not of --family vision"),
         (("table1",), "table1 is not of --family albef"),
         (("table1", "--family", "vision", "--teacher", "nowhere"), "missing; name the dense"),
+        (("table1", "--family", "vision", "--backbones", "swin", "vit"), "vit: at this scale there are deit, swin"),
+        (("table4", "--backbones", "swin"), "--backbones goes with --family vision"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
