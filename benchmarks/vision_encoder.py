@@ -28,6 +28,7 @@ from pela_vl.base.progress import Progress
 from pela_vl.cost import count_parameters
 from pela_vl.lowrank.apply import INITS
 from pela_vl.lowrank.recipe import RANKS
+from pela_vl.models.vision import VisionModel
 from pela_vl.recovery.features import Features, feature_distillation
 
 KINDS = [f"{init},{ranks}" for init in INITS if init != "empty" for ranks in RANKS] + [
@@ -109,9 +110,21 @@ def _compressed(model: FocusModel, kappa: float, kind: str, photographs: list[Ph
     given = None if init == "svd" else [torch.stack([p.image for p in part]) for part in _batches(photographs)]
     exclude = small.encoder.HEADS
     pela_vl.compress(
-        small.encoder, kappa, exclude=exclude, init=init, ranks=ranks, calibration=given, sequential=bool(further)
+        small.encoder,
+        kappa,
+        exclude=exclude,
+        init=init,
+        ranks=ranks,
+        calibration=given,
+        sequential=bool(further),
+        features=_tokens if init == "gauss_newton" else None,
     )
     return small
+
+
+def _tokens(encoder: VisionModel, images: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads and the measures compare: the normalised tokens."""
+    return encoder.backbone.norm(encoder(images, keep_hidden=True).hidden[-1])
 
 
 @torch.no_grad()

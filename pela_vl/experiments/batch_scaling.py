@@ -22,8 +22,8 @@ from pela_vl.base.memory import keep_freed_memory
 from pela_vl.base.script import script_parser
 from pela_vl.data.sets.segmentation import SegmentedBatch
 from pela_vl.deploy.compression import usage_since
-from pela_vl.experiments import segmentation
-from pela_vl.experiments.dense_tables import Sizes, starts, write_table
+from pela_vl.experiments import detection, segmentation
+from pela_vl.experiments.dense_tables import Classifier, Sizes, starts, write_table
 from pela_vl.experiments.results import Cell, order
 from pela_vl.experiments.runs import Grid, Run, in_order
 from pela_vl.experiments.step_cost import training_step
@@ -45,19 +45,19 @@ class Backbone:
     Args:
         label: In the table.
         folder: Of its runs, beside the table's: the DeiT's are those of Table 2, the Swin begins with the classifiers of Table 3.
-        configuration: The demo's, of its classifier.
+        classifier: What it begins with.
         paper: mIoU of baseline, PELA and PELA+ in the paper.
     """
 
     label: str
     folder: str
-    configuration: str
+    classifier: Classifier
     paper: tuple[float, float, float]
 
 
 BACKBONES = (
-    Backbone("DeiT", "table2", "upernet_backbone", (44.99, 43.24, 43.81)),
-    Backbone("Swin", "table3", "detection_backbone", (47.68, 47.21, 47.99)),
+    Backbone("DeiT", "table2", segmentation.TABLE.classifier, (44.99, 43.24, 43.81)),
+    Backbone("Swin", "table3", detection.TABLE.classifier, (47.68, 47.21, 47.99)),
 )
 _METHODS = tuple(method for method in segmentation.METHODS if method.name in ("dense", "pela"))
 
@@ -153,7 +153,7 @@ class BatchScaling:
     def _runs(self, root: Path, each: Backbone, sizes: Sizes, seed: int) -> dict[str, Run]:
         """Fine-tuning of the dense and of the low-rank model with the baseline's batch."""
         folder = root.parent / each.folder
-        begins = starts(folder, sizes, seed, each.configuration, _METHODS)
+        begins = starts(folder, sizes, seed, each.classifier, _METHODS)
         return {name: segmentation.TABLE.tuning(folder, name, sizes, seed, start) for name, start in begins.items()}
 
     def _larger(self, root: Path, each: Backbone, sizes: Sizes, seed: int, baseline: int, batch: int) -> Run:
@@ -161,7 +161,7 @@ class BatchScaling:
         if batch == baseline:
             return self._runs(root, each, sizes, seed)["pela"]
         folder = root.parent / each.folder
-        begin = starts(folder, sizes, seed, each.configuration, _METHODS)["pela"]
+        begin = starts(folder, sizes, seed, each.classifier, _METHODS)["pela"]
         changes = [f"train.batch_size={batch}"]
         return segmentation.TABLE.tuning(folder, f"pela_plus{batch}", sizes, seed, begin, changes)
 
@@ -171,7 +171,7 @@ class BatchScaling:
     def _memory(self, root: Path, each: Backbone, sizes: Sizes, seed: int) -> dict:
         """Batches of baseline and PELA+, and peaks [MiB] of baseline, PELA and PELA+; measured once."""
         folder, file = root.parent / each.folder, self._memory_file(root, each)
-        begins = starts(folder, sizes, seed, each.configuration, _METHODS)
+        begins = starts(folder, sizes, seed, each.classifier, _METHODS)
         arguments = {name: segmentation.TABLE.inputs(folder, sizes, begins[name]) for name in ("dense", "pela")}
         if file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """What the tables of dense prediction have in common: runs on scenes, and a row a method.
 
-A small classifier learns single objects in ImageNet's place. Methods that compress before fine-tuning (PELA, TinyBERT,
-MaskAlign) do so on single objects too; truncation and LoRA come with the fine-tuning.
+A small classifier knows single objects in ImageNet's place: a shipped one, or one that the grid trains. Methods that compress
+before fine-tuning (PELA, TinyBERT, MaskAlign) do so on single objects too; truncation and LoRA come with the fine-tuning.
 """
 
 import json
@@ -22,8 +22,31 @@ from pela_vl.experiments.runs import Grid, Run, in_order
 
 LAST = "last.safetensors"
 _THREADS = ("--set", "train.threads={threads}")
-_COMPRESSION = ("model.size=null", "model.overrides={}", "model.init_std=null", "optim.lr=5.0e-4")
-"""Changes of the classifier's configuration for a stage that begins with the trained classifier."""
+_COMPRESSION = ("model.size=null", "model.overrides={}", "model.init_std=null", "optim.lr=5.0e-4", "init.teacher=null")
+"""Changes of the classifier's configuration for a stage that begins with the dense classifier; it is the teacher as well."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The dense classifier of single objects that everything begins with.
+
+    Args:
+        configuration: The demo's, of its training or of the stages before fine-tuning.
+        pixels: Side of the images of single objects.
+        shipped: Its file; None: the grid trains it. A shipped one knows plain objects, one that is trained textured ones.
+    """
+
+    configuration: str
+    pixels: int
+    shipped: Path | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning begins with: a checkpoint, and the runs that make it."""
+
+    checkpoint: Path
+    needs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,7 @@ class Sizes:
     Args:
         objects: Images of single objects, for training and for validation.
         scenes: Images of scenes, for training and for the test.
-        classifier: Optimiser steps of the dense classifier.
+        classifier: Optimiser steps of the dense classifier, where it is trained.
         pretrain: Of a stage before fine-tuning.
         tune: Of fine-tuning.
     """
@@ -70,8 +93,8 @@ class DenseTable:
 
     Args:
         name: Of its files, "table2".
-        script: Of the fine-tuning: the task and the demo's configuration, "segment upernet". The classifier's is
-            upernet_backbone.
+        script: Of the fine-tuning: the task and the demo's configuration, "segment upernet".
+        classifier: What everything begins with.
         title: Its first line; {steps} is filled in.
         metrics: A column's heading by its key in evaluation.json; the paper's figures are of the first.
         paper: Heading of the paper's column.
@@ -85,6 +108,7 @@ class DenseTable:
 
     name: str
     script: str
+    classifier: Classifier
     title: str
     metrics: dict[str, str]
     paper: str
@@ -103,13 +127,13 @@ class DenseTable:
             sizes: How much of everything.
             seed: Of a stage before fine-tuning and of fine-tuning; the dense classifier is the same for all.
         """
-        begins = starts(root, sizes, seed, f"{self.script.split()[1]}_backbone", self.methods)
+        begins = starts(root, sizes, seed, self.classifier, self.methods)
         return {
             method.name: self.tuning(root, method.name, sizes, seed, begins[method.name], method.tune)
             for method in self.methods
         }
 
-    def tuning(self, root: Path, name: str, sizes: Sizes, seed: int, start: Run, changes: Sequence[str] = ()) -> Run:
+    def tuning(self, root: Path, name: str, sizes: Sizes, seed: int, start: Start, changes: Sequence[str] = ()) -> Run:
         """A fine-tuning on the scenes.
 
         Args:
@@ -117,23 +141,23 @@ class DenseTable:
             name: Of its folder.
             sizes: How much of everything.
             seed: Of it.
-            start: The run whose last checkpoint it begins with.
+            start: What it begins with.
             changes: Of the configuration, beyond the data, the checkpoint and the seed.
         """
         data, _ = self.data(root, sizes)
         changes = [*self.inputs(root, sizes, start), *changes, f"train.seed={seed}"]
         folder = f"{self.script.split()[0]}/{name}/seed{seed}"
-        return train(root, folder, self.script, changes, sizes.tune, (start, data), ("evaluation.json", LAST))
+        return train(root, folder, self.script, changes, sizes.tune, (*start.needs, data), ("evaluation.json", LAST))
 
-    def inputs(self, root: Path, sizes: Sizes, start: Run) -> list[str]:
+    def inputs(self, root: Path, sizes: Sizes, start: Start) -> list[str]:
         """Changes of the fine-tuning's configuration that name the data and the checkpoint.
 
         Args:
             root: Folder of everything.
             sizes: How much of everything.
-            start: The run whose last checkpoint it begins with.
+            start: What it begins with.
         """
-        return [*self.data(root, sizes)[1], f"init.checkpoint={start.makes[0]}"]
+        return [*self.data(root, sizes)[1], f"init.checkpoint={start.checkpoint}"]
 
     def grid(self, root: Path, sizes: Sizes, seeds: Sequence[int]) -> Grid:
         """All runs of the table.
@@ -206,7 +230,7 @@ class DenseTable:
         return [f"{count_parameters(model):,}", f"{self.flops(header, model) / 1e9:.3f}"]
 
 
-def render(root: Path, name: str, script: str, output: Path, counts: tuple[int, int], pixels: int | None = None) -> Run:
+def render(root: Path, name: str, script: str, output: Path, counts: tuple[int, int], *options: str) -> Run:
     """The run that renders a data set.
 
     Args:
@@ -215,10 +239,9 @@ def render(root: Path, name: str, script: str, output: Path, counts: tuple[int, 
         script: In data_prep/.
         output: What it makes last.
         counts: Images for training and for the test.
-        pixels: Side of an image; None: the script's own.
+        options: Further ones of the script.
     """
-    words = ["--output", str(root / "data" / name), "--train", str(counts[0]), "--val", str(counts[1])]
-    words += [] if pixels is None else ["--image-size", str(pixels)]
+    words = ["--output", str(root / "data" / name), "--train", str(counts[0]), "--val", str(counts[1]), *options]
     return Run(f"data/render_{name}", (f"data_prep/{script}", *words), (output,), (), True)
 
 
@@ -249,29 +272,37 @@ def train(
     return Run(name, (*command, *set_arguments(settings)), files, needs, True, _THREADS)
 
 
-def starts(root: Path, sizes: Sizes, seed: int, configuration: str, methods: Sequence[Method]) -> dict[str, Run]:
-    """Of each method the run whose last checkpoint its fine-tuning begins with.
+def starts(root: Path, sizes: Sizes, seed: int, classifier: Classifier, methods: Sequence[Method]) -> dict[str, Start]:
+    """What the fine-tuning of each method begins with, by the method's name.
 
     Args:
         root: Folder of everything.
         sizes: How much of everything.
         seed: Of the stages before fine-tuning; the dense classifier is the same for all.
-        configuration: The demo's, of the classifier.
+        classifier: The dense one.
         methods: The rows.
     """
-    objects, script = root / "data/objects", f"classify {configuration}"
-    data = render(root, "objects", "build_objects.py", objects / "val", sizes.objects, 64)
-    images = [f"data.train=[{objects}/train]", f"data.val={objects}/val"]
-    dense = train(root, "classifier", script, images, sizes.classifier, (data,))
+    objects, script = root / "data/objects", f"classify {classifier.configuration}"
+    options = ["--image-size", str(classifier.pixels), *(["--plain"] if classifier.shipped else [])]
+    data = render(root, "objects", "build_objects.py", objects / "val", sizes.objects, *options)
+    images = [f"data.train=[{objects}/train]", f"data.val={objects}/val", "data.test=null"]
+    if classifier.shipped:
+        dense = Start(classifier.shipped, ())
+    else:
+        dense = _start(train(root, "classifier", script, images, sizes.classifier, (data,)))
     found = {}
     for method in methods:
         found[method.name] = dense
         if method.pretrain:
-            changes = [*images, f"init.checkpoint={dense.makes[0]}", *_COMPRESSION, f"train.seed={seed}"]
+            changes = [*images, f"init.checkpoint={dense.checkpoint}", *_COMPRESSION, f"train.seed={seed}"]
             name = f"pretrain/{method.name}/seed{seed}"
             changes += method.pretrain
-            found[method.name] = train(root, name, script, changes, sizes.pretrain, (dense, data))
+            found[method.name] = _start(train(root, name, script, changes, sizes.pretrain, (*dense.needs, data)))
     return found
+
+
+def _start(run: Run) -> Start:
+    return Start(run.makes[0], (run,))
 
 
 def write_table(root: Path, name: str, text: str, record: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from pela_vl.checkpoints.header import Header
 from pela_vl.cost import linear_conv_flops
-from pela_vl.experiments.dense_tables import DenseTable, Method, Sizes, render
+from pela_vl.experiments.dense_tables import Classifier, DenseTable, Method, Sizes, render
 from pela_vl.experiments.runs import Run
 
 PROPOSALS = 60
@@ -46,6 +46,7 @@ def _flops(header: Header, model: Any) -> float:
 TABLE = DenseTable(
     "table3",
     "detect detection",
+    Classifier("detection_backbone", 64),
     "Table 3: detection with Cascade Mask R-CNN on scenes, {steps} steps of fine-tuning",
     {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"},
     "paper, Swin-Base box AP",

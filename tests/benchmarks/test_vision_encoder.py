@@ -75,16 +75,17 @@ def test_the_files_names_are_all_mapped():
         assert wanted[name].shape == value.shape, name
 
 
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        numbers = {"patch_size": 8, "width": 24, "depths": (2,), "heads": (2,)}
+        self.encoder = build_vision(VisionConfig("deit_tiny_patch16_224", 0, 32, **numbers))
+        for block in self.encoder.blocks:  # as far from linear as trained weights are
+            block.mlp.fc1.weight.data.mul_(20)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_distillation_alone_brings_the_factors_nearer(bf16):
-    class Small(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            numbers = {"patch_size": 8, "width": 24, "depths": (2,), "heads": (2,)}
-            self.encoder = build_vision(VisionConfig("deit_tiny_patch16_224", 0, 32, **numbers))
-            for block in self.encoder.blocks:  # as far from linear as trained weights are
-                block.mlp.fc1.weight.data.mul_(20)
-
     torch.manual_seed(0)
     dense = Small().eval()
     images = torch.randn(6, 3, 32, 32)
@@ -101,6 +102,17 @@ def test_distillation_alone_brings_the_factors_nearer(bf16):
     assert torch.allclose(targets[7][1], dense.encoder(images[1:2].flip(3), True).hidden[1][0], atol=1e-6)
     _distil(small, targets, given, 60, 3e-3, bf16)
     assert distance() < 0.8 * before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_compresses_the_encoder(kind):
+    torch.manual_seed(0)
+    dense = Small().eval()
+    given = [Photograph(image, torch.ones(32, 32, dtype=torch.bool)) for image in torch.randn(6, 3, 32, 32)]
+    small = _compressed(dense, 2, kind, given)
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (small, dense)]
+    assert counts[0] < 0.8 * counts[1]
+    assert not torch.equal(small.encoder(given[0].image[None]).feature, dense.encoder(given[0].image[None]).feature)
 
 
 @pytest.mark.slow

@@ -13,16 +13,22 @@ from pela_vl.experiments.runs import Grid, in_order
 from pela_vl.experiments.segmentation import METHODS, TABLE
 
 
-def test_rows_share_the_dense_classifier_and_the_data(tmp_path):
+def test_rows_share_the_shipped_classifier_and_the_data(tmp_path):
     first, second = (TABLE.runs(tmp_path, TABLE.sizes, seed) for seed in (0, 1))
     assert list(first) == [method.name for method in METHODS]
     runs = in_order([*first.values(), *second.values()])
-    assert sum(run.name == "classifier" for run in runs) == 1
-    # two sets of images, the classifier, and of each seed three stages before fine-tuning and six fine-tunings
-    assert len(runs) == 3 + 2 * (3 + 6)
+    # two sets of images, and of each seed three stages before fine-tuning and six fine-tunings
+    assert len(runs) == 2 + 2 * (3 + 6)
+    assert f"init.checkpoint={TABLE.classifier.shipped}" in first["dense"].command
+    (objects,) = [run for run in runs if run.name == "data/render_objects"]
+    assert "--plain" in objects.command and objects.command[objects.command.index("--image-size") + 1] == "32"
     for name, run in first.items():
-        before = "pretrain" if name in ("pela", "tinybert", "maskalign") else "classifier"
+        staged = name in ("pela", "tinybert", "maskalign")
+        before = "pretrain" if staged else "data/render_scenes"
         assert run.needs[0].name.startswith(before) and f"train.steps={TABLE.sizes.tune}" in run.command
+        if staged:
+            assert f"init.checkpoint={TABLE.classifier.shipped}" in run.needs[0].command
+            assert run.needs[0].needs == (objects,)
 
 
 def test_what_is_not_done_has_no_figures(tmp_path):
