@@ -117,7 +117,7 @@ def _compressed(model: FocusModel, kappa: float, kind: str, photographs: list[Ph
         ranks=ranks,
         calibration=given,
         sequential=bool(further),
-        features=_tokens if init == "gauss_newton" else None,
+        features=_tokens if given and (init, ranks) != ("whitened", "uniform") else None,
     )
     return small
 
