@@ -10,8 +10,7 @@ from pela_vl.base.errors import run_main
 from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
 from pela_vl.data.public.segmentation import find_ade, write_found
-from pela_vl.data.scenes.chunks import SetRequest
-from pela_vl.data.scenes.segmented import build_segmented
+from pela_vl.data.scenes.segmented import SegmentedRequest, build_segmented
 
 
 def main() -> None:
@@ -21,9 +20,10 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200, help="images for validation (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=128, help="side in pixels (default %(default)s)")
+    parser.add_argument("--plain", action="store_true", help="every object is of one colour all over: learnt faster")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
-    request = SetRequest(args.train, args.val, seed=args.seed, image_size=args.image_size)
+    request = SegmentedRequest(args.train, args.val, seed=args.seed, image_size=args.image_size, plain=args.plain)
     made = build_segmented(request, args.output, args.workers)
     found = find_ade(args.output, partial=True)
     paths = write_found(found, args.output / "lists", "ade20k")

@@ -35,7 +35,7 @@ def scenes(root: Path, sizes: Sizes) -> tuple[Run, list[str]]:
     lists = folder / "lists"
     changes = [f"data.train=[{lists}/ade20k_train.json]", f"data.test={lists}/ade20k_val.json"]
     changes += [f"data.image_root={folder}", f"segmentation.classes={lists}/ade20k_classes.json"]
-    return render(root, SCENES, "build_scenes_segmentation.py", lists, sizes.scenes), changes
+    return render(root, SCENES, "build_scenes_segmentation.py", lists, sizes.scenes, "--plain"), changes
 
 
 def _flops(header: Header, model: Any) -> float:

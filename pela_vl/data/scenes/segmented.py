@@ -1,5 +1,6 @@
 """Scenes with label images on disk, in ADE20K's layout: 18 classes, the shapes and the backgrounds."""
 
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,24 @@ from pela_vl.base.files import atomic_write
 from .chunks import Job, SetKind, SetRequest, build_set
 from .draw import render
 from .labels import SEGMENTATION_CLASSES, label_map
-from .scene import Split, sample_scene
+from .scene import Scene, Split, sample_scene
 
 FOLDERS: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
-def build_segmented(request: SetRequest, output: Path, workers: int = 1, report: bool = True) -> bool:
+@dataclass(frozen=True)
+class SegmentedRequest(SetRequest):
+    """What decides the images.
+
+    Args:
+        plain: Whether every object is of one colour all over, as in single objects of that kind.
+    """
+
+    _: KW_ONLY
+    plain: bool = False
+
+
+def build_segmented(request: SegmentedRequest, output: Path, workers: int = 1, report: bool = True) -> bool:
     """Write images/, annotations/ and objectInfo150.txt; True if there was something to do, False if it was complete.
 
     Chunks that an interrupted run finished are kept.
@@ -32,11 +45,18 @@ def build_segmented(request: SetRequest, output: Path, workers: int = 1, report:
     return build_set(SEGMENTED, request, output, workers, report)
 
 
-def _make(request: SetRequest, output: Path, job: Job) -> None:
+def _scene(request: SegmentedRequest, split: Split, index: int) -> Scene:
+    scene = sample_scene(request.seed, split, index)
+    if request.plain:
+        scene = replace(scene, things=tuple(replace(thing, texture="plain") for thing in scene.things))
+    return scene
+
+
+def _make(request: SegmentedRequest, output: Path, job: Job) -> None:
     """The images of one chunk."""
     split, start, end = job
     for index in range(start, end):
-        scene, name = sample_scene(request.seed, split, index), f"scene_{split}_{index:08d}"
+        scene, name = _scene(request, split, index), f"scene_{split}_{index:08d}"
         image = Image.fromarray(render(scene, request.image_size))
         image.save(output / "images" / FOLDERS[split] / f"{name}.jpg", "JPEG", quality=95, subsampling=0)
         labels = Image.fromarray(label_map(scene, request.image_size))

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from unittest.mock import ANY
 
+import numpy as np
 import pytest
+from PIL import Image
 from scripts import run_script
 from tiny_runs import ROOT
 
@@ -12,12 +14,12 @@ from pela_vl.base.errors import UserError
 from pela_vl.data.scenes.chunks import SetRequest, build_set
 from pela_vl.data.scenes.detected import DETECTED
 from pela_vl.data.scenes.objects import OBJECTS, ObjectRequest
-from pela_vl.data.scenes.segmented import SEGMENTED
+from pela_vl.data.scenes.segmented import SEGMENTED, SegmentedRequest
 
 KINDS = {
     "objects": (OBJECTS, ObjectRequest(7, 3, seed=2, image_size=32)),
     "detected": (DETECTED, SetRequest(7, 3, 2, seed=2, image_size=64)),
-    "segmented": (SEGMENTED, SetRequest(7, 3, 2, seed=2, image_size=64)),
+    "segmented": (SEGMENTED, SegmentedRequest(7, 3, 2, seed=2, image_size=64)),
 }
 
 
@@ -86,7 +88,8 @@ def test_a_request_that_makes_no_sense_is_refused(wrong):
         ("build_objects.py", ["--test", "3", "--textured"], {"test": 3, "textured": True, "plain": False}),
         ("build_objects.py", ["--plain"], {"test": 0, "textured": False, "plain": True}),
         ("build_scenes_detection.py", [], {"test": 0}),
-        ("build_scenes_segmentation.py", [], {"test": 0}),
+        ("build_scenes_segmentation.py", [], {"test": 0, "plain": False}),
+        ("build_scenes_segmentation.py", ["--plain"], {"test": 0, "plain": True}),
     ],
 )
 def test_scripts_hand_on_what_is_chosen(tmp_path, script, more, chosen):
@@ -96,3 +99,30 @@ def test_scripts_hand_on_what_is_chosen(tmp_path, script, more, chosen):
     [manifest] = [path for path in (tmp_path / "set").glob("*ted.json")] or [tmp_path / "set/objects.json"]
     request = json.loads(manifest.read_text())["request"]
     assert request == {"train": 5, "val": 4, "seed": 6, "image_size": 48, "generator_version": ANY} | chosen
+
+
+def test_plain_scenes_have_the_labels_of_textured_ones_and_objects_of_one_colour(tmp_path):
+    for name, plain in (("plain", True), ("textured", False)):
+        request = SegmentedRequest(12, 1, seed=4, image_size=64, plain=plain)
+        build_set(SEGMENTED, request, tmp_path / name, 1, report=False)
+    plain, textured = files(tmp_path / "plain"), files(tmp_path / "textured")
+    labels = {path for path in plain if path.suffix == ".png"}
+    assert len(labels) == 13 and all(plain[path] == textured[path] for path in labels)
+    images = {path for path in plain if path.suffix == ".jpg"}
+    assert sum(plain[path] != textured[path] for path in images) > 6
+    inner, spreads = 0, {"plain": [], "textured": []}
+    for name, found in spreads.items():
+        for path in sorted(images):
+            pixels = np.asarray(Image.open(tmp_path / name / path), dtype=float)
+            label = np.asarray(
+                Image.open(tmp_path / name / str(path).replace("images", "annotations").replace("jpg", "png"))
+            )
+            for value in range(1, 11):
+                inside = label == value
+                for axis in (0, 1):
+                    for shift in (-2, 2):
+                        inside &= np.roll(label == value, shift, axis)
+                inner += int(inside.sum())
+                if inside.sum() > 20:
+                    found.append(pixels[inside].std(0).max())
+    assert inner and np.median(spreads["plain"]) < 0.5 * np.median(spreads["textured"])

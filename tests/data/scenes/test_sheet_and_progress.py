@@ -15,7 +15,7 @@ from pela_vl.data.scenes.detected import DETECTED, _document
 from pela_vl.data.scenes.labels import SEGMENTATION_CLASSES
 from pela_vl.data.scenes.objects import OBJECTS, ObjectRequest, sample_object
 from pela_vl.data.scenes.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Thing, places, relations
-from pela_vl.data.scenes.segmented import SEGMENTED
+from pela_vl.data.scenes.segmented import SEGMENTED, SegmentedRequest
 from pela_vl.data.scenes.sheet import write_contact_sheet
 
 
@@ -92,7 +92,7 @@ def test_chunks_that_are_there_count_as_done(capsys):
 
 @pytest.mark.parametrize("kind, request_of, folders", [
     (DETECTED, SetRequest(1, 1), ["images/val"]),
-    (SEGMENTED, SetRequest(1, 1), ["images/validation", "annotations/validation"]),
+    (SEGMENTED, SegmentedRequest(1, 1), ["images/validation", "annotations/validation"]),
     (OBJECTS, ObjectRequest(1, 1), None),
 ])  # fmt: skip
 def test_sets_are_written_as_their_public_models_are(kind, request_of, folders, tmp_path):
