@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make demo      set up, then show the whole method on built-in data"
 	@echo "make demo-all  the same, then the other tasks on built-in data too"
-	@echo "make demo-vision  image classifiers: a small Swin on built-in data"
+	@echo "make demo-vision  image classifiers: a small DeiT and Swin on built-in data"
 	@echo "make test      set up, then style, import rules, types and the quick tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make test-lowest  the quick tests with the oldest packages that pyproject.toml allows;  make test-latest  with the newest"

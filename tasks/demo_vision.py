@@ -1,8 +1,8 @@
-"""The vision half on built-in data: a small Swin Transformer,
-compressed, recovered, and compared with its teacher.
+"""The vision half on built-in data: a small DeiT and a small Swin Transformer, compressed, recovered, and compared with their
+teachers.
 
 python tasks/demo_vision.py                     # what `make demo-vision` runs; may be interrupted and run again
-python tasks/demo_vision.py --train-teachers    # trains the teacher anew instead of reading the shipped one
+python tasks/demo_vision.py --train-teachers    # trains the teachers anew instead of reading the shipped ones
 """
 
 import os
