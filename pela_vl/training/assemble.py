@@ -42,6 +42,9 @@ from pela_vl.training.backends import Backend, DeepSpeedBackend, LocalBackend
 from pela_vl.training.optim import make_optimizer, model_groups
 from pela_vl.workloads.base import RunModel, Task, TrainingStep
 
+_LAYERS = 12
+"""Spectra between two times that freed memory is given back."""
+
 
 @dataclass
 class Trainee:
@@ -129,6 +132,13 @@ def compress_loaded(
     if loaded.header.ranks:
         raise UserError("compress.kappa: the checkpoint is low rank already; leave kappa out")
     exclude = dense_heads(loaded.model) if settings.exclude is None else settings.exclude
+
+    def on_stage(done: int, total: int, what: str) -> None:
+        if done == total or done % _LAYERS == 0 and what == "spectra":
+            release_freed_memory()  # a large model's activations, and sums of many threads
+        if on_progress is not None:
+            on_progress(done, total, what)
+
     try:
         with _products(settings.fast_products):
             recipe = make_recipe(
@@ -141,7 +151,7 @@ def compress_loaded(
                 calibration,
                 settings.rank_multiple,
                 measured=settings.measured,
-                progress=on_progress,
+                progress=on_stage,
                 sequential=settings.sequential,
             )
             if calibration is not None:

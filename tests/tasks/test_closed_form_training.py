@@ -203,7 +203,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(lists, tmp_pa
 def test_fast_products_are_of_the_samples_pass_alone(lists, tmp_path, monkeypatch):
     """The factors are nearly those of exact products, and the precision that a run asked for is back, after an error too.
 
-    Memory goes back to the system after every layer of the sequential step, whose many threads do not reuse each other's.
+    Memory goes back to the system after the samples, among the spectra and after every layer of the sequential step, whose many
+    threads do not reuse each other's.
     """
     changes = {"init": "gauss_newton", "ranks": "allocated", "sequential": True, "samples": 6}
     seen, found, freed = [], {}, []
@@ -220,7 +221,7 @@ def test_fast_products_are_of_the_samples_pass_alone(lists, tmp_path, monkeypatc
         assert torch.get_float32_matmul_precision() == "highest"
     assert seen == ["highest", "medium"]
     layers = sum(name.endswith(".down.weight") for name in found[False])
-    assert freed.count(0) == 1 and freed.count(1) >= layers > 20
+    assert freed.count(0) >= 3 + layers // 12 and freed.count(1) >= layers > 20
     differences = [float((found[True][name] - value).norm() / value.norm()) for name, value in found[False].items()
                    if name in found[True] and value.shape == found[True][name].shape
                    and value.is_floating_point() and value.norm() > 0]  # fmt: skip
