@@ -405,28 +405,28 @@ def test_a_metric_is_the_mean_product_of_gradients(counts, scale):
     torch.testing.assert_close(metric.matrix / scale**2, exact / scale**2 / 7, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("width, rows, items, mixed", [
-    (511, 100000, 10, 1),
-    (512, 512 * 8, 1, 1),
-    (512, 512 * 8, 2, 2),
-    (512, 512 * 8 * 3 - 1, 1, 2),
-    (600, 4800, 5, 5),
-    (600, 1, 1, 1),
+@pytest.mark.parametrize("width, rows, seen, expected, mixed", [
+    (511, 100000, 0, 10, 1),
+    (512, 512 * 16, 0, 1, 1),
+    (512, 512 * 16, 0, 2, 2),
+    (512, 512 * 16 * 3 - 1, 0, 1, 2),
+    (600, 9600, 0, 5, 5),
+    (600, 9600, 1, 6, 3),
+    (600, 9600, 9, 4, 1),
+    (600, 1, 0, 1, 1),
 ])  # fmt: skip
-def test_wide_metrics_keep_eight_rows_a_dimension(width, rows, items, mixed):
-    metric = OutputMetric(width, "meta")
-    metric.rows = rows
-    metric.mix_for(items)
+def test_wide_metrics_keep_sixteen_rows_a_dimension(width, rows, seen, expected, mixed):
+    metric = OutputMetric(width, "meta", expected)
+    metric.rows, metric.items = rows, seen
     assert metric.mixed == mixed
 
 
-def test_rows_that_do_not_fill_a_sum_are_kept_apart():
+def test_rows_that_do_not_fill_a_sum_are_kept_apart(monkeypatch):
+    monkeypatch.setattr(OutputMetric, "mixed", 3)
     metric, rows = OutputMetric(3), torch.eye(3).repeat(3, 1)[:8]
-    metric.mixed = 3
     metric.add(rows, torch.Generator().manual_seed(0))
     assert metric.rows == 8 and float(metric.sum().trace()) >= 2  # two sums of three, and two rows as they are
     few = OutputMetric(3)
-    few.mixed = 3
     few.add(rows[:2])
     assert few.sum().diagonal().tolist() == [1, 1, 0]
 

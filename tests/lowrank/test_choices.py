@@ -122,11 +122,11 @@ def test_tokens_weigh_by_their_gradient_whatever_its_unit():
 def test_signs_come_from_the_generator_that_is_given():
     rows, found = torch.randn(1200, 600), []
     for seed in (3, 3, 4):
-        metric, generator = OutputMetric(600), torch.Generator().manual_seed(seed)
-        metric.mixed = 3
+        metric, generator = OutputMetric(600, expected=24), torch.Generator().manual_seed(seed)
         before = torch.get_rng_state()
         metric.add(rows, generator)
         assert torch.equal(torch.get_rng_state(), before)
+        assert metric.mixed == 3
         found.append(metric.sum())
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 

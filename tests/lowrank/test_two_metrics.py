@@ -22,8 +22,10 @@ from pela_vl.lowrank import (
     measure_metrics,
     metric_roots,
     model_features,
+    plan_ranks,
     rank_plan,
 )
+from pela_vl.lowrank.recipe import position_scales
 from pela_vl.lowrank.whiten import covariance_root
 
 
@@ -232,3 +234,55 @@ def test_gradients_added_up_under_random_signs_give_the_same_metric():
     narrow = Counted(8, expected=100)
     narrow.add(torch.randn(1000, 8))
     assert len(narrow.matrix) == 8 and narrow.formed == 1000
+
+
+def test_layers_of_one_input_share_its_statistics_as_long_as_they_do():
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+            self.apart = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.q(x) + self.k(x) + self.v(x.flip(0) * 2 if self.apart else x)
+
+    def item(apart: bool):
+        x = torch.randn(2100, 6)  # as many rows as are kept at a time
+
+        def run(model):
+            model.apart = apart
+            return model(x)
+
+        return x, run
+
+    torch.manual_seed(0)
+    model, (first, one), (second, two) = Three(), item(False), item(True)
+    together, _ = measure_metrics(model, ["q", "k", "v"], [one, one], weighted=0.0)
+    assert together["q"] is together["k"] is together["v"]
+    found, _ = measure_metrics(model, ["q", "k", "v"], [one, two], weighted=0.0)
+    assert found["q"].count == found["v"].count == 4200
+    torch.testing.assert_close(found["k"].total.float(), (first.sum(0) + second.sum(0)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found["v"].total.float(), (first.sum(0) + 2 * second.sum(0)), rtol=1e-4, atol=1e-3)
+
+
+def test_what_was_gathered_serves_another_kappa():
+    model, data = Net().eval(), samples()
+    names = list(plan_ranks(model, 3, exclude=["head"]))
+    gathered = measure_metrics(model, names, data)
+    options = {"exclude": ["head"], "init": "gauss_newton", "ranks": "allocated", "calibration": data}
+    for kappa in (2, 3):
+        own = pela_vl.compress(copy.deepcopy(model), kappa, **options)
+        again = pela_vl.compress(copy.deepcopy(model), kappa, gathered=gathered, **options)
+        assert rank_plan(own) == rank_plan(again)
+        torch.testing.assert_close(own.state_dict(), again.state_dict())
+
+
+def test_errors_of_early_blocks_count_less_where_later_layers_mend_them():
+    towers = nn.ModuleDict({name: nn.ModuleList(Net() for _ in range(3)) for name in ("image", "text")})
+    towers["head"] = nn.Linear(6, 6)
+    names = [name for name, module in towers.named_modules() if isinstance(module, nn.Linear)]
+    scales = position_scales(towers, names)
+    assert scales.keys() == set(names) and scales["head"] == 1
+    for tower in ("image", "text"):
+        found = [{scales[name] for name in names if name.startswith(f"{tower}.{place}.")} for place in range(3)]
+        assert [round(value, 6) for (value,) in found] == [0.2, round(0.2**0.5, 6), 1]
