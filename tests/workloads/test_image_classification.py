@@ -135,7 +135,7 @@ def test_the_ema_model_is_saved_and_evaluated(images, dense, tmp_path):
     settings = started(vision_settings(images, tmp_path / "run"), dense["vit"], "full", train__ema=0.5)
     settings.optim.lr = 0.05
     _, metrics = runner.train(Classification(), settings, resume=False)
-    measures = {"top1", "top5", "mean", "similarity"}
+    measures = {"top1", "top5", "mean", "similarity", "similarity_all"}
     assert measures | {f"ema_{name}" for name in measures} == set(metrics["val"])
     weights = read_weights(tmp_path / "run/last.safetensors")
     name = "backbone.blocks.0.attn.qkv.weight"
