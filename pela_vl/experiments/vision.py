@@ -58,7 +58,7 @@ _FULL = (
     ),
 )  # fmt: skip
 _RWP = 0.01  # as in configs/demo/vision_*.yaml
-_STEPS = 100  # of a pre-training at demo scale: half the demo's, as there are many
+_STEPS = 100  # of a pre-training at demo scale: half the demo's of the Swin, a quarter of the DeiT's, as there are many
 _DEMO = (
     Backbone(
         "deit", "small DeiT on single objects", "DeiT-Base", BACKBONES["deit"].config, BACKBONES["deit"].kappa, (), (3,),
