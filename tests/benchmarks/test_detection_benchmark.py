@@ -38,5 +38,6 @@ def test_a_step_is_measured(monkeypatch, row):
     monkeypatch.setattr(detector_step, "HEIGHT", 128)
     monkeypatch.setattr(detector_step, "WIDTH", 160)
     found = detector_step.measure(row, 1, 1, "fp32", True)
-    assert found["seconds"] > 0 and found["gib"] > found["start_gib"] > 0
+    # the peak of this process so far: an earlier test may have needed more than this small step
+    assert found["seconds"] > 0 and found["gib"] >= found["start_gib"] > 0
     assert (found["parameters"] < detector_step.measure("dense", 1, 1, "fp32", False)["parameters"]) == (row != "dense")
