@@ -41,16 +41,16 @@ class Scale:
     """Where and how the runs of a grid are executed.
 
     Attributes:
-    root: folder of all runs.
-    teacher: the dense pre-trained checkpoint.
-    tasks: by name.
-    pretrain: configuration of the intermediate pre-training and its changes.
-    calibration: list and image folder of calibration samples, for inits that need them.
-    numbers: values that variants refer to by names in braces.
-    launcher: what training scripts are started with; empty for plain Python.
-    threads: arguments that set a training script's number of threads, with {threads} to be filled in.
-    compress: further arguments of every compression.
-    lengths: of the pre-training before tasks that evaluate without fine-tuning, in words, the shortest first.
+        root: folder of all runs.
+        teacher: the dense pre-trained checkpoint.
+        tasks: by name.
+        pretrain: configuration of the intermediate pre-training and its changes.
+        calibration: list and image folder of calibration samples, for inits that need them.
+        numbers: values that variants refer to by names in braces.
+        launcher: what training scripts are started with; empty for plain Python.
+        threads: arguments that set a training script's number of threads, with {threads} to be filled in.
+        compress: further arguments of every compression.
+        lengths: of the pre-training before tasks that evaluate without fine-tuning, in words, the shortest first.
     """
 
     name: str
