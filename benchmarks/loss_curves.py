@@ -15,10 +15,9 @@ from pathlib import Path
 from pela_vl.base.drawing import new_figure, save_figure
 from pela_vl.base.errors import UserError, run_main
 from pela_vl.base.script import script_parser
-from pela_vl.data.corpus import Filters, Shards, build_corpus
-from pela_vl.data.corpus import Request as CorpusRequest
+from pela_vl.data.corpus import Filters, Request, Shards, build_corpus
 from pela_vl.data.corpus.units import source_units
-from pela_vl.data.scenes import Request as SceneRequest
+from pela_vl.data.scenes import SceneRequest
 from pela_vl.data.scenes import build_corpus as build_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +32,7 @@ def build(folder: Path, images: int) -> dict[str, Path]:
     build_scenes(SceneRequest(train=images, val=1, test=1, image_size=SIDE), scenes, workers=1, report=False)
     units = tuple(source_units("scenes", "coco", [str(scenes / "captions_train.json"), str(scenes)]))
     for name, shards in (("lists", None), ("shards", Shards(image_size=SIDE, samples=50, open=4))):
-        request = CorpusRequest(units, (), {"scenes": Filters()}, shards, str(scenes))
+        request = Request(units, (), {"scenes": Filters()}, shards, str(scenes))
         build_corpus(request, folder / name, progress=False)
     return {"lists": folder / "lists" / "scenes.json", "shards": folder / "shards"}
 

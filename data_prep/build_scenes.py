@@ -9,7 +9,7 @@ from pathlib import Path
 from pela_vl.base.errors import run_main
 from pela_vl.base.script import script_parser
 from pela_vl.base.system import usable_cores
-from pela_vl.data.scenes import Request, build_corpus
+from pela_vl.data.scenes import SceneRequest, build_corpus
 
 
 def main() -> None:
@@ -25,7 +25,14 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: the cores at hand)")
     args = parser.parse_args()
-    request = Request(args.train, args.val, args.test, args.seed, args.image_size, args.full_expressions)
+    request = SceneRequest(
+        args.train,
+        args.val,
+        args.test,
+        seed=args.seed,
+        image_size=args.image_size,
+        full_expressions=args.full_expressions,
+    )
     made = build_corpus(request, args.output, args.workers)
     state = "complete" if made else "was complete already"
     print(f"{args.output}: {state}, {args.train} train, {args.val} val, {args.test} test images")

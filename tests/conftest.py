@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
     """A corpus of a few scenes."""
-    from pela_vl.data.scenes import Request, build_corpus
+    from pela_vl.data.scenes import SceneRequest, build_corpus
 
     folder = tmp_path_factory.mktemp("scenes") / "corpus"
-    build_corpus(Request(train=24, val=6, test=6, seed=3, image_size=32), folder, workers=1, report=False)
+    build_corpus(SceneRequest(train=24, val=6, test=6, seed=3, image_size=32), folder, workers=1, report=False)
     return folder
 
 

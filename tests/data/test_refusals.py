@@ -19,7 +19,7 @@ from pela_vl.data.normalization import CLIP, Normalization
 from pela_vl.data.public.segmentation import pair_folders
 from pela_vl.data.public.vqa_lists import find_parts
 from pela_vl.data.repeated import repeated_order
-from pela_vl.data.scenes import Request as SceneRequest
+from pela_vl.data.scenes import SceneRequest
 from pela_vl.data.scenes.chunks import SetRequest
 from pela_vl.data.scenes.objects import ObjectRequest
 from pela_vl.data.segmentation_transforms import check_scale
@@ -74,7 +74,8 @@ def test_sets_of_scenes_have_images_of_32_to_512_pixels(request_of):
         refused(partial(make, image_size=size), f"--image-size {size}: must be from 32 to 512 pixels", UserError)
     refused(partial(make, seed=-1), "--seed -1: must not be negative", UserError)
     for counts in ((0, 1, 0), (1, 0, 0), (1, 1, -1)):
-        text = "--train {} --val {} --test {}: want 1, 1 and 0 at least".format(*counts)
+        place = next(k for k, least in enumerate((1, 1, 0)) if counts[k] < least)
+        text = f"--{('train', 'val', 'test')[place]} {counts[place]}: wants at least {(1, 1, 0)[place]}"
         refused(partial(request_of, *counts[:2], test=counts[2]), text, UserError)
 
 
@@ -91,7 +92,7 @@ def test_corpora_of_scenes_have_every_split():
     for place, name in enumerate(("train", "val", "test")):
         counts = [1, 1, 1]
         counts[place] = 0
-        refused(partial(SceneRequest, *counts), f"--{name} 0: every split needs at least one scene", UserError)
+        refused(partial(SceneRequest, *counts), f"--{name} 0: wants at least 1", UserError)
     message = "--textured and --plain: textures cannot be classes where there is one; leave one out"
     refused(partial(ObjectRequest, 1, 1, textured=True, plain=True), message, UserError)
 

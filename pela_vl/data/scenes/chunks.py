@@ -6,7 +6,8 @@ An image is a pure function of (seed, split, index); the same bytes come out wha
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import KW_ONLY, asdict, dataclass
@@ -23,6 +24,8 @@ from pela_vl.base.progress import Progress
 from .scene import SPLITS, Split
 
 Job = tuple[Split, int, int]  # (split, first index, end index)
+Parts = Callable[[], Iterator[tuple[Job, Any]]]
+"""Called, starts a new pass over what the jobs of a set returned, in their order; one part is read at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class SetRequest:
     generator_version: int = 1
 
     def __post_init__(self) -> None:
-        if self.train < 1 or self.val < 1 or self.test < 0:
-            raise UserError(f"--train {self.train} --val {self.val} --test {self.test}: want 1, 1 and 0 at least")
+        for split, least in (("train", 1), ("val", 1), ("test", 0)):
+            if getattr(self, split) < least:
+                raise UserError(f"--{split} {getattr(self, split)}: wants at least {least}")
         if not 32 <= self.image_size <= 512:
             raise UserError(f"--image-size {self.image_size}: must be from 32 to 512 pixels")
         if self.seed < 0:
@@ -71,8 +75,8 @@ class SetKind:
         chunk: Images of a job.
         folders: Of a request and a split: the folders of its images, below the set's.
         make: Of a request, the set's folder and a job: writes the images; what it returns is kept as JSON. Picklable.
-        complete: Of a request, the folder and what every job returned, in order: writes what is left; returns more of the
-            manifest.
+        complete: Of a request, the folder, the parts, and a function that shows what is being done: writes what is left;
+            returns more of the manifest.
     """
 
     title: str
@@ -81,7 +85,7 @@ class SetKind:
     chunk: int
     folders: Callable[[Any, Split], Sequence[str]]
     make: Callable[[Any, Path, Job], Any]
-    complete: Callable[[Any, Path, list[tuple[Job, Any]]], dict[str, Any]]
+    complete: Callable[[Any, Path, Parts, Callable[[str], None]], dict[str, Any]]
 
 
 _PARTS = ".parts"
@@ -113,12 +117,21 @@ def build_set(kind: SetKind, request: SetRequest, output: Path, workers: int, re
         jobs = split_jobs(request, kind.chunk)
         left = [job for job in jobs if not _part(output, job).exists()]
         run_jobs(partial(_run_job, kind.make, request, output), left, request, output, kind.unit, workers, report)
-        parts = [(job, json.loads(_part(output, job).read_text(encoding="utf-8"))) for job in jobs]
-        more = kind.complete(request, output, parts)
+        more = kind.complete(request, output, partial(_read_parts, output, jobs), partial(_say, report))
         atomic_json(output / kind.manifest, {"request": asdict(request), **more, "images": request.counts})
         shutil.rmtree(output / _PARTS, ignore_errors=True)
         (output / started).unlink(missing_ok=True)
     return True
+
+
+def _read_parts(output: Path, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+    for job in jobs:
+        yield job, json.loads(_part(output, job).read_text(encoding="utf-8"))
+
+
+def _say(report: bool, text: str) -> None:
+    if report:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _run_job(make: Callable[[Any, Path, Job], Any], request: SetRequest, output: Path, job: Job) -> int:

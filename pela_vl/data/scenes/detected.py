@@ -1,5 +1,6 @@
 """Scenes with boxes and masks on disk, in COCO's layout: 10 classes, the shapes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from pela_vl.base.files import atomic_json
 
-from .chunks import Job, SetKind, SetRequest, build_set
+from .chunks import Job, Parts, SetKind, SetRequest, build_set
 from .draw import render
 from .labels import visible_masks
 from .scene import SHAPES, SPLITS, Split, sample_scene
@@ -59,10 +60,10 @@ def _annotation(image: int, category: int, mask: np.ndarray) -> dict[str, Any]:
     return {**found, "segmentation": mask_of}
 
 
-def _complete(request: SetRequest, output: Path, parts: list[tuple[Job, Any]]) -> dict[str, Any]:
+def _complete(request: SetRequest, output: Path, parts: Parts, announce: Callable[[str], None]) -> dict[str, Any]:
     """Write the annotations of every split."""
     for split in SPLITS:
-        found = [part for job, part in parts if job[0] == split]
+        found = [part for job, part in parts() if job[0] == split]
         if found:
             atomic_json(output / f"{split}.json", _document(found))
     return {}

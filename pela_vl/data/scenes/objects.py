@@ -4,6 +4,7 @@
 An image is a pure function of (seed, split, index). Classes are equally frequent up to one image.
 """
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pela_vl.base.errors import UserError
 
-from .chunks import Job, SetKind, SetRequest, build_set, split_jobs
+from .chunks import Job, Parts, SetKind, SetRequest, build_set, split_jobs
 from .draw import render
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, TEXTURES, Dice, Scene, Split, Thing
 
@@ -107,7 +108,7 @@ def _make(request: ObjectRequest, output: Path, job: Job) -> None:
         image.save(output / split / name / f"{index:07d}.jpg", "JPEG", quality=95, subsampling=0)
 
 
-def _complete(request: ObjectRequest, output: Path, parts: list[tuple[Job, Any]]) -> dict[str, Any]:
+def _complete(request: ObjectRequest, output: Path, parts: Parts, announce: Callable[[str], None]) -> dict[str, Any]:
     return {"classes": request.classes}
 
 

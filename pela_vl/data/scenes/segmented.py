@@ -1,5 +1,6 @@
 """Scenes with label images on disk, in ADE20K's layout: 18 classes, the shapes and the backgrounds."""
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from PIL import Image
 
 from pela_vl.base.files import atomic_write
 
-from .chunks import Job, SetKind, SetRequest, build_set
+from .chunks import Job, Parts, SetKind, SetRequest, build_set
 from .draw import render
 from .labels import SEGMENTATION_CLASSES, label_map
 from .scene import Scene, Split, sample_scene
@@ -63,7 +64,7 @@ def _make(request: SegmentedRequest, output: Path, job: Job) -> None:
         labels.save(output / "annotations" / FOLDERS[split] / f"{name}.png", "PNG")
 
 
-def _complete(request: SetRequest, output: Path, parts: list[tuple[Job, Any]]) -> dict[str, Any]:
+def _complete(request: SetRequest, output: Path, parts: Parts, announce: Callable[[str], None]) -> dict[str, Any]:
     """Write the names of the classes."""
     with atomic_write(output / "objectInfo150.txt", "w") as file:
         file.write("Idx\tRatio\tTrain\tVal\tStuff\tName\n")

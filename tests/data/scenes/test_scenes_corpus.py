@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ import pytest
 from PIL import Image
 
 from pela_vl.base.errors import UserError
-from pela_vl.data.scenes import Request, boxes, build_corpus, render, sample_scene
+from pela_vl.data.scenes import SceneRequest, boxes, build_corpus, render, sample_scene
 from pela_vl.data.scenes import corpus as corpus_module
 from pela_vl.data.scenes.draw import object_masks
 from pela_vl.data.scenes.export import dump_list
 
 SCRIPT = Path(__file__).parents[3] / "data_prep" / "build_scenes.py"
-SMALL = Request(train=60, val=45, test=12, seed=4)
+SMALL = SceneRequest(train=60, val=45, test=12, seed=4)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -166,7 +167,7 @@ def test_streamed_pickle_equals_the_plain_one():
 
 
 def test_same_bytes_with_more_workers_and_other_chunks(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "CHUNK", 17)
+    monkeypatch.setattr(corpus_module, "CORPUS", replace(corpus_module.CORPUS, chunk=17))
     assert build_corpus(SMALL, tmp_path / "again", workers=2, report=False)
     assert digest(tmp_path / "again") == digest(made)
 
@@ -179,7 +180,7 @@ def test_killed_and_run_again(tmp_path):
 
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     process = subprocess.Popen(command("killed"), env=environment, stderr=subprocess.DEVNULL)
-    first = tmp_path / "killed" / ".parts" / "train_00000000_00000200.jsonl"
+    first = tmp_path / "killed" / ".parts" / "train_00000000_00000200.json"
     while not first.exists():
         assert process.poll() is None
         time.sleep(0.005)
@@ -198,8 +199,12 @@ def test_killed_and_run_again(tmp_path):
 def test_a_finished_corpus_is_left_alone_and_another_refused(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert not build_corpus(SMALL, made, report=False)
-    others = (Request(60, 45, 12, seed=5), Request(61, 45, 12, seed=4), Request(60, 45, 12, 4, image_size=96))
-    for other in (*others, Request(60, 45, 12, 4, full_expressions=True)):
+    others = (
+        SceneRequest(60, 45, 12, seed=5),
+        SceneRequest(61, 45, 12, seed=4),
+        SceneRequest(60, 45, 12, seed=4, image_size=96),
+    )
+    for other in (*others, SceneRequest(60, 45, 12, seed=4, full_expressions=True)):
         with pytest.raises(UserError, match="another corpus"):
             build_corpus(other, made, report=False)
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
@@ -208,7 +213,7 @@ def test_a_finished_corpus_is_left_alone_and_another_refused(made):
 def test_bad_requests(tmp_path):
     for arguments in ({"train": 0}, {"image_size": 8}, {"seed": -1}):
         with pytest.raises(UserError, match=f"--{next(iter(arguments)).replace('_', '-')}"):
-            Request(**{"train": 1, "val": 1, "test": 1, **arguments})
+            SceneRequest(**{"train": 1, "val": 1, "test": 1, **arguments})
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         build_corpus(SMALL, tmp_path, report=False)

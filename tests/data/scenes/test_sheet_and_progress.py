@@ -1,6 +1,5 @@
 """The contact sheet pixel by pixel, and what is said while scenes are made."""
 
-import sys
 import textwrap
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from pela_vl.data.scenes import Request, captions, render, sample_scene
-from pela_vl.data.scenes import corpus as corpus_module
+from pela_vl.data.scenes import SceneRequest, build_corpus, captions, render, sample_scene
 from pela_vl.data.scenes.chunks import SetRequest, run_jobs, split_jobs
 from pela_vl.data.scenes.detected import DETECTED, _document
 from pela_vl.data.scenes.labels import SEGMENTATION_CLASSES
@@ -39,42 +37,6 @@ def test_a_cell_of_the_sheet_is_an_image_above_its_caption(tmp_path):
         assert np.array_equal(cell, np.asarray(wanted)), place
 
 
-@pytest.fixture
-def seconds(monkeypatch):
-    """A clock that goes on by a second whenever it is looked at."""
-    now = iter(range(100, 100000))
-    monkeypatch.setattr(corpus_module.time, "monotonic", lambda: float(next(now)))
-    monkeypatch.setattr(corpus_module, "_make_chunk", lambda request, output, job: job[2] - job[1])
-
-
-JOBS = [("train", 0, 3), ("train", 3, 6), ("val", 0, 1), ("test", 0, 2), ("test", 2, 4), ("test", 4, 5), ("test", 5, 6)]
-
-
-def test_a_log_has_a_line_every_five_seconds_and_at_the_end(seconds, capsys):
-    corpus_module._make_chunks(Request(6, 1, 6), Path("x"), JOBS, 1, True)
-    assert capsys.readouterr().err.splitlines() == [
-        "scenes 3/13  3/s  3 s left",
-        "scenes 12/13  2/s  0 s left",
-        "scenes 13/13  2/s  0 s left",
-    ]
-    corpus_module._make_chunks(Request(6, 1, 6), Path("x"), JOBS, 1, False)
-    corpus_module._make_chunks(Request(6, 1, 6), Path("x"), [], 1, True)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_terminal_has_one_line_that_is_written_over(seconds, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    corpus_module._make_chunks(Request(6, 1, 6), Path("x"), JOBS[4:], 1, True)
-    assert capsys.readouterr().err == "".join(
-        f"\r{text:<70}{end}"
-        for text, end in (
-            ("scenes 2/4  2/s  1 s left", ""),
-            ("scenes 3/4  2/s  1 s left", ""),
-            ("scenes 4/4  1/s  0 s left", "\n"),
-        )
-    )
-
-
 def test_chunks_that_are_there_count_as_done(capsys):
     request = SetRequest(5, 3, 2)
     jobs = split_jobs(request, 2)
@@ -87,6 +49,15 @@ def test_chunks_that_are_there_count_as_done(capsys):
     assert made == jobs[2:] and lines[0].startswith("scenes:  50% 5/10") and "image/s" in lines[0]
     assert lines[-1].startswith("scenes: 100% 10/10") and len(lines) == 2
     run_jobs(lambda job: 1, jobs[:1], request, Path("x"), "scenes", 9, False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_corpus_shows_its_images_and_then_its_texts(tmp_path, capsys):
+    assert build_corpus(SceneRequest(3, 2, 1, image_size=32), tmp_path / "corpus")
+    lines = capsys.readouterr().err.splitlines()
+    texts = [line for line in lines if line.startswith("writing ")]
+    assert lines[: -len(texts)][-1].startswith("scenes: 100% 6/6") and "writing captions_val.json" in texts
+    assert build_corpus(SceneRequest(3, 2, 1, image_size=32), tmp_path / "other", report=False)
     assert capsys.readouterr().err == ""
 
 
@@ -111,7 +82,7 @@ def test_sets_are_written_as_their_public_models_are(kind, request_of, folders, 
             for what, end in (("images", "jpg"), ("annotations", "png"))
             for k in (4, 5)
         )
-        assert kind.complete(request_of, tmp_path, []) == {}
+        assert kind.complete(request_of, tmp_path, lambda: [], print) == {}
         rows = (tmp_path / "objectInfo150.txt").read_text().splitlines()
         assert rows[0].split("\t") == ["Idx", "Ratio", "Train", "Val", "Stuff", "Name"] and len(rows) == 19
         assert [row.split("\t")[0::5] for row in rows[1:]] == [
