@@ -27,7 +27,9 @@ from pela_vl.models.albef.attention import select_images
 
 TEXTS = {"entailment": "sentence", "vqa": "question"}
 """The field of a list's entries that holds the text, by kind of model ("caption" for all that are not named)."""
-MAX_WORDS, MAX_TOKENS, BATCH = 30, 30, 16
+MAX_WORDS, MAX_TOKENS = 30, 30
+BATCH, IMAGE_TOKENS = 16, 3072
+"""The most samples of a batch, and the most tokens of its images: the metrics' pass holds the activations of a whole batch."""
 MOST_SHARDS = 8
 """A shard is read from front to back for whatever is wanted of it, so samples are taken from a few."""
 
@@ -36,18 +38,26 @@ class _Calibration:
     """Called with a model, it runs each sample through all that the model's task runs, without padding."""
 
     def __init__(
-        self, kind: str, ids: Sequence[Tensor], answers: Sequence[Tensor], image: Callable[[int], Tensor], show: bool
+        self,
+        kind: str,
+        image_tokens: int,
+        ids: Sequence[Tensor],
+        answers: Sequence[Tensor],
+        image: Callable[[int], Tensor],
+        show: bool,
     ) -> None:
         """What each sample is.
 
         Args:
             kind: Of the model's checkpoint.
+            image_tokens: Of one image.
             ids: Each sample's text [L].
             answers: Each sample's answer [T], for question answering; else empty.
             image: image(i) gives the image [3, S, S] of sample i.
             show: Show progress.
         """
         self.ids, self.answers, self.image, self.show = ids, answers, image, show
+        self.batch = max(2, min(BATCH, IMAGE_TOKENS // image_tokens))  # a text needs another one's image too
         self._reading = (
             threading.Lock()
         )  # batches run in parallel threads, and one of them reads the data set at a time
@@ -111,7 +121,7 @@ class _Calibration:
         """Samples whose texts are equally long: padding would count as input."""
         lengths = torch.tensor([len(ids) for ids in self.ids])
         for length in lengths.unique():
-            for chosen in (lengths == length).nonzero()[:, 0].split(BATCH):
+            for chosen in (lengths == length).nonzero()[:, 0].split(self.batch):
                 yield chosen.tolist()
 
     def _match(self, model: Any, images: Tensor, ids: Tensor, mask: Tensor, chosen: list[int]) -> None:
@@ -185,6 +195,7 @@ class AlbefCalibration(_Calibration):
         transform = eval_transform(config.image_size, loaded.header.normalization)
         super().__init__(
             kind,
+            config.image_tokens,
             [tokenizer.encode([text], longest)[0][0] for text in texts],
             [tokenizer.encode([answer], longest, eos=True)[0][0] for answer in answers],
             lambda i: transform(read(names[i]), None)[0],
@@ -225,7 +236,14 @@ class TrainingCalibration(_Calibration):
             if loaded.header.kind == "vqa":
                 answers.append(batch.answer_ids[0, : int(batch.answer_mask[0].sum())])
         # Images are read again when they are needed: some hundred images at 384 px would take half a GB.
-        super().__init__(loaded.header.kind, ids, answers, lambda i: _read(data, places[i], transform).image, show)
+        super().__init__(
+            loaded.header.kind,
+            loaded.header.config.image_tokens,
+            ids,
+            answers,
+            lambda i: _read(data, places[i], transform).image,
+            show,
+        )
 
 
 def draw(count: int, samples: int) -> list[int]:

@@ -15,7 +15,7 @@ from pela_vl.checkpoints.loading import dense_heads
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights, save_model
 from pela_vl.lowrank import calibrate, factorize_whitened, plan_ranks, rank_plan
 from pela_vl.settings import ModelSettings
-from pela_vl.workloads.calibration import AlbefCalibration
+from pela_vl.workloads.calibration import AlbefCalibration, _Calibration
 
 LOADERS = {"entailment": load_entailment, "vqa": load_vqa}
 FIELDS = {"albef": {}, "entailment": {"label": "neutral"}, "vqa": {"answer": ["a red circle", "circle"]}}
@@ -131,6 +131,26 @@ def test_samples_are_padded_nowhere(data, listed):
     assert len(calibration.ids) == 9
     assert statistics[query].count == sum(map(len, calibration.ids))  # real tokens alone
     assert statistics["visual_encoder.blocks.0.attn.qkv"].count == 9 * (1 + (32 // 16) ** 2)
+
+
+def test_a_batch_holds_no_more_image_tokens_than_memory_is_meant_for():
+    """The metrics' pass of a full-size model at 384 px would otherwise hold ten times what it holds at 128 px."""
+    found = []
+    for tokens in (5, 192, 193, 257, 577, 4000):
+        samples = _Calibration("albef", tokens, [torch.ones(7), torch.ones(5)] * 20, [], lambda i: None, False)
+        batches = list(samples._batches())
+        assert sorted(sum(batches, [])) == list(range(40)) and all(
+            len({i % 2 for i in batch}) == 1 for batch in batches
+        )
+        found.append(max(map(len, batches)))
+    assert found == [16, 16, 15, 11, 5, 2]
+
+
+def test_image_tokens_are_those_that_the_encoder_makes(data):
+    loaded = load_any(ModelSettings(), str(write_kind(data / "dense.safetensors", "albef")))
+    config = loaded.header.config
+    images = torch.zeros(2, 3, config.image_size, config.image_size)
+    assert loaded.model.visual_encoder(images).tokens.shape[1] == config.image_tokens > 2
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ class AlbefConfig:
         )
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens of one image before any are merged, the class token included."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
     def encoders(self) -> dict[str, Any]:
         """The arguments of `encoders.build_encoders`."""
         return {
