@@ -11,6 +11,7 @@ from pela_vl.experiments.scales import ONE_RECORD, Scale, Task
 _STEPS = {"pretrain": 120, "retrieval": 60, "entailment": 150, "grounding": 40, "vqa": 200}
 _SHORTER = 4  # times fewer steps of pre-training
 _LONGER, _LARGER_BATCH = 400, 64  # the demo's own length
+_EXISTENCE = ("--train", "9000", "--val", "500", "--test", "20000")  # a question of existence for 4 of 9 images
 
 
 def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
@@ -72,6 +73,7 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
         listed = _listed(task, scenes, render)
         tasks[task.name] = replace(listed, changes=(*listed.changes, "train.batch_size=32", *steps(task.name)))
     tasks["grounding_zero_shot"] = _full_expressions(root, quick)
+    tasks["vqa_existence"] = _existence(root, quick, steps("vqa"))
     pretraining = (
         *small,
         f"data.train=[{lists}/scenes_pretrain.json]",
@@ -97,16 +99,17 @@ def demo_scale(root: Path, teacher: Path, quick: bool = False) -> Scale:
     )
 
 
-def _listed(task: Downstream, scenes: Path, render: Run) -> Task:
+def _listed(task: Downstream, scenes: Path, render: Run, *arguments: str) -> Task:
     """A task whose lists are made of a corpus of scenes.
 
     Args:
         task: one of the demo's.
         scenes: folder of the corpus.
         render: the run that writes it.
+        arguments: more of the script that makes the lists.
     """
     name = task.name if scenes.name == "scenes" else f"{task.name}_{scenes.name}"
-    command = (task.builder, *task_arguments(scenes, task))
+    command = (task.builder, *task_arguments(scenes, task), *arguments)
     lists = Run(f"data/{name}", command, (scenes / "tasks" / task.name,), (render,))
     return Task(task.script, task.config, tuple(task_changes(scenes, task)), task.splits, (lists,))
 
@@ -119,3 +122,15 @@ def _full_expressions(root: Path, quick: bool) -> Task:
     task = next(task for task in DEMO_TASKS if task.name == "grounding")
     referred = _listed(task, scenes, Run(f"data/render_{scenes.name}", command, (scenes,), resumable=True))
     return replace(referred, changes=(*referred.changes, "data.val=null"), records=ONE_RECORD, evaluate=True)
+
+
+def _existence(root: Path, quick: bool, steps: tuple[str, ...]) -> Task:
+    """VQA by questions of existence alone: "yes" and "no" leave little to learn for the answer decoder, which is new."""
+    scenes = root / "data" / "existence"
+    sizes = ("--train", "100", "--val", "20", "--test", "20") if quick else _EXISTENCE
+    command = ("data_prep/build_scenes.py", "--output", str(scenes), *sizes)
+    task = next(task for task in DEMO_TASKS if task.name == "vqa")
+    render = Run(f"data/render_{scenes.name}", command, (scenes,), resumable=True)
+    asked = _listed(task, scenes, render, "--question-types", "is there a")
+    rates = ("losses.alpha=0", "optim.lr=2e-4", 'optim.lr_scale={"text_decoder.*": 5.0}', "train.batch_size=32")
+    return replace(asked, changes=(*asked.changes, *rates, *steps))

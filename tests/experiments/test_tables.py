@@ -181,3 +181,20 @@ def test_grounding_without_fine_tuning_reads_expressions_of_a_corpus_of_its_own(
         assert "--evaluate" in evaluated.command and lists in evaluated.needs
         assert lists not in in_order([runs[f"grounding/{row}/seed1"]])
     assert "grounding_zero_shot/dense/seed1" not in runs
+
+
+def test_questions_of_existence_come_from_a_corpus_of_their_own():
+    runs = {run.name: run for run in commands("table5", SCALES["demo"])}
+    lists = runs["data/vqa_existence"]
+    assert (
+        lists.command[-2:] == ("--question-types", "is there a") and "--question-types" not in runs["data/vqa"].command
+    )
+    rendered = lists.needs[0].command
+    assert int(rendered[rendered.index("--test") + 1]) == 20000  # a test whose error is below the models' distance
+    asked = {name.split("/")[1] for name in runs if name.startswith("vqa_existence/")}
+    assert asked == {"dense", "truncated", "pela"}
+    for row in asked:
+        run = runs[f"vqa_existence/{row}/seed1"]
+        assert lists in run.needs and not run.command.count("--evaluate") and "train.batch_size=32" in run.command
+        assert lists not in in_order([runs[f"vqa/{row}/seed1"]])
+    assert not [run for run in commands("table5", SCALES["full"]) if "existence" in run.name]
