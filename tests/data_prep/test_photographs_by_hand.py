@@ -68,6 +68,17 @@ def test_what_is_not_there_and_too_few(source, tmp_path):
         from_photographs(source, tmp_path / "out", 2)
 
 
+@pytest.mark.parametrize(
+    "objects", [None, "cat", [{"bbox": [0, 0, 1, 1]}], [{"category": "cat", "bbox": [0, 0, 1]}], ["cat"]]
+)
+def test_objects_that_are_none_are_named(source, tmp_path, objects):
+    content = json.loads((source / "annotations.json").read_text())
+    content[1]["objects"] = objects
+    (source / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotations.json.*object"):
+        from_photographs(source, tmp_path / "out", 2)
+
+
 def test_counts_of_cocos_own():
     whole = {"train": Counted(118287, 0, 80, 1, 0, 0), "val": Counted(5000, 0, 80, 1, 0, 0)}
     check_counts(whole, False)

@@ -11,8 +11,9 @@ from pela_vl.base.errors import UserError
 from pela_vl.base.files import atomic_json
 from pela_vl.data.json_files import read_json
 from pela_vl.data.paths import resolve
+from pela_vl.data.raw import kind
 from pela_vl.data.sets.annotations import load_annotations
-from pela_vl.data.sets.coco_file import CocoFile, learned, read_coco
+from pela_vl.data.sets.coco_file import CocoFile, is_box, learned, read_coco
 
 IMAGES = {"train": 118_287, "val": 5_000}
 """Images of COCO 2017."""
@@ -105,9 +106,8 @@ def from_photographs(source: Path, output: Path, held_out: int) -> dict[str, dic
     """
     fields = {"image": (str,), "image_id": (int,), "width": (int,), "height": (int,)}
     entries = load_annotations([source / "annotations.json"], fields)
-    objects = [
-        entry.get("objects", []) for entry in json.loads((source / "annotations.json").read_text(encoding="utf-8"))
-    ]
+    contents = json.loads((source / "annotations.json").read_text(encoding="utf-8"))
+    objects = [_things(entry.place, content) for entry, content in zip(entries, contents, strict=True)]
     if not 1 <= held_out < len(entries):
         raise UserError(f"--test {held_out}: want from 1 to {len(entries) - 1} of the {len(entries)} images")
     names = sorted({thing["category"] for things in objects for thing in things})
@@ -136,6 +136,19 @@ def from_photographs(source: Path, output: Path, held_out: int) -> dict[str, dic
         found[split] = asdict(count(read_coco(output / f"{split}.json")))
     _link(source, output / "images")
     return found
+
+
+def _things(where: str, content: Any) -> list[Any]:
+    """The objects of a photograph's entry, checked."""
+    things = content.get("objects", [])
+    if not isinstance(things, list):
+        raise UserError(f"{where}: field 'objects': wants a list, got {kind(things)}")
+    for place, thing in enumerate(things):
+        if not isinstance(thing, dict) or not isinstance(thing.get("category"), str) or not is_box(thing.get("bbox")):
+            raise UserError(
+                f"{where}: objects[{place}]: wants a category and a bbox [x, y, width, height], got {thing!r:.80}"
+            )
+    return things
 
 
 def show(counts: Mapping[str, int]) -> str:

@@ -69,7 +69,9 @@ def read_coco(path: str | os.PathLike[str]) -> CocoFile:
             raise UserError(f"{name}: has no list {key!r}; a file of instances in COCO's layout is wanted")
     categories = _categories(name, document["categories"])
     by_image: dict[int, list[Annotation]] = defaultdict(list)
-    known = {image.get("id") for image in document["images"] if isinstance(image, dict)}
+    known = {
+        image.get("id") for image in document["images"] if isinstance(image, dict) and type(image.get("id")) is int
+    }
     for place, annotation in enumerate(document["annotations"]):
         _check_annotation(f"{name}: annotations[{place}]", annotation, known, categories)
         by_image[annotation["image_id"]].append(annotation)
@@ -105,13 +107,22 @@ def _categories(name: str, entries: Sequence[Any]) -> dict[int, str]:
 
 
 def _check_annotation(where: str, entry: Any, images: set[Any], categories: Mapping[int, str]) -> None:
-    if not isinstance(entry, dict) or entry.get("image_id") not in images:
+    if not isinstance(entry, dict) or type(entry.get("image_id")) is not int or entry["image_id"] not in images:
         raise UserError(f"{where}: image_id is that of no image")
-    if entry.get("category_id") not in categories:
+    if type(entry.get("category_id")) is not int or entry["category_id"] not in categories:
         raise UserError(f"{where}: category_id {entry.get('category_id')!r} is that of no category")
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
-        raise UserError(f"{where}: bbox wants four numbers [x, y, width, height], got {box!r}")
+    if "area" in entry and not _finite(entry["area"]):
+        raise UserError(f"{where}: area wants a number, got {entry['area']!r}; leave it out where it is not known")
+    for key in ("iscrowd", "ignore"):
+        if entry.get(key, 0) not in (0, 1):
+            raise UserError(f"{where}: {key} wants 0 or 1, got {entry[key]!r}")
+    if not is_box(entry.get("bbox")):
+        raise UserError(f"{where}: bbox wants four numbers [x, y, width, height], got {entry.get('bbox')!r}")
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(_finite(number) for number in value)
 
 
 def _finite(value: Any) -> bool:
@@ -157,12 +168,17 @@ def objects_of(image: CocoImage, number: Mapping[int, int], masks: bool) -> Obje
 
 def rasterise(segmentation: Any, image: CocoImage) -> np.ndarray:
     """The mask uint8 [H, W] of polygons or run lengths, by COCO's own rules. Raises `UserError` for what is neither."""
+    return coco_mask.decode(read_mask(segmentation, image))
+
+
+def read_mask(segmentation: Any, image: CocoImage) -> dict[str, Any]:
+    """`run_lengths`, with one error for all that it cannot read. Raises `UserError`."""
     try:
-        return coco_mask.decode(run_lengths(segmentation, image))
+        return run_lengths(segmentation, image)
     except Exception as error:  # pycocotools raises whatever comes
         raise UserError(
-            f"image {image.number} ({image.file_name}): an object has no mask that can be read ({error or 'none'}); set "
-            "detection.masks: false to learn boxes alone"
+            f"image {image.number} ({image.file_name}): an object has no mask that can be read ({error or 'none'}); mend it, or "
+            "set detection.masks: false to do without masks"
         ) from None
 
 
@@ -178,6 +194,13 @@ def run_lengths(segmentation: Any, image: CocoImage) -> dict[str, Any]:
         return coco_mask.merge(coco_mask.frPyObjects(polygons, image.height, image.width))
     if not isinstance(segmentation, dict) or list(segmentation.get("size", ())) != [image.height, image.width]:
         raise ValueError("neither polygons nor run lengths of the image's size")
-    if isinstance(segmentation["counts"], list):
+    counts, pixels = segmentation["counts"], image.height * image.width
+    if isinstance(counts, list):
+        if sum(counts) != pixels or min(counts) < 0:
+            raise ValueError(f"run lengths of {sum(counts)} pixels, the image has {pixels}")
         return coco_mask.frPyObjects(segmentation, image.height, image.width)
+    # lengths that end early leave the rest of a decoded mask as the memory was
+    decoded = coco_mask.decode(segmentation)
+    if decoded.max(initial=0) > 1 or int(decoded.sum()) != int(coco_mask.area(segmentation)):
+        raise ValueError("run lengths that end before the image does")
     return segmentation

@@ -19,7 +19,7 @@ from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.detection_transforms import DetectionTransform, FixedTransform, Shown, pad, padded, to_pixels
 from pela_vl.data.images import ImageReader, check_there, read_or_next
 from pela_vl.data.paths import resolve
-from pela_vl.data.sets.coco_file import CocoFile, CocoImage, objects_of, read_coco, run_lengths
+from pela_vl.data.sets.coco_file import CocoFile, CocoImage, objects_of, read_coco, read_mask
 from pela_vl.data.sizes import check_size
 
 
@@ -159,12 +159,15 @@ class DetectionEval(Dataset):
         image_root: Folder that the images' names are relative to.
         classes: Names of the model's classes.
         transform: Of the images.
+        masks: Read the objects' masks, where all of them have one.
 
     Raises:
-        UserError: For a category that the model does not know, and an image that is not there.
+        UserError: For a category that the model does not know, an image that is not there, and a mask that cannot be read.
     """
 
-    def __init__(self, file: str, image_root: str, classes: Sequence[str], transform: FixedTransform) -> None:
+    def __init__(
+        self, file: str, image_root: str, classes: Sequence[str], transform: FixedTransform, masks: bool = True
+    ) -> None:
         self.file, self.transform, self.classes = read_coco(file), transform, tuple(classes)
         self.read, self.root = _Read(image_root), image_root
         unknown = [name for name in self.file.names if name not in self.classes]
@@ -174,6 +177,8 @@ class DetectionEval(Dataset):
         self.category: Mapping[int, int] = {place: ids[name] for place, name in enumerate(self.classes) if name in ids}
         for image in self.file.images:
             check_there(image_root, image.file_name)
+        self.masks = masks and self.file.has_masks and self.file.annotations > 0
+        self._annotations = self._numbered()  # now: a pass over all images must not end at a mask that cannot be read
 
     def __len__(self) -> int:
         return len(self.file.images)
@@ -189,17 +194,19 @@ class DetectionEval(Dataset):
 
     def document(self) -> dict[str, Any]:
         """What COCO's evaluation reads: annotations numbered from 1, area and iscrowd filled in where they are missing."""
+        images = [{"id": i.number, "width": i.width, "height": i.height} for i in self.file.images]
+        return {
+            "images": images,
+            "annotations": [dict(annotation) for annotation in self._annotations],  # COCO's evaluation writes into them
+            "categories": [{"id": number, "name": name} for number, name in self.file.categories.items()],
+        }
+
+    def _numbered(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for image in self.file.images:
             for annotation in image.annotations:
                 width, height = annotation["bbox"][2:]
                 one = {"area": width * height, "iscrowd": 0, **annotation, "id": len(found) + 1}
-                if one.get("segmentation"):
-                    one["segmentation"] = run_lengths(one["segmentation"], image)
-                found.append(one)
-        images = [{"id": i.number, "width": i.width, "height": i.height} for i in self.file.images]
-        return {
-            "images": images,
-            "annotations": found,
-            "categories": [{"id": number, "name": name} for number, name in self.file.categories.items()],
-        }
+                mask = one.pop("segmentation", None)
+                found.append(one | {"segmentation": read_mask(mask, image)} if self.masks else one)
+        return found

@@ -10,6 +10,8 @@ from pycocotools.coco import COCO
 from pela_vl.base.errors import UserError
 from pela_vl.data.sets.coco_file import CocoImage, objects_of, rasterise, read_coco
 
+BOX = {"image_id": 1000, "category_id": 7, "bbox": [0, 0, 1, 1]}
+
 
 def image(*annotations, width=40, height=30):
     base = {"category_id": 7, "segmentation": [polygon(7, 2, 3, 10, 8)]}
@@ -62,7 +64,21 @@ def test_crowds_boxes_outside_and_boxes_without_area_are_not_learned():
 
 @pytest.mark.parametrize(
     ("segmentation", "what"),
-    [(None, "mask"), ([], "no polygon"), ({"size": [9, 9], "counts": [81]}, "of the image's size"), ("x", "mask")],
+    [
+        (None, "mask"),
+        ([], "no polygon"),
+        ({"size": [9, 9], "counts": [81]}, "of the image's size"),
+        ("x", "mask"),
+        (
+            {"size": [30, 40], "counts": [1199]},
+            "of 1199 pixels, the image has 1200",
+        ),  # else the rest is what memory held
+        ({"size": [30, 40], "counts": [0, 1201]}, "of 1201 pixels"),
+        ({"size": [30, 40], "counts": [1300, -100]}, "run lengths"),
+        ({"size": [30, 40], "counts": ""}, "end before the image does"),
+        ({"size": [30, 40]}, "counts"),
+        ([0.0, 0.0, 5.0, 5.0, 0.0, 5.0], "mask"),
+    ],
 )
 def test_a_mask_that_cannot_be_read_is_named(segmentation, what):
     with pytest.raises(UserError, match="image 5 .x.png.") as caught:
@@ -87,6 +103,12 @@ def test_a_mask_that_cannot_be_read_is_named(segmentation, what):
         ({"annotations": [{"image_id": 1000, "category_id": 1}]}, "category_id 1"),
         ({"annotations": [{"image_id": 1000, "category_id": 7, "bbox": [0, 0, 1]}]}, "bbox wants four numbers"),
         ({"annotations": [{"image_id": 1000, "category_id": 7, "bbox": [0, 0, 1, None]}]}, "bbox wants four numbers"),
+        ({"annotations": [{"image_id": [1000]}]}, "annotations.0.*image_id"),
+        ({"annotations": [{"image_id": 1000, "category_id": [7]}]}, "category_id .7. is that of no category"),
+        ({"annotations": [BOX | {"area": None}]}, "annotations.0.: area wants a number, got None"),
+        ({"annotations": [BOX | {"area": "9"}]}, "area wants a number, got '9'"),
+        ({"annotations": [BOX | {"iscrowd": None}]}, "iscrowd wants 0 or 1, got None"),
+        ({"annotations": [BOX, BOX | {"ignore": 2}]}, "annotations.1.: ignore wants 0 or 1, got 2"),
     ],
 )
 def test_faults_are_named(tmp_path, change, message):

@@ -1,5 +1,7 @@
 """Detection sets: batches of unlike sizes, unreadable images, and tests that leave nothing out."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,38 @@ def test_a_test_has_every_image_and_cocos_annotations_numbered_from_one(tmp_path
     (tmp_path / "images/0_4.png").unlink()
     with pytest.raises(UserError, match="0_4.png.*no such file"):
         DetectionEval(str(path), str(tmp_path / "images"), CLASSES, FixedTransform(64, 200))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [1, 2], "counts": [2]},
+        {"size": [64, 96], "counts": [100]},
+        {"size": [64, 96], "counts": ""},
+        {"size": [64, 96]},
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        "none",
+    ],
+)
+def test_a_mask_that_cannot_be_read_ends_a_test_before_its_pass(tmp_path, mask):
+    path = write_coco(tmp_path, 5, 0)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = mask
+    path.write_text(json.dumps(content))
+    given = (str(path), str(tmp_path / "images"), CLASSES, FixedTransform(64, 200))
+    with pytest.raises(UserError, match=r"image 0 \(0_0.png\): an object has no mask that can be read"):
+        DetectionEval(*given)
+    boxes_alone = DetectionEval(*given, masks=False).document()
+    assert not any("segmentation" in entry for entry in boxes_alone["annotations"])
+
+
+def test_what_an_evaluation_writes_into_its_document_stays_there(tmp_path):
+    test_set = DetectionEval(
+        str(write_coco(tmp_path, 5, 0)), str(tmp_path / "images"), CLASSES, FixedTransform(64, 200)
+    )
+    first = test_set.document()
+    first["annotations"][0]["ignore"] = 1
+    assert "ignore" not in test_set.document()["annotations"][0] and test_set.masks
 
 
 def test_files_with_other_categories_and_paths_that_leave_the_root_are_refused(tmp_path):
