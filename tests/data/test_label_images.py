@@ -78,6 +78,19 @@ def test_label_images_are_read_as_stored(tmp_path):
             read_label_image(tmp_path, name)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_is_read_as_stored(tmp_path, bits):
+    """Programs that shrink PNG files write it; Pillow reads it as fractions of white."""
+    values = np.arange(min(2**bits, 32), dtype=np.uint8).reshape(2, -1)
+    Image.fromarray(values).save(tmp_path / "x.png", bits=bits)
+    with Image.open(tmp_path / "x.png") as image:
+        assert bits == 1 or (image.mode == "L" and image.tile[0].args == ("L" if bits == 8 else f"L;{bits}"))
+    if bits == 1:
+        pytest.raises(ImageError, read_label_image, tmp_path, "x.png")
+    else:
+        assert read_label_image(tmp_path, "x.png").tolist() == values.tolist()
+
+
 def test_names_of_predictions_are_the_images_own_and_never_two_alike():
     assert label_image_names(["x/a.jpg", "y/b.JPEG"]) == ["a.png", "b.png"]
     assert label_image_names(["x/a.jpg", "y/a.jpg"]) == ["x__a.png", "y__a.png"]

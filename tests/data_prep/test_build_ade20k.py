@@ -69,6 +69,12 @@ def test_the_zip_is_unpacked_and_an_interrupted_one_goes_on(ade, tmp_path, monke
     files[1].write_bytes(b"")  # cut short
     run("build_ade20k.py", monkeypatch, "--ade", archive, "--output", output, "--partial", "--decode")
     assert files[0].stat().st_mtime_ns == kept and files[1].stat().st_size > 0
+    content = bytearray(archive.read_bytes())
+    for place in range(60, len(content) - 2000, 50):
+        content[place] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="download it again"):
+        run("build_ade20k.py", monkeypatch, "--ade", archive, "--output", tmp_path / "other", "--partial")
     archive.write_bytes(b"no zip")
     with pytest.raises(UserError, match="download it again"):
         run("build_ade20k.py", monkeypatch, "--ade", archive, "--output", output, "--partial")
@@ -109,7 +115,7 @@ def test_camvids_layout(tmp_path, monkeypatch):
 
 
 def test_any_two_folders(tmp_path, monkeypatch):
-    for split in ("training", "validation"):
+    for split in ("Training", "validation"):  # names of splits are known in any case
         for number, value in enumerate((2, 40, 255)):
             (tmp_path / "photos" / split).mkdir(parents=True, exist_ok=True)
             (tmp_path / "masks" / split).mkdir(parents=True, exist_ok=True)
@@ -123,6 +129,12 @@ def test_any_two_folders(tmp_path, monkeypatch):
         == len(load_pairs([tmp_path / "lists/own_val.json"], tmp_path))
     )
     assert read_label_values(tmp_path / "lists/own_classes.json").classes == ("class 2", "class 40")
+    for folder in ("photos", "masks"):
+        (tmp_path / folder / "Training").rename(tmp_path / folder / "extra")
+    with pytest.raises(UserError, match="sub-folder extra is none of train, training, val"):
+        run("build_ade20k.py", monkeypatch, *common, "--output", tmp_path / "x")
+    for folder in ("photos", "masks"):
+        (tmp_path / folder / "extra").rename(tmp_path / folder / "Training")
     run("build_ade20k.py", monkeypatch, *common, "--names", "wall", "floor", "--output", tmp_path / "named")
     values = read_label_values(tmp_path / "named/own_classes.json")
     assert values.classes == ("wall", "floor") and values.values == (2, 40) and values.ignored == (255,)

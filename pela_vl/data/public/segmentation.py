@@ -5,6 +5,7 @@ A list is `[{"image": path, "labels": path}, ...]`; beside the lists stands the 
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ _SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
 
@@ -104,10 +106,14 @@ def find_pairs(
     image_folder, label_folder = (str(folder.resolve().relative_to(root)) for folder in (images, labels))
     pairs = pair_folders(root, image_folder, label_folder, suffix)
     splits: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        parts = PurePosixPath(pair[0]).relative_to(image_folder).parts
-        split = _SPLIT_NAMES.get(parts[0], "train") if len(parts) > 1 else "train"
-        splits.setdefault(split, []).append(pair)
+    folders = [_first_folder(pair[0], image_folder) for pair in pairs]
+    unknown = sorted({name for name in folders if name and name.lower() not in _SPLIT_NAMES})
+    if unknown and any(name.lower() in _SPLIT_NAMES for name in folders):
+        raise UserError(
+            f"{images}: sub-folder {unknown[0]} is none of {', '.join(_SPLIT_NAMES)}, which others are; rename it or move it away"
+        )
+    for pair, name in zip(pairs, folders, strict=True):
+        splits.setdefault(_SPLIT_NAMES.get(name.lower(), "train"), []).append(pair)
     seen = np.zeros(256, bool)
     with Progress(len(pairs), "values", unit="image") as progress:
         for _, label in pairs:
@@ -119,6 +125,12 @@ def find_pairs(
         raise UserError(f"{labels}: its values are {values}; {len(names)} names do not pair with these {len(values)}")
     classes = tuple(names) or tuple(f"class {value}" for value in values)
     return Found(root, splits, LabelValues(classes, tuple(values), tuple(ignored)))
+
+
+def _first_folder(image: str, folder: str) -> str:
+    """The sub-folder of `folder` that an image lies in; "" for one that lies in `folder` itself."""
+    parts = PurePosixPath(image).relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else ""
 
 
 def pair_folders(root: Path, images: str, labels: str, suffix: str = "") -> list[Pair]:
@@ -160,7 +172,13 @@ def unpack_ade(archive: Path, output: Path) -> Path:
                         with atomic_path(path) as part:
                             Path(part).write_bytes(packed.read(entry))
                     progress.update(1)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted
         raise UserError(f"{archive}: cannot be unpacked ({error}); download it again") from None
     return output / roots.pop()
 
