@@ -135,6 +135,7 @@ def label_anchors(anchors: Tensor, truth: Tensor, size: Tensor) -> tuple[Tensor,
     """
     height, width = size
     inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
+    inside = inside | ~inside.any()  # an image smaller than all anchors learns from all of them
     if not len(truth):
         return torch.where(inside, _NO_OBJECT, _UNUSED), anchors
     overlap = torch.where(inside, box_iou(truth, anchors), -1.0)

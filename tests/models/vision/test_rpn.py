@@ -71,6 +71,18 @@ def test_an_image_without_objects_is_background():
     assert labels.tolist() == [0, -1, -1, 0]
 
 
+def test_an_image_that_is_smaller_than_all_anchors_learns_from_all_of_them():
+    """From none its losses would be means of nothing, and so NaN."""
+    anchors = torch.tensor([[-4.0, -4, 20, 20], [0, 0, 30, 12], [-9, -9, 40, 40]])
+    size, truth = torch.tensor([10, 10]), torch.tensor([[1.0, 1, 9, 9], [0, 0, 10, 10]])
+    labels, boxes = label_anchors(anchors, truth[1:], size)
+    assert labels.tolist() == [0.0, 0.0, 0.0] and boxes.tolist() == [truth[1].tolist()] * 3
+    assert label_anchors(anchors[:1] / 2, truth[:1], size)[0].tolist() == [1.0]
+    assert label_anchors(anchors, torch.zeros(0, 4), size)[0].tolist() == [0.0] * 3
+    one_inside = torch.cat([anchors, torch.tensor([[0.0, 0, 9, 9]])])
+    assert label_anchors(one_inside, truth[:1], size)[0].tolist() == [-1.0, -1.0, -1.0, 1.0]
+
+
 def test_it_counts_proposals_as_it_is_told():
     torch.manual_seed(0)
     rpn = Rpn(8, 4.0, (0.5, 1.0, 2.0), (4, 8), (50, 20), (40, 10), 16)
