@@ -135,6 +135,11 @@ class BatchScaling:
             values += [[]] * (3 - len(values))
             miou = [Cell(tuple(found), paper, len(seeds)) for found, paper in zip(values, each.paper, strict=True)]
             closing.append(order(each.label, list(zip(("baseline", "PELA", "PELA+"), miou, strict=True))))
+            if known and known["peaks"][1] > known["peaks"][0]:
+                over = known["peaks"][1] - known["peaks"][0]
+                closing.append(
+                    f"- {each.label}: PELA's peak is {over:,.0f} MiB above the baseline's at the same batch, so no larger one fits"
+                )
             batch = " → ".join(map(str, known["batches"])) if known else "-"
             peaks = [f"{peak:,.0f}" for peak in known["peaks"]] if known else ["-"] * 3
             cells = [each.label, batch, *peaks, *(cell.show() for cell in miou)]
