@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.focus_model import SIZE, FocusModel
 from pela_vl.base.errors import UserError
 from pela_vl.data.images import read_image
+from pela_vl.data.normalization import IMAGENET
 from pela_vl.data.sets.labelled import SUFFIXES
-from pela_vl.data.vision_transforms import MEAN, STD
 from pela_vl.metrics.class_similarity import ClassSimilarity
 
 SALIENT = 0.8
@@ -63,7 +63,7 @@ def _photograph(path: Path, boxes: list[list[float]]) -> Photograph:
     canvas = Image.new("RGB", (SIZE, SIZE))
     canvas.paste(image.resize((width, height), Image.Resampling.BOX), (left, top))
     pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
     inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     inside[top : top + height, left : left + width] = True
     placed = tuple(

@@ -132,7 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads to use (default: all cores)")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
-    if args.checkpoint and not os.path.isfile(args.checkpoint):
+    if args.checkpoint and not os.path.exists(args.checkpoint):
         raise no_checkpoint(args.checkpoint)
     if not args.output.endswith(".safetensors"):
         raise UserError(f"--output {args.output}: give a name ending in .safetensors")

@@ -11,7 +11,7 @@ from torch import Tensor
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.foreign import Converted, convert_checkpoint
 from pela_vl.checkpoints.header import Header, register_kind
-from pela_vl.checkpoints.loading import LoadedModel, build_model, split_ema
+from pela_vl.checkpoints.loading import LoadedModel, build_model, split_ema, starts_anew
 from pela_vl.checkpoints.ours import load_strict, read_header, read_weights
 from pela_vl.checkpoints.positions import interpolate_pos_embed
 from pela_vl.checkpoints.starts import encoders_only, with_decoder
@@ -124,6 +124,7 @@ def load_entailment(
     if source.header.kind != "entailment":
         source = source.start_of("entailment", encoders_only)
         source.may_miss = ("cls_head.",)
+        source.notes.append(starts_anew("cls_head"))
     return _fill(settings, source)
 
 
@@ -152,6 +153,7 @@ def load_vqa(settings: ModelSettings, checkpoint: str | None, vocab_size: int | 
             )
         fusion_layer = source.header.config.fusion_layer
         source = source.start_of("vqa", lambda entries: with_decoder(entries, fusion_layer))
+        source.notes.append(starts_anew("text_decoder", " as a copy of the fusion layers"))
     return _fill(settings, source)
 
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.header import Header, register_kind
-from pela_vl.checkpoints.loading import LoadedModel, split_ema
+from pela_vl.checkpoints.loading import LoadedModel, split_ema, starts_anew
 from pela_vl.checkpoints.ours import read_header, read_weights
 from pela_vl.checkpoints.vision import HEAD, convert_vision, load_strictly, resampled
 from pela_vl.checkpoints.vision_loading import KIND as CLASSIFICATION
-from pela_vl.checkpoints.vision_loading import initialise_linears, model_config, released_name
-from pela_vl.data.normalization import IMAGENET
+from pela_vl.checkpoints.vision_loading import initialise_linears, model_config, released_name, timm_normalization
 from pela_vl.lowrank import PlanError, apply_plan
 from pela_vl.models.vision import VisionConfig
 from pela_vl.models.vision.cascade import CascadeDetector, build_detector
@@ -114,7 +113,8 @@ def _anew(
     model, more = _fill(config, weights, ranks, where)
     if checkpoint is None and settings.init_std is not None:
         initialise_linears(model, settings.init_std)
-    return LoadedModel(model, Header(KIND, config, ranks, normalization=IMAGENET), notes=notes + more)
+    normalization = timm_normalization(config.backbone) if header is None else header.normalization
+    return LoadedModel(model, Header(KIND, config, ranks, normalization=normalization), notes=notes + more)
 
 
 def _ours(
@@ -164,7 +164,7 @@ def _fill(
     for part in parts:
         wanted = [name for name in state if name.startswith(part)]
         if wanted and not any(name.startswith(part) for name in found):
-            notes.append(f"{part[:-1]}: starts anew")
+            notes.append(starts_anew(part[:-1]))
             found |= {name: state[name] for name in wanted}
     load_strictly(model, found, f"{where}: does not fit {config.backbone}")
     return model, notes

@@ -14,6 +14,7 @@ from pela_vl.checkpoints.ours import EMA, load_strict, read_header, read_weights
 from pela_vl.lowrank import apply_plan
 
 Model = TypeVar("Model", bound=nn.Module)
+_ANEW = ": starts anew"
 
 
 @dataclass
@@ -33,6 +34,21 @@ class LoadedModel(Generic[Model]):
     ema: dict[str, Tensor] = field(default_factory=dict)
     queues: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def untrained(self) -> list[str]:
+        """Parts that the file has no weights for, see `starts_anew`."""
+        return [note.partition(_ANEW)[0] for note in self.notes if _ANEW in note]
+
+
+def starts_anew(part: str, reason: str = "") -> str:
+    """The note on a part of a model that a file has no weights for: training starts it, an evaluation of it means nothing.
+
+    Args:
+        part: Its name in the model.
+        reason: What follows in the note.
+    """
+    return f"{part}{_ANEW}{reason}"
 
 
 def build_model(header: Header, **options: Any) -> nn.Module:

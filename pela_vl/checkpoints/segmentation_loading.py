@@ -8,12 +8,11 @@ from torch import Tensor
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.header import Header, register_kind
-from pela_vl.checkpoints.loading import LoadedModel, split_ema
+from pela_vl.checkpoints.loading import LoadedModel, split_ema, starts_anew
 from pela_vl.checkpoints.ours import read_header, read_weights
 from pela_vl.checkpoints.vision import HEAD, convert_vision, load_strictly, resampled
 from pela_vl.checkpoints.vision_loading import KIND as CLASSIFICATION
-from pela_vl.checkpoints.vision_loading import initialise_linears, model_config, released_name
-from pela_vl.data.normalization import IMAGENET
+from pela_vl.checkpoints.vision_loading import initialise_linears, model_config, released_name, timm_normalization
 from pela_vl.lowrank import PlanError, apply_plan
 from pela_vl.models.vision.config import VisionConfig
 from pela_vl.models.vision.uper import UperConfig, UperNet, build_uper
@@ -79,7 +78,7 @@ def _anew(
         model = build_uper(config)
         if settings.init_std is not None:
             initialise_linears(model, settings.init_std)
-        return LoadedModel(model, Header(KIND, config, normalization=IMAGENET))
+        return LoadedModel(model, Header(KIND, config, normalization=timm_normalization(config.backbone)))
     if header is None:
         converted = convert_vision(checkpoint)
         weights, ranks, notes = converted.weights, converted.ranks, list(converted.notes)
@@ -95,7 +94,8 @@ def _anew(
     config = UperConfig(**numbers, **shape, dropout=heads.dropout)
     config = model_config(settings, config, header is None)
     model, more = _fill(config, weights, ranks, f"checkpoint {checkpoint}")
-    return LoadedModel(model, Header(KIND, config, dict(ranks), normalization=IMAGENET), notes=notes + more)
+    normalization = timm_normalization(config.backbone) if header is None else header.normalization
+    return LoadedModel(model, Header(KIND, config, dict(ranks), normalization=normalization), notes=notes + more)
 
 
 def _ours(
@@ -134,7 +134,7 @@ def _fill(
     for part in ("norms.", "decode_head.", "auxiliary_head.", *_CLASSIFIERS):
         wanted = [name for name in expected if name.startswith(part)]
         if wanted and not any(name.startswith(part) for name in found):
-            notes.append(f"{part[:-1]}: starts anew")
+            notes.append(starts_anew(part[:-1]))
             found |= {name: expected[name] for name in wanted}
     load_strictly(model, found, f"{where}: does not fit {config.backbone}")
     return model, notes

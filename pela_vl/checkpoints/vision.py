@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.loading import starts_anew
 from pela_vl.checkpoints.reading import factor_ranks, listed, read_state, unwrap
 from pela_vl.checkpoints.vision_tables import VISION_TABLES, downsample_at_the_start
 from pela_vl.lowrank import PlanError, apply_plan
@@ -116,7 +117,7 @@ def fill_vision(converted: ConvertedVision, config: VisionConfig, where: str) ->
             if converted.classes is None
             else f"a classifier of {converted.classes} classes"
         )
-        notes.append(f"head: starts anew (the file has {held}, the model {config.classes} classes)")
+        notes.append(starts_anew("head", f" (the file has {held}, the model {config.classes} classes)"))
         weights |= {k: v for k, v in model.state_dict().items() if k.startswith(HEAD)}
     load_strictly(model, weights, f"{where}: does not fit {config.backbone}")
     return model, notes

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from pela_vl.base.errors import UserError
@@ -12,7 +13,7 @@ from pela_vl.checkpoints.header import Header, register_kind
 from pela_vl.checkpoints.loading import LoadedModel, split_ema
 from pela_vl.checkpoints.ours import read_header, read_weights
 from pela_vl.checkpoints.vision import HEAD, ConvertedVision, convert_vision, fill_vision
-from pela_vl.data.normalization import IMAGENET
+from pela_vl.data.normalization import IMAGENET, Normalization
 from pela_vl.models.albef.config import AlbefConfig
 from pela_vl.models.vision import VisionConfig, VisionModel, build_vision
 from pela_vl.settings import ModelSettings
@@ -50,7 +51,9 @@ def load_classifier(
         if settings.size is None or classes is None:
             raise UserError("a new image classifier wants model.size, a name of timm, and data.train for its classes")
         config = model_config(settings, VisionConfig(settings.size, len(classes)), True)
-        loaded = LoadedModel(build_vision(config), Header(KIND, config, normalization=IMAGENET))
+        loaded = LoadedModel(
+            build_vision(config), Header(KIND, config, normalization=timm_normalization(config.backbone))
+        )
         if settings.init_std is not None:
             initialise_linears(loaded.model, settings.init_std)
     else:
@@ -110,7 +113,7 @@ def _image_encoder(
     converted = ConvertedVision("vit", renamed(read_weights(checkpoint)), ranks, None)
     model, notes = fill_vision(converted, config, f"checkpoint {checkpoint}")
     notes.append("all but visual_encoder: left behind, an image classifier has no text")
-    return LoadedModel(model, Header(KIND, config, ranks, normalization=IMAGENET), notes=notes)
+    return LoadedModel(model, Header(KIND, config, ranks, normalization=header.normalization), notes=notes)
 
 
 def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | None) -> LoadedModel[VisionModel]:
@@ -121,7 +124,14 @@ def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | 
         raise UserError(f"checkpoint {checkpoint}: has no classifier, and data.train names no classes")
     config = model_config(settings, VisionConfig(name, count), True)
     model, notes = fill_vision(converted, config, f"checkpoint {checkpoint}")
-    return LoadedModel(model, Header(KIND, config, dict(converted.ranks), normalization=IMAGENET), notes=notes)
+    header = Header(KIND, config, dict(converted.ranks), normalization=timm_normalization(config.backbone))
+    return LoadedModel(model, header, notes=notes)
+
+
+def timm_normalization(name: str) -> Normalization:
+    """The statistics that images of a timm model are normalised by; ImageNet's for a name that timm has none for."""
+    known = get_pretrained_cfg(name)
+    return IMAGENET if known is None else Normalization(tuple(known.mean), tuple(known.std))
 
 
 def released_name(converted: ConvertedVision, checkpoint: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pela_vl.data.label_images import IGNORED
-from pela_vl.data.normalization import IMAGENET
+from pela_vl.data.normalization import IMAGENET, Normalization
 from pela_vl.data.transforms import to_tensor
 
 CROP_TRIES = 10
@@ -24,7 +24,7 @@ class CropTransform:
 
     size: S. scale: longest and shortest side of a resized image, both multiplied by a factor drawn from `ratio`; the ratio
     of the sides stays. largest_class: share of a crop's labelled pixels that one class may have; after ten tries any crop is
-    taken. hflip: probability of a flip. distortion: whether colours are distorted.
+    taken. hflip: probability of a flip. distortion: whether colours are distorted. normalization: the model's.
     """
 
     size: int
@@ -33,6 +33,7 @@ class CropTransform:
     largest_class: float = 0.75
     hflip: float = 0.5
     distortion: bool = True
+    normalization: Normalization = IMAGENET
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -55,7 +56,7 @@ class CropTransform:
         if self.distortion:
             pixels = distort(pixels, rng)
         tensor = torch.zeros(3, self.size, self.size)
-        tensor[:, : found.shape[0], : found.shape[1]] = to_tensor(Image.fromarray(pixels), IMAGENET)
+        tensor[:, : found.shape[0], : found.shape[1]] = to_tensor(Image.fromarray(pixels), self.normalization)
         target = torch.full((self.size, self.size), IGNORED, dtype=torch.uint8)
         target[: found.shape[0], : found.shape[1]] = torch.from_numpy(found.copy())
         return tensor, target
@@ -80,6 +81,7 @@ class WholeTransform:
     """The transform of test images: resized to fit `scale` (longest and shortest side), keeping the ratio of the sides."""
 
     scale: tuple[int, int] = (2048, 512)
+    normalization: Normalization = IMAGENET
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -88,7 +90,7 @@ class WholeTransform:
         """RGB image -> float32 [3, H', W']."""
         height, width = fitted((image.height, image.width), self.scale)
         pixels = bilinear(np.asarray(image), height, width, slice(0, height), slice(0, width))
-        return to_tensor(Image.fromarray(pixels), IMAGENET)
+        return to_tensor(Image.fromarray(pixels), self.normalization)
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ class MiddleTransform:
 
     size: int
     scale: tuple[int, int] = (2048, 512)
+    normalization: Normalization = IMAGENET
 
     def __call__(
         self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As of `CropTransform`; nothing is drawn."""
-        whole = WholeTransform(self.scale)(image)
+        whole = WholeTransform(self.scale, self.normalization)(image)
         height, width = whole.shape[1:]
         top, left = max(height - self.size, 0) // 2, max(width - self.size, 0) // 2
         rows, columns = slice(top, min(top + self.size, height)), slice(left, min(left + self.size, width))

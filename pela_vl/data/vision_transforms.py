@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from timm.data.auto_augment import posterize
 from torchvision import transforms
 
-MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from pela_vl.data.normalization import IMAGENET, Normalization
+
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
@@ -59,6 +60,7 @@ class AugmentTransform:
         hflip: probability of a flip.
         rand_augment: timm's name of the policy; empty: none.
         erasing: probability of erasing a rectangle, which is filled with noise pixel by pixel.
+        normalization: the model's.
     """
 
     image_size: int
@@ -66,6 +68,7 @@ class AugmentTransform:
     hflip: float = 0.5
     rand_augment: str = RAND_AUGMENT
     erasing: float = 0.25
+    normalization: Normalization = IMAGENET
     _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +82,8 @@ class AugmentTransform:
             interpolation="bicubic",
             re_prob=self.erasing,
             re_mode="pixel",
-            mean=MEAN,
-            std=STD,
+            mean=self.normalization.mean,
+            std=self.normalization.std,
         )
         for part in transform.transforms:
             for operation in getattr(part, "ops", ()):
@@ -96,10 +99,11 @@ class AugmentTransform:
 
 @dataclass(frozen=True)
 class CentreTransform:
-    """Bicubic resize of the shorter side to `resize` pixels, then the central square of `image_size` pixels."""
+    """Bicubic resize of the shorter side to `resize` pixels, then the central square of `image_size` pixels, normalised."""
 
     image_size: int
     resize: int
+    normalization: Normalization = IMAGENET
     _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +113,7 @@ class CentreTransform:
             transforms.Resize(self.resize, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(self.image_size),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(self.normalization.mean, self.normalization.std),
         ]
         object.__setattr__(self, "_transform", transforms.Compose(steps))
 

@@ -98,4 +98,4 @@ def calibration_for(
     root = "" if os.path.isdir(source) else image_root  # folders say themselves where their images are
     data: Any = LabelledImages(load_labelled([source], root), None)
     chosen: Sequence[int] = draw(len(data), samples)
-    return ImageCalibration(data, chosen, test_transform(settings, loaded.header.config.image_size), True)
+    return ImageCalibration(data, chosen, test_transform(settings, loaded.header), True)

@@ -20,7 +20,7 @@ from pela_vl.base.errors import UserError
 from pela_vl.base.memory import release_freed_memory
 from pela_vl.base.stages import StageBars
 from pela_vl.checkpoints.loading import LoadedModel, dense_heads
-from pela_vl.checkpoints.ours import EMA
+from pela_vl.checkpoints.ours import EMA, read_header
 from pela_vl.lowrank import (
     Calibration,
     LayerReport,
@@ -359,21 +359,32 @@ def make_teacher(task: Task, settings: Settings, loaded: LoadedModel) -> FrozenT
     Args:
         task: Loads init.teacher, and wraps the model as a teacher of its kind.
         settings: init.teacher names the teacher's checkpoint; where it is None, the student's starting weights are copied. Size
-            and token merging are set aside, so that the teacher is as its checkpoint has it.
+            and token merging are set aside, so that the teacher is as its checkpoint has it; a foreign file that does not say
+            its size is read by the run's.
         loaded: The student's model as loaded. Its model is copied, never shared.
 
     Raises:
-        UserError: If there is no init.teacher and the student's checkpoint is low rank already.
+        UserError: If there is no init.teacher and the student's checkpoint is low rank already, and for losses.logits with a
+            teacher whose classifier starts anew.
     """
+    teacher = loaded
     if settings.init.teacher is not None:
-        whole = replace(settings, model=replace(settings.model, size=None, token_merging=0))
-        model = task.load(whole, settings.init.teacher).model
+        sized = task.foreign_size and read_header(settings.init.teacher) is None
+        aside: dict[str, Any] = {} if sized else {"size": None, "overrides": {}}
+        whole = replace(settings, model=replace(settings.model, token_merging=0, **aside))
+        teacher = task.load(whole, settings.init.teacher)
+        model = teacher.model
     elif loaded.header.ranks:
         raise UserError(
             f"init.checkpoint {settings.init.checkpoint} is low rank already; name the dense model it came from as init.teacher"
         )
     else:
         model = copy.deepcopy(loaded.model)
+    if settings.losses.logits and teacher.untrained:
+        raise UserError(
+            f"losses.logits: {settings.init.teacher or settings.init.checkpoint} has no weights of {', '.join(teacher.untrained)} "
+            "for these classes, so the teacher predicts nothing; set it to 0, or name a teacher of these classes as init.teacher"
+        )
     return task.make_teacher(model)
 
 

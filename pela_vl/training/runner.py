@@ -204,6 +204,11 @@ def load_for_evaluation(
         UserError: For a checkpoint that does not fit the task, or that `zero_shot` refuses.
     """
     loaded = task.load(settings, checkpoint)
+    if loaded.untrained:
+        raise UserError(
+            f"{checkpoint}: has no weights of {', '.join(loaded.untrained)} for {task.title}, so there is nothing to evaluate; "
+            "name a checkpoint of this task and these classes by init.checkpoint, or fine-tune this one first"
+        )
     seen = set(settings.data.train) & set(loaded.header.notes.get("trained_on", [])) if zero_shot else ()
     if seen:
         raise UserError(f"--zero-shot: {checkpoint} was trained on {', '.join(sorted(seen))}; use --evaluate for it")

@@ -151,6 +151,7 @@ class Task(Generic[Model]):
 
     Class attributes:
         title: Name of the task in messages, a few words.
+        foreign_size: Whether model.size says what a foreign checkpoint is, which its tensors do not.
         kind: Of the task's checkpoints (see `checkpoints.header.register_kind`).
         ema_is_result: Whether the EMA model is evaluated and saved beside the model; if not, it only gives soft targets.
         evaluated_in_own_dtype: Whether an evaluation in bf16 gives the model bf16 weights and runs without autocast. The model
@@ -158,6 +159,7 @@ class Task(Generic[Model]):
     """
 
     title: ClassVar[str]
+    foreign_size: ClassVar[bool] = False
     kind: ClassVar[str]
     ema_is_result: ClassVar[bool] = False
     evaluated_in_own_dtype: ClassVar[bool] = False

@@ -142,6 +142,7 @@ class Classification(Task[VisionModel]):
     """
 
     title = "image classification"
+    foreign_size = True
     kind = KIND
     ema_is_result = True
     evaluated_in_own_dtype = True
@@ -174,6 +175,12 @@ class Classification(Task[VisionModel]):
             keep_hidden: Keep the outputs of the blocks, which distillation needs.
         """
         return VisionPass(model, batch, keep_hidden)
+
+    def make_teacher(self, model: VisionModel) -> FrozenTeacher[VisionModel]:
+        """The frozen teacher. It sees every token, even where the student merges tokens."""
+        if model.merging:
+            model.set_token_merging(0)
+        return super().make_teacher(model)
 
     def step(
         self, settings: Settings, model: VisionModel, keep_features: bool, teacher: FrozenTeacher | None
@@ -208,7 +215,9 @@ class Classification(Task[VisionModel]):
     def train_transform(self, settings: Settings, header: Header) -> AugmentTransform:
         data, vision = settings.data, settings.vision
         policy = vision.rand_augment if data.augment else ""
-        return AugmentTransform(header.config.image_size, data.min_scale, data.hflip, policy, vision.erasing)
+        return AugmentTransform(
+            header.config.image_size, data.min_scale, data.hflip, policy, vision.erasing, header.normalization
+        )
 
     def collate(self, settings: Settings, header: Header) -> LabelledCollate:
         return LabelledCollate(self._mixing(settings, header.config.classes), settings.train.seed)
@@ -224,7 +233,7 @@ class Classification(Task[VisionModel]):
             data: The training set; its transform is left as found.
             show: Show a progress bar.
         """
-        transform = test_transform(settings, loaded.header.config.image_size)
+        transform = test_transform(settings, loaded.header)
         return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
 
     def tests(self, settings: Settings) -> dict[str, str]:
@@ -249,7 +258,7 @@ class Classification(Task[VisionModel]):
                 f"{file}: {len(labelled.classes)} classes, but the model has {run.header.config.classes}; a checkpoint that "
                 "names no classes is evaluated on images of all of them"
             )
-        return LabelledEval(labelled, test_transform(settings, run.image_size))
+        return LabelledEval(labelled, test_transform(settings, run.header))
 
     def evaluate(self, settings: Settings, run: RunModel, data: LabelledEval) -> Evaluation:
         """Top-1 and top-5 accuracy in percent, "mean", the mean over the classes, and "similarity": the mean over the classes
@@ -309,10 +318,10 @@ def _read(settings: Settings, sources: list[str], classes: Sequence[str] | None 
     return load_labelled(sources, root, classes)
 
 
-def test_transform(settings: Settings, size: int) -> CentreTransform:
-    """The transform of test images of a model that reads `size` pixels a side."""
-    resize = settings.vision.resize
+def test_transform(settings: Settings, header: Header) -> CentreTransform:
+    """The transform of test images of a model with this header."""
+    size, resize = header.config.image_size, settings.vision.resize
     try:
-        return CentreTransform(size, round(size * 8 / 7) if resize is None else resize)
+        return CentreTransform(size, round(size * 8 / 7) if resize is None else resize, header.normalization)
     except ValueError as error:
         raise UserError(f"vision.resize: {error}") from None

@@ -91,6 +91,7 @@ class Detection(Task[CascadeDetector]):
     """The classes are the categories of the training file, once it was read; before that those of the checkpoint."""
 
     title = "object detection"
+    foreign_size = True
     kind = KIND
     evaluated_in_own_dtype = False  # a box of 1,000 pixels is 4 pixels coarse in bf16; under autocast boxes stay fp32
 
@@ -199,7 +200,7 @@ class Detection(Task[CascadeDetector]):
             raise UserError(f"{file}: the checkpoint does not say what its classes are")
         detection = settings.detection
         transform = FixedTransform(detection.test_short, detection.long, run.header.normalization)
-        return DetectionEval(file, settings.data.image_root, names, transform)
+        return DetectionEval(file, settings.data.image_root, names, transform, bool(run.model.mask_heads))
 
     def evaluate(self, settings: Settings, run: RunModel, data: DetectionEval) -> Evaluation:
         """box_ap, box_ap50, box_ap75 and, where model and file have masks, mask_ap, mask_ap50, mask_ap75, in percent.
@@ -213,7 +214,7 @@ class Detection(Task[CascadeDetector]):
         """
         found = detect_all(run.model, data, run.world, run.autocast, settings.data.workers)
         kinds = {"box": "bbox"}
-        if run.model.mask_heads and data.file.has_masks and data.file.annotations:
+        if data.masks:
             kinds["mask"] = "segm"
 
         def measure() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:

@@ -25,6 +25,7 @@ from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.segmentation_loading import KIND, Heads, load_uper
 from pela_vl.data.label_images import IGNORED, LabelValues, label_image_names, read_label_values, to_png
 from pela_vl.data.loader import make_loader
+from pela_vl.data.normalization import IMAGENET, Normalization
 from pela_vl.data.segmentation_transforms import CropTransform, MiddleTransform, WholeTransform
 from pela_vl.data.sets.segmentation import (
     PairReader,
@@ -143,6 +144,7 @@ class Segmentation(Task[UperNet]):
     """The classes, and their values in label images, are those of segmentation.classes."""
 
     title = "semantic segmentation"
+    foreign_size = True
     kind = KIND
     evaluated_in_own_dtype = True
 
@@ -163,8 +165,8 @@ class Segmentation(Task[UperNet]):
                 f"{options.stride}: want 0 at least, above 0, and 1 at least"
             )
         _values(settings)
-        _transform(settings, 1)
-        _whole(settings)
+        _transform(settings, 1, IMAGENET)
+        _whole(settings, IMAGENET)
 
     def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[UperNet]:
         options = settings.segmentation
@@ -205,7 +207,7 @@ class Segmentation(Task[UperNet]):
 
     def train_transform(self, settings: Settings, header: Header) -> Any:
         """A `CropTransform`, which takes labels beside the image."""
-        return _transform(settings, header.config.image_size)
+        return _transform(settings, header.config.image_size, header.normalization)
 
     def collate(self, settings: Settings, header: Header) -> Callable[[list[Any]], SegmentedBatch]:
         return collate_segmented
@@ -222,7 +224,7 @@ class Segmentation(Task[UperNet]):
             show: Show a progress bar.
         """
         longest, shortest = settings.segmentation.scale
-        transform = MiddleTransform(loaded.header.config.image_size, (longest, shortest))
+        transform = MiddleTransform(loaded.header.config.image_size, (longest, shortest), loaded.header.normalization)
         return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
 
     def tests(self, settings: Settings) -> dict[str, str]:
@@ -238,16 +240,23 @@ class Segmentation(Task[UperNet]):
             file: A list.
 
         Raises:
-            UserError: If the model has another number of classes than segmentation.classes.
+            UserError: If the model has another number of classes than segmentation.classes, or windows would leave pixels out.
         """
-        values = _values(settings)
+        values, stride, size = _values(settings), settings.segmentation.stride, run.image_size
+        if settings.segmentation.mode == "slide" and not 1 <= stride <= size:
+            raise UserError(
+                f"segmentation.stride {stride}: windows of model.image_size {size} want 1 to {size}, such as {2 * size // 3}"
+            )
         if len(values.classes) != run.header.config.labels:
             raise UserError(
                 f"{settings.segmentation.classes}: {len(values.classes)} classes, but the model has {run.header.config.labels}"
             )
         read = PairReader(settings.data.image_root, values)
         return SegmentationTest(
-            SegmentedEval(load_pairs([file], settings.data.image_root), read, _whole(settings)), values
+            SegmentedEval(
+                load_pairs([file], settings.data.image_root), read, _whole(settings, run.header.normalization)
+            ),
+            values,
         )
 
     def evaluate(self, settings: Settings, run: RunModel, data: SegmentationTest) -> Evaluation:
@@ -259,6 +268,10 @@ class Segmentation(Task[UperNet]):
             data: Test images with labels.
         """
         found = segment(settings, run, run.model, data)
+        if not found.confusion.any():
+            raise UserError(
+                f"{settings.segmentation.classes}: no pixel of the {len(data.images)} test images has a class"
+            )
         metrics = segmentation_metrics(found.confusion)
         ious = zip(data.values.classes, class_ious(found.confusion).tolist(), strict=True)
         per_class = {name: value for name, value in ious if value == value}  # NaN: a class that is nowhere
@@ -307,18 +320,20 @@ def _values(settings: Settings) -> LabelValues:
     return read_label_values(settings.segmentation.classes)
 
 
-def _transform(settings: Settings, size: int) -> CropTransform:
+def _transform(settings: Settings, size: int, normalization: Normalization) -> CropTransform:
     options = settings.segmentation
     scale, ratio = _two(options.scale, "scale"), _two(options.ratio, "ratio")
     try:
-        return CropTransform(size, scale, ratio, options.largest_class, settings.data.hflip, options.distortion)
+        return CropTransform(
+            size, scale, ratio, options.largest_class, settings.data.hflip, options.distortion, normalization
+        )
     except ValueError as error:
         raise UserError(f"segmentation: {error}") from None
 
 
-def _whole(settings: Settings) -> WholeTransform:
+def _whole(settings: Settings, normalization: Normalization) -> WholeTransform:
     try:
-        return WholeTransform(_two(settings.segmentation.scale, "scale"))
+        return WholeTransform(_two(settings.segmentation.scale, "scale"), normalization)
     except ValueError as error:
         raise UserError(f"segmentation: {error}") from None
 

@@ -11,8 +11,10 @@ from vision_files import SWIN, VIT, released, timm_twin
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.albef import load_model
 from pela_vl.checkpoints.ours import save_model
+from pela_vl.checkpoints.segmentation_loading import Heads, load_uper
 from pela_vl.checkpoints.vision import ConvertedVision
 from pela_vl.checkpoints.vision_loading import load_classifier, released_name
+from pela_vl.data.normalization import CLIP, IMAGENET
 from pela_vl.settings import ModelSettings
 
 SIZES = {
@@ -57,6 +59,35 @@ def test_as_many_classes_of_other_names_get_a_new_classifier(tmp_path):
     assert any("head: starts anew" in note for note in other.notes) and other.header.notes["classes"] == [*"tuvwxyz"]
     name = "backbone.head.weight"
     assert not torch.equal(other.model.state_dict()[name], loaded.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("vit_tiny_patch16_224", (0.5, 0.5, 0.5)),
+        ("vit_base_patch16_clip_224.openai", CLIP.mean),
+        ("deit_tiny_patch16_224", IMAGENET.mean),
+    ],
+)
+def test_images_are_normalised_as_timm_does_it_for_the_model(tmp_path, name, mean):
+    sizes = {"patch_size": 16, "width": 24, "depths": [2], "heads": [2]}
+    loaded = load_classifier(ModelSettings(size=name, image_size=32, overrides=sizes), None, ("a", "b"))
+    assert loaded.header.normalization.mean == pytest.approx(mean)
+    torch.save(loaded.model.backbone.state_dict(), tmp_path / "timm.pth")
+    foreign = load_classifier(
+        ModelSettings(size=name, image_size=32, overrides=sizes), str(tmp_path / "timm.pth"), None
+    )
+    save_model(tmp_path / "ours.safetensors", foreign.model, foreign.header)
+    ours = load_classifier(ModelSettings(), str(tmp_path / "ours.safetensors"), None)
+    assert foreign.header.normalization == ours.header.normalization == loaded.header.normalization
+    heads = Heads(16, 8, 0.0)
+    for checkpoint in (None, str(tmp_path / "timm.pth"), str(tmp_path / "ours.safetensors")):
+        settings = (
+            ModelSettings() if str(checkpoint).endswith("safetensors") else ModelSettings(size=name, overrides=sizes)
+        )
+        settings.image_size = 32
+        uper = load_uper(settings, checkpoint, ("x", "y", "z"), heads)
+        assert uper.header.normalization == loaded.header.normalization
 
 
 @pytest.mark.parametrize(
@@ -137,7 +168,7 @@ def test_a_classifier_starts_from_the_image_encoder_of_an_albef(tmp_path):
         tokens = albef.model.eval().visual_encoder(images).tokens
         torch.testing.assert_close(loaded.model.eval().backbone.forward_features(images), tokens)
         assert loaded.model(images).logits.shape == (2, 3)
-    assert any("head: starts anew" in note for note in loaded.notes)
+    assert loaded.untrained == ["head"] and loaded.header.normalization == albef.header.normalization == CLIP
     smaller = load_classifier(ModelSettings(image_size=size // 2), source, ("a", "b")).model
     assert smaller(images[:, :, : size // 2, : size // 2]).logits.shape == (2, 2)
     with pytest.raises(UserError, match="has no classifier"):

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import timm
 import torch
 from labelled_files import CLASSES, SWIN, VIT, write_images
+from safetensors.torch import save_file
 
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import load_ours
@@ -113,3 +115,28 @@ def test_bad_input_is_said_and_writes_nothing(options, said, tmp_path, script):
     with pytest.raises(UserError, match=said):
         script(COMPRESS, "--checkpoint", source, "--output", tmp_path / "out.safetensors", *options)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_folder_of_a_hub_model_is_cut(tmp_path, script):
+    """As huggingface_hub downloads it: model.safetensors among other files."""
+    sizes = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **sizes)
+    (tmp_path / "hub").mkdir()
+    save_file(model.state_dict(), tmp_path / "hub/model.safetensors")
+    (tmp_path / "hub/config.json").write_text("{}")
+    output = tmp_path / "small.safetensors"
+    script(
+        COMPRESS,
+        "--checkpoint",
+        tmp_path / "hub",
+        "--backbone",
+        "vit_tiny_patch16_224",
+        "--output",
+        output,
+        "--kappa",
+        3,
+    )
+    loaded = load_ours(output)
+    assert len(loaded.header.ranks) == 48 and loaded.header.config.classes == 5
+    assert loaded.header.normalization.mean == (0.5, 0.5, 0.5)

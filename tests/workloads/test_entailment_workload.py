@@ -10,6 +10,8 @@ from tiny_runs import ONE, finish, start_processes
 
 from pela_vl.base import config
 from pela_vl.base.errors import UserError
+from pela_vl.checkpoints.albef import load_model
+from pela_vl.checkpoints.ours import save_model
 from pela_vl.models.albef.entailment import CLASSES
 from pela_vl.settings import Settings
 from pela_vl.training import runner
@@ -66,6 +68,16 @@ def test_scores_are_those_of_each_pair_alone_low_rank_too(settings):
         with torch.no_grad():
             alone = run.model(data[data.text2image[i]][None], ids, mask)[0]
         torch.testing.assert_close(logits[i], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pretrained_model_is_fine_tuned_before_it_is_evaluated(settings, tmp_path):
+    """Its classifier would be random."""
+    settings.data.val, settings.train.steps = None, 1
+    loaded = load_model(settings.model, None, mlm=True)
+    save_model(tmp_path / "albef.safetensors", loaded.model, loaded.header)
+    settings.init.checkpoint, settings.model.size = str(tmp_path / "albef.safetensors"), None
+    with pytest.raises(UserError, match="albef.safetensors: has no weights of cls_head for visual entailment"):
+        runner.evaluate(Entailment(), settings)
 
 
 @pytest.mark.parametrize(

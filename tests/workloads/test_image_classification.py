@@ -14,12 +14,13 @@ from pela_vl.base.distributed import World
 from pela_vl.base.errors import UserError
 from pela_vl.checkpoints.loading import load_ours
 from pela_vl.checkpoints.ours import EMA, read_header, read_weights
+from pela_vl.checkpoints.vision_loading import load_classifier
 from pela_vl.data.sets.labelled import LabelledImages, load_labelled
 from pela_vl.data.vision_transforms import CentreTransform
 from pela_vl.lowrank import low_rank_layers
 from pela_vl.models.token_merging import reductions
 from pela_vl.training import runner
-from pela_vl.training.assemble import assemble
+from pela_vl.training.assemble import assemble, make_teacher
 from pela_vl.workloads.classification import Classification
 from pela_vl.workloads.image_calibration import ImageCalibration
 
@@ -204,6 +205,38 @@ def test_other_classes_get_a_classifier_of_their_own(images, dense, tmp_path):
     settings.init.checkpoint = dense["vit"]
     with pytest.raises(UserError, match="class 'x' is none of the 6"):
         runner.evaluate(Classification(), settings)
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+def test_a_teacher_that_knows_other_classes_has_no_predictions_to_give(images, dense, tmp_path, own_file):
+    write_images(tmp_path / "train", 2, 5, ("x", "y", "z"))
+    settings = started(
+        vision_settings(tmp_path, tmp_path / "run"), dense["vit"], "pela", data__val=None, losses__logits=0.5
+    )
+    if own_file:
+        settings.init.teacher = dense["vit"]
+    with pytest.raises(UserError, match="losses.logits: .* has no weights of head for these classes"):
+        prepared(Classification(), settings)
+    settings.losses.logits = 0.0  # the blocks' outputs are there whatever the classes
+    prepared(Classification(), settings)
+
+
+def test_a_teacher_of_any_timm_model_sees_every_token(images, tmp_path):
+    """Its file says what it is by model.size alone."""
+    settings = vision_settings(images, tmp_path / "run")
+    made = load_classifier(settings.model, None, CLASSES)
+    torch.save(made.model.backbone.state_dict(), tmp_path / "deit_tiny.pth")
+    settings.init.checkpoint = settings.init.teacher = str(tmp_path / "deit_tiny.pth")
+    settings.method.name, settings.compress.kappa, settings.losses.fd = "pela", 2.0, 1.0
+    settings.model.token_merging = 1
+    for teacher in (settings.init.teacher, None):
+        settings.init.teacher = teacher
+        loaded = Classification().load(settings, settings.init.checkpoint)
+        frozen = make_teacher(Classification(), settings, loaded)
+        student, model = loaded.model, frozen.model
+        assert student.merging == tuple(reductions(1, 3)) and model.merging == () and model is not student
+        state = made.model.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_every_draw_follows_from_seed_epoch_and_index(images, dense, tmp_path):

@@ -197,6 +197,26 @@ def test_other_classes_get_last_layers_of_their_own(ade, backbones, tmp_path):
     assert sorted(loaded.notes) == [f"{head}.classifier: starts anew" for head in ("auxiliary_head", "decode_head")]
     before, after = read_weights(checkpoint), loaded.model.state_dict()
     assert all(torch.equal(after[n], before[n]) for n in before if "classifier" not in n)
+    # which have learned nothing, and so are trained and not evaluated; nor are the heads that a classifier starts with
+    settings.init.checkpoint = checkpoint
+    with pytest.raises(UserError, match="no weights of decode_head.classifier, auxiliary_head.classifier for semantic"):
+        runner.evaluate(Segmentation(), settings)
+    settings.init.checkpoint = backbones["vit", None]
+    with pytest.raises(UserError, match="no weights of norms, decode_head, auxiliary_head for semantic"):
+        runner.evaluate(Segmentation(), settings)
+
+
+@pytest.mark.parametrize("stride", [0, 33, 341])
+def test_windows_that_leave_pixels_out_are_refused(ade, backbones, tmp_path, stride):
+    settings = started(segmentation_settings(ade, tmp_path / "run"), backbones["vit", None])
+    trainee, _ = prepared(settings)
+    settings.segmentation.mode, settings.segmentation.stride = "slide", stride
+    with pytest.raises(
+        UserError, match=f"segmentation.stride {stride}: windows of model.image_size 32 want 1 to 32, such as 21"
+    ):
+        Segmentation().evaluation_data(settings, trainee.run, settings.data.val)
+    settings.segmentation.stride = 32
+    assert Segmentation().evaluation_data(settings, trainee.run, settings.data.val).images
 
 
 METHODS = [("pela", "vit"), ("tinybert", "swin"), ("maskalign", "vit")]
