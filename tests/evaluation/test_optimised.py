@@ -3,7 +3,6 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from tiny_vqa import tiny_vqa
 
 from benchmarks.dispatch import Dispatches
 from pela_vl.checkpoints.header import Header
+from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.evaluation import reranking, retrieval
 from pela_vl.evaluation.answering import answer_questions
@@ -96,7 +96,7 @@ def test_answers_rank_alike(parts, low_rank):  # noqa: F811
 
 def test_a_checkpoint_is_optimised_when_it_is_loaded_to_be_evaluated(monkeypatch):
     """In the evaluation's type, and the EMA model too where it is a result."""
-    asked, loaded = [], SimpleNamespace(model=tiny_albef().train(), header=None, ema={})
+    asked, loaded = [], LoadedModel(tiny_albef().train(), Header("albef", None))
     monkeypatch.setattr(Retrieval, "load", lambda self, *_: loaded)
     monkeypatch.setattr(
         Retrieval, "optimise", lambda self, model, dtype: asked.append((model.training, dtype)) or (7, nullcontext)

@@ -73,7 +73,7 @@ def test_scores_are_those_of_each_pair_alone_low_rank_too(settings):
 def test_a_pretrained_model_is_fine_tuned_before_it_is_evaluated(settings, tmp_path):
     """Its classifier would be random."""
     settings.data.val, settings.train.steps = None, 1
-    loaded = load_model(settings.model, None, mlm=True)
+    loaded = load_model(settings.model, None, mlm=True, vocab_size=201)
     save_model(tmp_path / "albef.safetensors", loaded.model, loaded.header)
     settings.init.checkpoint, settings.model.size = str(tmp_path / "albef.safetensors"), None
     with pytest.raises(UserError, match="albef.safetensors: has no weights of cls_head for visual entailment"):
