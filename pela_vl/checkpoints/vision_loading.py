@@ -131,7 +131,7 @@ def _foreign(settings: ModelSettings, checkpoint: str, classes: Sequence[str] | 
 def timm_normalization(name: str) -> Normalization:
     """The statistics that images of a timm model are normalised by; ImageNet's for a name that timm has none for."""
     known = get_pretrained_cfg(name)
-    return IMAGENET if known is None else Normalization(tuple(known.mean), tuple(known.std))
+    return IMAGENET if known is None else Normalization.from_dict({"mean": known.mean, "std": known.std})
 
 
 def released_name(converted: ConvertedVision, checkpoint: str) -> str:

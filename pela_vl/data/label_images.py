@@ -72,9 +72,9 @@ def read_label_values(path: str | os.PathLike[str]) -> LabelValues:
     ignored = content.get("ignored", [])
     if not isinstance(ignored, list):
         raise UserError(f"{os.fspath(path)}: ignored: wants a list of values, got {kind(ignored)}")
-    for place, value in enumerate(ignored):
-        if type(value) is not int:
-            raise UserError(f"{os.fspath(path)}: ignored[{place}]: wants a whole number, got {kind(value)}")
+    for place, ignore in enumerate(ignored):
+        if type(ignore) is not int:
+            raise UserError(f"{os.fspath(path)}: ignored[{place}]: wants a whole number, got {kind(ignore)}")
     try:
         return LabelValues(tuple(names), tuple(values), tuple(ignored))
     except UserError as error:
@@ -91,9 +91,10 @@ def read_label_image(root: str | os.PathLike[str], relative: str) -> np.ndarray:
         with open_image(path) as image:
             if image.mode not in ("L", "P"):
                 raise ImageError(path, f"a label image has one 8-bit channel, this one is {image.mode}")
-            stored = image.tile[0].args if image.tile else None
             # grey of 2 or 4 bits is read as a fraction of white; programs that shrink PNG files write it
-            steps = {"L;2": 85, "L;4": 17}.get(str(stored[0] if isinstance(stored, tuple) else stored), 1)
+            tiles = getattr(image, "tile", None)
+            stored = tiles[0].args if tiles else None
+            steps = {"L;2": 85, "L;4": 17}.get(stored if isinstance(stored, str) else "", 1)
             return np.array(image, dtype=np.uint8) // steps
 
     return at_root(root, relative, read)
