@@ -245,7 +245,8 @@ class VisionModel(nn.Module):
 def build_vision(config: VisionConfig) -> VisionModel:
     """The model of `config` with timm's initial weights; also under `torch.device("meta")`.
 
-    Raises UserError for a name that timm does not know, and for one that is neither a plain ViT nor a Swin Transformer.
+    Raises UserError for a name that timm does not know, for one that is neither a plain ViT nor a Swin Transformer, and for
+    sizes that the model cannot have.
     """
     if not timm.is_model(config.backbone):
         raise UserError(f"timm has no model {config.backbone!r}; give a ViT or Swin by timm's name")
@@ -254,21 +255,27 @@ def build_vision(config: VisionConfig) -> VisionModel:
     swin = "swin" in config.backbone
     if swin:
         options["strict_img_size"] = False  # any image size; the windows' shifts are those of image_size
-        options |= {"depths": config.depths, "num_heads": config.heads} if config.depths else {}
+        options |= {"depths": config.depths} if config.depths else {}
+        options |= {"num_heads": config.heads} if config.heads else {}
     else:
+        if config.window:
+            raise UserError(
+                f"window {config.window}: is for a Swin Transformer, {config.backbone} has none; leave it out"
+            )
         options["dynamic_img_size"] = True
         options |= {"depth": config.depths[0]} if config.depths else {}
         options |= {"num_heads": config.heads[0]} if config.heads else {}
     for name, value in (
         ("patch_size", config.patch_size),
         ("embed_dim", config.width),
-        ("window_size", config.window if swin else 0),
+        ("window_size", config.window),
     ):
         options |= {name: value} if value else {}
     try:
         backbone = timm.create_model(config.backbone, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{config.backbone}: cannot be built with {options} ({error})") from None
+    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{config.backbone}: cannot be built with {options} ({reason})") from None
     if not isinstance(backbone, VisionTransformer | SwinTransformer) or type(backbone) not in (
         VisionTransformer,
         SwinTransformer,
@@ -277,6 +284,13 @@ def build_vision(config: VisionConfig) -> VisionModel:
             f"{config.backbone}: is a {type(backbone).__name__}, a plain ViT or a Swin Transformer is wanted"
         )
     model = VisionModel(config, backbone)
+    # timm passes over numbers that it has no stage for
+    built = {"depths": model.depths, "heads": [stage.blocks[0].attn.num_heads for stage in model.stages]}
+    for name, found in built.items():
+        if (wanted := list(getattr(config, name))) and wanted != found:
+            raise UserError(
+                f"{name} {wanted}: {config.backbone} is built with {found}; give one number for a ViT, one a stage for Swin"
+            )
     if config.drop_path_rule == "constant" and config.drop_path:
         for block in model.blocks:
             block.drop_path1, block.drop_path2 = DropPath(config.drop_path), DropPath(config.drop_path)

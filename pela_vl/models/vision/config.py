@@ -58,6 +58,12 @@ class VisionConfig:
             raise UserError(f"drop_path {self.drop_path}: want a rate from 0 to below 1")
         if self.classes < 0 or self.image_size < 1:
             raise UserError(f"classes {self.classes}, image_size {self.image_size}: want 0 and 1 at least")
+        for name in ("patch_size", "width", "window"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)}: want 1 at least, or 0 for the backbone's own")
+        for name in ("depths", "heads"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise UserError(f"{name} {list(getattr(self, name))}: want 1 at least everywhere")
 
     def differences(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         """Where numbers contradict the tensors of a checkpoint; nothing is built for it.

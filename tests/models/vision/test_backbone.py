@@ -168,6 +168,41 @@ def test_what_cannot_be_built_is_said(changes, message):
         build_vision(VisionConfig(**changes))
 
 
+SWIN_TINY = {"backbone": "swin_tiny_patch4_window7_224"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (SWIN_TINY | {"depths": (2, 2, 2, 2, 2)}, "cannot be built with .*index out of range"),
+        (SWIN_TINY | {"depths": (2, 2, 2, 2), "heads": (3, 6)}, "cannot be built with .*index out of range"),
+        (SWIN_TINY | {"depths": (2, 2), "heads": (3, 6, 12)}, r"heads \[3, 6, 12\]: .* is built with \[3, 6\]"),
+        (SWIN_TINY | {"heads": (3, 6, 12, 24, 48)}, r"is built with \[3, 6, 12, 24\]; .* one a stage"),
+        (SWIN_TINY | {"width": 2**62}, "cannot be built with .*overflow"),  # a RuntimeError of torch
+        ({"depths": (2, 5)}, r"depths \[2, 5\]: deit_base_patch16_224 is built with \[2\]; give one number for a ViT"),
+        ({"heads": (3, 3)}, r"heads \[3, 3\]: .* give one number for a ViT"),
+        ({"depths": (0,)}, r"depths \[0\]: want 1 at least"),
+        ({"heads": (-3,)}, r"heads \[-3\]: want 1 at least"),
+        ({"patch_size": -4}, "patch_size -4: want 1 at least"),
+        ({"width": -24}, "width -24: want 1 at least"),
+        ({"window": 7}, "window 7: is for a Swin Transformer"),
+    ],
+)
+def test_sizes_that_the_model_cannot_have_are_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as caught, torch.device("meta"):
+        build_vision(VisionConfig(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_and_heads_of_a_swin_are_set_each_alone():
+    with torch.device("meta"):
+        heads = build_vision(VisionConfig(**SWIN_TINY, heads=(4, 8, 16, 32)))
+        depths = build_vision(VisionConfig(**SWIN_TINY, depths=(1, 2, 2, 1)))
+    assert [stage.blocks[0].attn.num_heads for stage in heads.stages] == [4, 8, 16, 32] and heads.depths == [2, 2, 6, 2]
+    assert [stage.blocks[0].attn.num_heads for stage in depths.stages] == [3, 6, 12, 24]
+    assert depths.depths == [1, 2, 2, 1]
+
+
 def test_the_names_are_timms():
     model = build("swin")
     twin = timm.create_model(
