@@ -31,12 +31,16 @@ def main() -> None:
     parser.add_argument("--partial", action="store_true", help="take a part of ImageNet, whatever its counts")
     parser.add_argument("--decode", action="store_true", help="decode every image once and list those that are rotten")
     args = parser.parse_args()
-    request = {"train": str(args.train.resolve()), "val": str(args.val.resolve()), "partial": args.partial}
+    synsets = imagenet.read_devkit(args.devkit) if args.devkit else []
+    sources = {"train": str(args.train.resolve()), "val": str(args.val.resolve()), "partial": args.partial}
+    request = sources | {"labels": imagenet.describe_labels(synsets)}
     with alone(args.output):
         train, val = args.output / "train", args.output / "val"
-        if claim_folder(args.output, request, "ImageNet folder", MANIFEST, STARTED):
-            synsets = imagenet.read_devkit(args.devkit) if args.devkit else []
+        # val/ appears when it is complete; until then corrected labels are welcome
+        claimed = request if val.exists() else sources
+        if claim_folder(args.output, claimed, "ImageNet folder", MANIFEST, STARTED):
             imagenet.unpack_train(args.train, train)
+            atomic_json(args.output / STARTED, {"request": request})
             imagenet.unpack_val(args.val, synsets, val)
             counts = imagenet.count_images(train), imagenet.count_images(val)
             imagenet.check_counts(*counts, args.partial)

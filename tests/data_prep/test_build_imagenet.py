@@ -157,6 +157,36 @@ def test_the_counts_of_the_whole_set_are_wanted():
         check_counts(Counted({"n1": 1}), Counted({"n2": 1}), partial=True)
 
 
+def test_other_labels_are_refused_once_val_is_there(downloads, monkeypatch):
+    wrong, right = downloads / "wrong.txt", downloads / "right.txt"
+    right.write_text("\n".join(SYNSETS[number] for number in TRUTH))
+    wrong.write_text("\n".join(sorted(right.read_text().split())))
+    original = imagenet.check_counts
+    monkeypatch.setattr(imagenet, "check_counts", interrupt)  # val/ is there, the manifest is not
+    with pytest.raises(RuntimeError, match="killed"):
+        run(monkeypatch, downloads, kit=wrong)
+    other = r"holds another ImageNet folder \(labels 5 of digest \w{16}, not "
+    with pytest.raises(UserError, match=other):
+        run(monkeypatch, downloads, kit=right)
+    monkeypatch.setattr(imagenet, "check_counts", original)
+    run(monkeypatch, downloads, kit=wrong)
+    for kit in (right, None):
+        with pytest.raises(UserError, match=other):
+            run(monkeypatch, downloads, kit=kit)
+
+
+def test_labels_may_be_corrected_until_val_is_there(downloads, monkeypatch):
+    (downloads / "short.txt").write_text("n02119789 " * 4)
+    with pytest.raises(UserError, match="has no label; 4 labels"):
+        run(monkeypatch, downloads, kit="short.txt")
+    monkeypatch.setattr(imagenet, "_unpack_class", interrupt)  # what was unpacked is not unpacked again
+    check(*run(monkeypatch, downloads))
+
+
+def interrupt(*_):
+    raise RuntimeError("killed")
+
+
 def test_rotten_images_are_listed(downloads, monkeypatch, capsys):
     run(monkeypatch, downloads)
     path = downloads / "out" / "train" / SYNSETS[2] / f"{SYNSETS[2]}_1.JPEG"

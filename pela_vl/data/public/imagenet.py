@@ -5,6 +5,7 @@ The downloads are ILSVRC2012_img_train.tar (one tar per class inside), ILSVRC201
 and ILSVRC2012_devkit_t12.tar.gz (a class number per validation image, and meta.mat, which maps numbers to synsets).
 """
 
+import hashlib
 import io
 import os
 import re
@@ -65,6 +66,13 @@ def read_devkit(path: Path) -> list[str]:
             f"{path}: {_TRUTH}: {unknown[0] if unknown else 'nothing'} is the number of no class in {_META}"
         )
     return [synset_of[int(label)] for label in labels]
+
+
+def describe_labels(synsets: list[str]) -> str:
+    """Number and digest of the validation images' synsets, which tell two lists apart."""
+    return (
+        f"{len(synsets)} of digest {hashlib.sha256(' '.join(synsets).encode()).hexdigest()[:16]}" if synsets else "none"
+    )
 
 
 def unpack_train(source: Path, output: Path, report: bool = True) -> None:
