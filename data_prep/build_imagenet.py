@@ -41,8 +41,11 @@ def main() -> None:
         if claim_folder(args.output, claimed, "ImageNet folder", MANIFEST, STARTED):
             imagenet.unpack_train(args.train, train)
             atomic_json(args.output / STARTED, {"request": request})
-            imagenet.unpack_val(args.val, synsets, val)
-            counts = imagenet.count_images(train), imagenet.count_images(val)
+            trained = imagenet.count_images(train)
+            left = imagenet.unpack_val(args.val, synsets, val, trained.images if args.partial else None)
+            if left:
+                print(f"val   {left:>9,} images left out: their classes have no training images")
+            counts = trained, imagenet.count_images(val)
             imagenet.check_counts(*counts, args.partial)
             atomic_json(
                 args.output / MANIFEST,

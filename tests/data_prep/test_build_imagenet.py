@@ -14,7 +14,7 @@ from scipy.io import savemat
 from data_prep.build_imagenet import main
 from pela_vl.base.errors import UserError
 from pela_vl.data.public import imagenet
-from pela_vl.data.public.imagenet import Counted, check_counts, read_devkit
+from pela_vl.data.public.imagenet import Counted, check_counts, read_devkit, unpack_val
 from pela_vl.data.sets.labelled import load_labelled
 
 # number -> synset in the kit's own order, which is not that of the synsets' names
@@ -107,6 +107,41 @@ def test_folders_are_linked(downloads, monkeypatch):
     tarfile.open(downloads / "kit.tar.gz").extractall(downloads / "kit", filter="data")
     os.rename(out, downloads / "second")
     check(*run(monkeypatch, downloads, train="tars", val="flat", kit="kit"))
+
+
+@pytest.mark.parametrize("val", ["tar", "images", "classes", "tars"])
+def test_a_part_of_the_training_classes_takes_its_part_of_val(downloads, monkeypatch, capsys, val):
+    """Two of three classes, and two of val's images absent; in every form that val may have."""
+    (downloads / "part").mkdir()
+    kept = (SYNSETS[1], SYNSETS[3])
+    for synset in kept:
+        (downloads / "part" / f"{synset}.tar").write_bytes(class_tar(synset))
+    numbers = (1, 2, 3)  # of classes 3, 1 and 2: image 3 is left out
+    (downloads / "images").mkdir()
+    for number in numbers:
+        (downloads / "images" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(jpeg(number))
+    with tarfile.open(downloads / "few.tar", "w") as tar:
+        for number in numbers:
+            add(tar, f"val/ILSVRC2012_val_{number:08d}.JPEG", jpeg(number))
+    for synset, number in zip((SYNSETS[3], SYNSETS[1], SYNSETS[2]), numbers, strict=True):
+        folder = downloads / "classes" / synset
+        folder.mkdir(parents=True)
+        (folder / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(jpeg(number))
+        (downloads / "tars").mkdir(exist_ok=True)
+        (downloads / "tars" / f"{synset}.tar").write_bytes(class_tar(synset, 1))
+    form = {"tar": "few.tar"}.get(val, val)
+    found = run(monkeypatch, downloads, train="part", val=form)
+    assert "val           1 images left out: their classes have no training images" in capsys.readouterr().out
+    assert [part.classes for part in found] == [tuple(sorted(kept))] * 2 and len(found[1].images) == 2
+    assert sorted(os.listdir(downloads / "out" / "val")) == sorted(kept)
+    assert (downloads / "classes" / SYNSETS[2]).is_dir()  # a link was removed, not the folder behind it
+
+
+def test_a_part_without_any_validation_image_is_refused(downloads, monkeypatch):
+    (downloads / "part").mkdir()
+    (downloads / "part" / "n09999999.tar").write_bytes(class_tar("n09999999"))
+    with pytest.raises(UserError, match="holds no validation image of the 1 classes"):
+        run(monkeypatch, downloads, train="part")
 
 
 def test_an_interrupted_run_goes_on(downloads, monkeypatch):
@@ -222,9 +257,9 @@ def test_labels_that_do_not_fit_are_said(downloads, monkeypatch):
     (downloads / "labels.txt").write_text("n02119789 " * 4)
     with pytest.raises(UserError, match="has no label; 4 labels"):
         run(monkeypatch, downloads, kit="labels.txt")
-    (downloads / "labels.txt").write_text("n02119789 " * 6)
     with pytest.raises(UserError, match="5 images for 6 labels; number 6 is absent"):
-        run(monkeypatch, downloads, kit="labels.txt")
+        unpack_val(downloads / "val.tar", ["n02119789"] * 6, downloads / "val")
+    assert not (downloads / "val").exists()
     with pytest.raises(UserError, match="carry no labels"):
         run(monkeypatch, downloads, kit=None)
     (downloads / "labels.txt").write_text("dog cat")

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,9 @@ def unpack_train(source: Path, output: Path, report: bool = True) -> None:
                 progress.update(detail=name)
 
 
-def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = True) -> None:
+def unpack_val(
+    source: Path, synsets: list[str], output: Path, classes: Collection[str] | None = None, report: bool = True
+) -> int:
     """Create a folder per class from ImageNet's validation images. An existing `output` is left as it is.
 
     Args:
@@ -127,41 +129,69 @@ def unpack_val(source: Path, synsets: list[str], output: Path, report: bool = Tr
             as it is).
         synsets: of images 1, 2, ... (`read_devkit`); empty for a folder of class folders.
         output: where the class folders go; it appears only when complete.
+        classes: for a part of ImageNet, the synsets that are wanted. Images of others are left out, and images may be
+            absent. None: every image is wanted.
         report: show progress.
 
+    Returns:
+        Number of images that were left out.
+
     Raises:
-        UserError: If an image has no label or is absent, or the tar is damaged.
+        UserError: If an image has no label or is absent, none is left, or the tar is damaged.
     """
     if output.exists():
-        return
+        return 0
     part = output.with_name(_PART + output.name)
     shutil.rmtree(part, ignore_errors=True)
     if source.is_dir() and not any(_VAL_NAME.fullmatch(name) for name in os.listdir(source)):
         unpack_train(source, part, report)
-        os.rename(part, output)
-        return
-    if not synsets:
-        raise UserError(f"{source}: these images carry no labels; give the development kit with --devkit")
+        left = 0 if classes is None else _remove_classes(part, classes)
+    else:
+        if not synsets:
+            raise UserError(f"{source}: these images carry no labels; give the development kit with --devkit")
+        left = _sort_val(source, synsets, part, classes, report)
+    if classes is not None and not any(part.iterdir()):
+        raise UserError(f"{source}: holds no validation image of the {len(classes)} classes of the training images")
+    os.rename(part, output)
+    return left
+
+
+def _sort_val(source: Path, synsets: list[str], part: Path, classes: Collection[str] | None, report: bool) -> int:
+    """The validation images of a tar or folder to a folder per class, as `unpack_val` says."""
     part.mkdir(parents=True)
-    for synset in set(synsets):
-        (part / synset).mkdir()
-    seen = set()
-    with Progress(len(synsets), f"{output.name}: images", unit="image", enabled=report) as progress:
+    seen, left = set(), 0
+    with Progress(len(synsets), f"{part.name.removeprefix(_PART)}: images", unit="image", enabled=report) as progress:
         for name, number, place in _val_images(source):
             if not 1 <= number <= len(synsets) or number in seen:
                 raise UserError(f"{source}: {name}: is there twice or has no label; {len(synsets)} labels were given")
             seen.add(number)
-            target = part / synsets[number - 1] / name
-            if isinstance(place, Path):
-                os.symlink(place.resolve(), target)
-            else:
-                with open(target, "wb") as file:
-                    shutil.copyfileobj(place, file)
             progress.update()
-    if len(seen) != len(synsets):
+            synset = synsets[number - 1]
+            if classes is not None and synset not in classes:
+                left += 1
+                continue
+            (part / synset).mkdir(exist_ok=True)
+            if isinstance(place, Path):
+                os.symlink(place.resolve(), part / synset / name)
+            else:
+                with open(part / synset / name, "wb") as file:
+                    shutil.copyfileobj(place, file)
+    if classes is None and len(seen) != len(synsets):
         absent = next(number for number in range(1, len(synsets) + 1) if number not in seen)
         raise UserError(f"{source}: {len(seen)} images for {len(synsets)} labels; number {absent} is absent")
-    os.rename(part, output)
+    return left
+
+
+def _remove_classes(folder: Path, wanted: Collection[str]) -> int:
+    """Remove the folders of all other classes, of a link the link alone. Returns the number of their images."""
+    found = count_images(folder).images
+    others = [name for name in found if name not in wanted]
+    for name in others:
+        if (folder / name).is_symlink():
+            (folder / name).unlink()
+        else:
+            shutil.rmtree(folder / name)
+    return sum(found[name] for name in others)
 
 
 def count_images(folder: Path) -> Counted:
