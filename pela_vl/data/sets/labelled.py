@@ -70,7 +70,7 @@ def load_labelled(
     if classes is None:
         names = {label for _, label, _ in found}
         numeric = all(name.isdecimal() for name in names)
-        classes = sorted(names, key=int) if numeric else sorted(names)
+        classes = sorted(names, key=lambda name: (int(name) if numeric else 0, name))  # 01 before 1
     number = {name: place for place, name in enumerate(classes)}
     for _, label, place in found:
         if label not in number:

@@ -68,6 +68,15 @@ def test_numbers_are_classes_in_their_order(root):
     assert found.classes == ("2", "9", "10") and found.targets.tolist() == [2, 1, 0, 2]
 
 
+def test_the_order_of_names_of_one_number_does_not_depend_on_the_process(tmp_path):
+    names = [f"{1:0{width}}" for width in range(1, 8)]  # sets of strings are ordered anew in every process
+    for number, name in enumerate((*names, "2", "0")):
+        picture(tmp_path / name / "a.png", number)
+    assert load_labelled([tmp_path]).classes == ("0", *reversed(names), "2")
+    picture(tmp_path / "x" / "a.png", 9)  # one name that is no number, and all are sorted as names
+    assert load_labelled([tmp_path]).classes == ("0", *reversed(names), "2", "x")
+
+
 def test_several_folders_are_one_set(root):
     both = load_labelled([root / "train", root / "tiny" / "train"])
     assert len(both.images) == 24 and both.classes == CLASSES
