@@ -61,6 +61,8 @@ class AugmentTransform:
         rand_augment: timm's name of the policy; empty: none.
         erasing: probability of erasing a rectangle, which is filled with noise pixel by pixel.
         normalization: the model's.
+
+    Raises ValueError for a policy that timm does not know.
     """
 
     image_size: int
@@ -72,19 +74,25 @@ class AugmentTransform:
     _transform: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        transform = create_transform(
-            self.image_size,
-            is_training=True,
-            scale=(self.min_scale, 1.0),
-            hflip=self.hflip,
-            color_jitter=None,  # type: ignore[arg-type]  # timm's own default for none
-            auto_augment=self.rand_augment or None,
-            interpolation="bicubic",
-            re_prob=self.erasing,
-            re_mode="pixel",
-            mean=self.normalization.mean,
-            std=self.normalization.std,
-        )
+        try:
+            transform = create_transform(
+                self.image_size,
+                is_training=True,
+                scale=(self.min_scale, 1.0),
+                hflip=self.hflip,
+                color_jitter=None,  # type: ignore[arg-type]  # timm's own default for none
+                auto_augment=self.rand_augment or None,
+                interpolation="bicubic",
+                re_prob=self.erasing,
+                re_mode="pixel",
+                mean=self.normalization.mean,
+                std=self.normalization.std,
+            )
+        except (AssertionError, ValueError) as error:  # how timm reads a policy
+            reason = f" ({error})" if str(error) else ""
+            raise ValueError(
+                f"rand_augment {self.rand_augment!r}: is no policy of timm{reason}; give one like {RAND_AUGMENT}"
+            ) from None
         for part in transform.transforms:
             for operation in getattr(part, "ops", ()):
                 if operation.aug_fn is posterize:

@@ -24,7 +24,7 @@ from pela_vl.models.outputs import TokenStates
 from pela_vl.recovery.features import Features
 from pela_vl.recovery.teacher import FrozenTeacher
 from pela_vl.settings import Settings
-from pela_vl.workloads.base import RunModel, Task
+from pela_vl.workloads.base import RunModel, Task, check_augmentation
 from pela_vl.workloads.calibration import TrainingCalibration
 
 AnyAlbef = TypeVar("AnyAlbef", bound=AlbefModel)
@@ -120,6 +120,7 @@ class AlbefTask(Task[AnyAlbef]):
     evaluated_in_own_dtype: ClassVar[bool] = True
 
     def check(self, settings: Settings) -> None:
+        check_augmentation(settings)
         self.loss_weights(settings)
         if settings.losses.logits or settings.losses.fd_features != "blocks" or settings.train.ema:
             raise UserError(

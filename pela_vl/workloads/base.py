@@ -292,6 +292,15 @@ def require_training_files(settings: Settings) -> list[str]:
     return settings.data.train
 
 
+def check_augmentation(settings: Settings) -> None:
+    """Refuse a probability of a flip, or a share of the area that a crop covers, which is none."""
+    hflip, min_scale = settings.data.hflip, settings.data.min_scale
+    if not 0 <= hflip <= 1:
+        raise UserError(f"data.hflip {hflip}: want a probability, from 0 to 1")
+    if not 0 < min_scale <= 1:
+        raise UserError(f"data.min_scale {min_scale}: want a part of the area, above 0 and up to 1, which is no crop")
+
+
 def test_or_val(settings: Settings) -> dict[str, str]:
     """The test file, or the validation file if there is none. The usual `tests`."""
     if settings.data.test:

@@ -19,6 +19,7 @@ from pela_vl.checkpoints.header import Header
 from pela_vl.checkpoints.loading import LoadedModel
 from pela_vl.checkpoints.vision_loading import KIND, load_classifier
 from pela_vl.data.mixing import Mixing
+from pela_vl.data.normalization import IMAGENET, Normalization
 from pela_vl.data.repeated import repeated_order
 from pela_vl.data.sets.labelled import (
     Labelled,
@@ -42,6 +43,7 @@ from pela_vl.workloads.base import (
     StepOutput,
     Task,
     TrainingStep,
+    check_augmentation,
     require_training_files,
     test_or_val,
 )
@@ -161,7 +163,10 @@ class Classification(Task[VisionModel]):
             raise UserError(f"train.ema {settings.train.ema}: want a momentum from 0 (no EMA model) to below 1")
         if vision.repeats < 1 or not 0 <= vision.erasing <= 1:
             raise UserError(f"vision.repeats {vision.repeats}, vision.erasing {vision.erasing}: want >= 1 and 0 to 1")
+        check_augmentation(settings)
         self._mixing(settings, 1)
+        _augmentation(settings, 224)
+        _check_batch(settings)
 
     def load(self, settings: Settings, checkpoint: str | None) -> LoadedModel[VisionModel]:
         return load_classifier(settings.model, checkpoint, self.classes)
@@ -213,11 +218,7 @@ class Classification(Task[VisionModel]):
         return found
 
     def train_transform(self, settings: Settings, header: Header) -> AugmentTransform:
-        data, vision = settings.data, settings.vision
-        policy = vision.rand_augment if data.augment else ""
-        return AugmentTransform(
-            header.config.image_size, data.min_scale, data.hflip, policy, vision.erasing, header.normalization
-        )
+        return _augmentation(settings, header.config.image_size, header.normalization)
 
     def collate(self, settings: Settings, header: Header) -> LabelledCollate:
         return LabelledCollate(self._mixing(settings, header.config.classes), settings.train.seed)
@@ -251,6 +252,7 @@ class Classification(Task[VisionModel]):
         Raises:
             UserError: If the number of classes is not the model's, which happens where the model names none.
         """
+        _check_batch(settings)
         names = run.header.notes.get("classes")
         labelled = _read(settings, [file], names)
         if len(labelled.classes) != run.header.config.classes:
@@ -316,6 +318,21 @@ def _read(settings: Settings, sources: list[str], classes: Sequence[str] | None 
     """Images and labels; data.image_root is for lists alone, since folders say themselves where their images are."""
     root = "" if all(os.path.isdir(source) for source in sources) else settings.data.image_root
     return load_labelled(sources, root, classes)
+
+
+def _augmentation(settings: Settings, size: int, normalization: Normalization = IMAGENET) -> AugmentTransform:
+    """The transform of training images of a model that reads `size` pixels a side."""
+    data, vision = settings.data, settings.vision
+    policy = vision.rand_augment if data.augment else ""
+    try:
+        return AugmentTransform(size, data.min_scale, data.hflip, policy, vision.erasing, normalization)
+    except ValueError as error:
+        raise UserError(f"vision.{error}") from None
+
+
+def _check_batch(settings: Settings) -> None:
+    if settings.vision.batch < 1:
+        raise UserError(f"vision.batch {settings.vision.batch}: want 1 image at least")
 
 
 def test_transform(settings: Settings, header: Header) -> CentreTransform:

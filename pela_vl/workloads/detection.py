@@ -34,6 +34,7 @@ from pela_vl.workloads.base import (
     StepOutput,
     Task,
     TrainingStep,
+    check_augmentation,
     require_training_files,
     test_or_val,
 )
@@ -107,6 +108,7 @@ class Detection(Task[CascadeDetector]):
             raise UserError(f"losses.fd_features: {self.title} has blocks alone")
         if settings.train.ema:
             raise UserError(f"train.ema: {self.title} has no EMA model; leave it out")
+        check_augmentation(settings)
         if not detection.short or min(*detection.short, detection.long, detection.test_short) < 32:
             raise UserError("detection.short, long, test_short: want sides of 32 pixels at least")
         rules_of(detection)

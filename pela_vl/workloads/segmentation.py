@@ -48,6 +48,7 @@ from pela_vl.workloads.base import (
     StepOutput,
     Task,
     TrainingStep,
+    check_augmentation,
     require_training_files,
     test_or_val,
 )
@@ -159,6 +160,7 @@ class Segmentation(Task[UperNet]):
             raise UserError(f"train.ema: {self.title} keeps no EMA model; leave it out")
         if train.batch_size * world_size() < 2:
             raise UserError("train.batch_size 1: batch normalisation wants two images at least, over all processes")
+        check_augmentation(settings)
         if options.auxiliary < 0 or options.tile_mb <= 0 or options.batch < 1 or options.stride < 1:
             raise UserError(
                 f"segmentation.auxiliary {options.auxiliary}, tile_mb {options.tile_mb}, batch {options.batch}, stride "

@@ -54,6 +54,12 @@ def test_a_view_depends_on_its_generator_alone_and_moves_no_other():
     assert len({view.sum().item() for view in first}) == 6
 
 
+@pytest.mark.parametrize("policy", ["rnd-m9", "rand-x9", "rand-m9.5", "random-m9"])
+def test_a_policy_that_timm_does_not_know_is_named(policy):
+    with pytest.raises(ValueError, match=f"rand_augment '{policy}': is no policy of timm"):
+        AugmentTransform(24, rand_augment=policy)
+
+
 def test_generators_are_put_back_when_a_view_fails():
     random.seed(5)
     before = random.getstate()

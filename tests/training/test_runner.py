@@ -68,6 +68,8 @@ def test_a_finished_run_is_not_overwritten_and_resuming_it_adds_nothing(settings
         (lambda s: setattr(s.model, "size", "huge"), "none of albef_base"),
         (lambda s: setattr(s.model, "image_size", 40), "no multiple of the patch size"),
         (lambda s: setattr(s.losses, "mlm", 1.0), "losses.mlm: .* has no such term"),
+        (lambda s: setattr(s.data, "hflip", 2.0), "data.hflip 2.0: want a probability"),
+        (lambda s: setattr(s.data, "min_scale", 0.0), "data.min_scale 0.0: want a part of the area"),
         (lambda s: setattr(s.optim, "warmup_steps", 100), "warmup_steps"),
         (lambda s: setattr(s.data, "val", "absent.json"), "absent.json"),
     ],

@@ -217,6 +217,7 @@ def test_boxes_alone_are_learned_where_there_are_no_masks(tmp_path):
         ({"losses__fd_features": "pooled"}, "losses.fd_features"),
         ({"train__ema": 0.5}, "train.ema"),
         ({"detection__short": []}, "detection.short"),
+        ({"data__hflip": -0.5}, "data.hflip -0.5"),
         ({"detection__samples": 0}, "detection.samples|samples 0"),
         ({"detection__score": 1.5}, "detection.score"),
         ({"model__overrides": {"width": 8}}, "leave them out"),

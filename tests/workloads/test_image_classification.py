@@ -327,6 +327,10 @@ def test_what_a_method_cannot_do(images, dense, tmp_path, method, backbone, chan
         ({"train__ema": 1.0}, "train.ema"),
         ({"vision__mixup": -1.0}, "vision: "),
         ({"vision__repeats": 0}, "vision.repeats"),
+        ({"vision__rand_augment": "rnd-m9"}, "vision.rand_augment 'rnd-m9'"),
+        ({"vision__batch": 0}, "vision.batch 0"),
+        ({"data__hflip": 2.0}, "data.hflip 2.0"),
+        ({"data__min_scale": 0.0}, "data.min_scale 0.0"),
         ({"vision__resize": 8}, "vision.resize"),
         ({"model__overrides": {"width": 8}}, "leave them out"),
     ],
@@ -336,6 +340,27 @@ def test_settings_that_make_no_sense_are_one_line(images, dense, tmp_path, chang
     with pytest.raises(UserError, match=message) as caught:
         runner.train(Classification(), settings, resume=False)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_are_refused_before_data_and_model_are_read(images, tmp_path, monkeypatch):
+    def read(*_):
+        raise AssertionError("was read")
+
+    for name in ("training_data", "load"):
+        monkeypatch.setattr(Classification, name, read)
+    for key, value in (("rand_augment", "rand-x9"), ("rand_augment", "rand-m9.5"), ("batch", 0)):
+        settings = vision_settings(images, tmp_path / "run", **{f"vision__{key}": value})
+        with pytest.raises(UserError, match=f"vision.{key}"):
+            runner.train(Classification(), settings, resume=False)
+    settings = vision_settings(images, tmp_path / "run", vision__rand_augment="rnd-m9", data__augment=False)
+    with pytest.raises(AssertionError, match="was read"):  # the policy is not used
+        runner.train(Classification(), settings, resume=False)
+
+
+def test_an_evaluation_alone_refuses_a_batch_of_no_images(images, dense, tmp_path):
+    settings = started(vision_settings(images, tmp_path / "run"), dense["vit"], "full", vision__batch=0)
+    with pytest.raises(UserError, match="vision.batch 0: want 1 image at least"):
+        runner.evaluate(Classification(), settings)
 
 
 def test_whitened_factors_keep_the_outputs_on_training_images_better(images, dense, tmp_path):

@@ -272,6 +272,7 @@ def test_whitened_factors_see_the_training_images(ade, backbones, tmp_path):
         ({"train__batch_size": 1}, "two images at least"),
         ({"segmentation__classes": None}, "segmentation.classes is not set"),
         ({"segmentation__scale": [40, 160]}, "scale"),
+        ({"data__hflip": 1.5}, "data.hflip 1.5"),
         ({"segmentation__scale": [40]}, "want two numbers"),
         ({"segmentation__ratio": [2.0, 0.5]}, "ratio"),
         ({"segmentation__tile_mb": 0.0}, "tile_mb"),
