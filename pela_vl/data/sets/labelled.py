@@ -19,6 +19,7 @@ from pela_vl.data.collate import Key, Movable, stack_common
 from pela_vl.data.images import ImageReader, check_there, read_or_next
 from pela_vl.data.mixing import Mixing, mix_images, mixing_generator
 from pela_vl.data.paths import absolute, resolve
+from pela_vl.data.raw import reading
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
 from pela_vl.data.transforms import Transform, require_transform
 
@@ -49,7 +50,7 @@ def load_labelled(
             whole numbers by size.
 
     Raises UserError naming the source for one without images, a class that is not in `classes`, a class folder without
-    images, and for lists what `load_annotations` raises.
+    images or that cannot be read, a name that is not UTF-8, and for lists what `load_annotations` raises.
     """
     folders = [os.fspath(source) for source in sources if os.path.isdir(source)]
     lists = [source for source in sources if not os.path.isdir(source)]
@@ -67,8 +68,10 @@ def load_labelled(
             found.append((entry.values["image"], str(entry.values["label"]), entry.place))
     if not found:
         raise UserError("no source of labelled images was given")
+    names = {label for _, label, _ in found}
+    for kind, text in (*(("class", name) for name in names), *(("image", path) for path, _, _ in found)):
+        _check_name(kind, text, root)
     if classes is None:
-        names = {label for _, label, _ in found}
         numeric = all(name.isdecimal() for name in names)
         classes = sorted(names, key=lambda name: (int(name) if numeric else 0, name))  # 01 before 1
     number = {name: place for place, name in enumerate(classes)}
@@ -79,9 +82,17 @@ def load_labelled(
     return Labelled(root, [path for path, _, _ in found], targets, tuple(classes))
 
 
+def _check_name(kind: str, name: str, root: str) -> None:
+    """Refuse what the files of a run, which are UTF-8, could not hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{root}: the name of the {kind} {name!r} is not UTF-8; rename it") from None
+
+
 def _class_folders(folder: str) -> list[tuple[str, str]]:
     """(path below `folder`, class) of all images, sorted."""
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    names = sorted(e.name for e, is_folder in _entries(folder) if is_folder and not e.name.startswith("."))
     found = []
     for name in names:
         inside = sorted(_images_below(folder, name))
@@ -94,19 +105,34 @@ def _class_folders(folder: str) -> list[tuple[str, str]]:
 
 
 def _images_below(folder: str, path: str) -> Iterable[str]:
-    for entry in os.scandir(os.path.join(folder, path)):
+    here = os.path.join(folder, path)
+    for entry, is_folder in _entries(here):
         below = os.path.join(path, entry.name)
-        if entry.is_dir():
+        if is_folder:
+            if entry.is_symlink() and os.path.join(os.path.realpath(here), "").startswith(
+                os.path.join(os.path.realpath(entry.path), "")
+            ):
+                raise UserError(f"{entry.path}: is a link to a folder that it lies in; remove it")
             yield from _images_below(folder, below)
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
             yield below
+
+
+def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
+    """What is in a folder, and whether each is a folder too."""
+    try:
+        return [(entry, entry.is_dir()) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); mend or remove it") from None
 
 
 def _tiny_val(folder: str) -> list[tuple[str, str]]:
     """Of Tiny-ImageNet's `val`: its list names an image in `images`, its class, and a box."""
     file = Path(folder) / TINY_LABELS
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    with reading(file, "complete the download", "convert it") as stream:
+        lines = stream.read().splitlines()
+    for number, line in enumerate(lines, 1):
         cells = line.split("\t")
         if len(cells) < 2 or not cells[0] or not cells[1]:
             raise UserError(f"{file}: line {number}: wants an image and a class, parted by a tab")

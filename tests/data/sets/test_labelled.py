@@ -1,6 +1,7 @@
 """Images with labels: every layout gives the same data, and every draw follows from (seed, epoch, number)."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -155,6 +156,38 @@ def test_a_rotten_image_is_replaced_in_training_and_stops_a_test(root):
 def test_what_is_wrong_is_named(root, make, message):
     with pytest.raises(UserError, match=message):
         make(root)
+
+
+@pytest.mark.parametrize("kind", ["class", "image"])
+def test_a_name_that_no_file_of_a_run_could_hold_is_refused(root, kind):
+    rotten = os.fsdecode(b"caf\xe9")
+    picture(root / "train" / (rotten if kind == "class" else "n01") / f"{rotten if kind == 'image' else 'a'}.png", 1)
+    with pytest.raises(UserError, match=rf"the name of the {kind} '[\w/]*caf\\udce9[.png]*' is not UTF-8") as caught:
+        load_labelled([root / "train"])
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("target", ["loop", "..", "../n01", "../..", "other"])
+@pytest.mark.parametrize("place", ["train/n01", "train"])
+def test_a_loop_of_links_is_named(root, target, place):
+    """A link to itself, to a folder around it, and two that lead to each other."""
+    (root / place / "loop").symlink_to(target)
+    (root / place / "other").symlink_to("loop")
+    if place == "train" and target == "../n01":  # a link to no folder around it, and absent
+        assert load_labelled([root / "train"]).classes == CLASSES
+        return
+    with pytest.raises(
+        UserError, match="(loop|other)(: cannot be read|.*: is a link to a folder that it lies in)"
+    ) as caught:
+        load_labelled([root / "train"])
+    assert "\n" not in str(caught.value)
+
+
+def test_tiny_imagenets_list_in_another_encoding_is_named(root):
+    file = root / "tiny" / "val" / "val_annotations.txt"
+    file.write_bytes(file.read_bytes() + "val_3.JPEG\tcafé\n".encode("latin-1"))
+    with pytest.raises(UserError, match="val_annotations.txt: not UTF-8 .*; convert it"):
+        load_labelled([root / "tiny" / "val"])
 
 
 @pytest.mark.parametrize(("line", "message"), [("val_0.JPEG", "line 2"), ("../../x.JPEG\tn01", "image root")])
