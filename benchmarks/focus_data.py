@@ -55,8 +55,9 @@ def load_photographs(folder: Path) -> list[Photograph]:
 
 
 def _photograph(path: Path, boxes: list[list[float]]) -> Photograph:
-    """The longest side becomes 224 pixels, the rest black: as the package prepares it. boxes: (x, y, width, height)."""
-    image = read_image(path)
+    """The longest side becomes 224 pixels, the rest black: as the package prepares it. boxes: (x, y, width, height) in the
+    pixels of the stored file; without any the photograph is turned upright by its EXIF orientation."""
+    image = read_image(path, stored_pixels=bool(boxes))
     scale = SIZE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     left, top = (SIZE - width) // 2, (SIZE - height) // 2

@@ -39,6 +39,23 @@ def test_a_photograph_is_placed_with_its_boxes(photographs):
     assert photographs[0].boxes[0] == pytest.approx((56, 0, 112, 112))
 
 
+def test_a_box_lies_where_the_stored_file_has_it(tmp_path):
+    """A phone's photograph: stored on its side, with the object white."""
+    pixels = np.zeros((50, 100, 3), dtype=np.uint8)
+    pixels[30:50, 10:40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter when shown
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    entries = [{"image": "a.png", "objects": objects} for objects in ([{"bbox": [10, 30, 30, 20]}], [])]
+    (tmp_path / "annotations.json").write_text(json.dumps(entries))
+    boxed, bare = load_photographs(tmp_path)
+    left, top, right, bottom = (round(side) for side in boxed.boxes[0])
+    white = boxed.image[0] > 0
+    assert bool(white[top + 1 : bottom - 1, left + 1 : right - 1].all())
+    assert white.sum() == pytest.approx((right - left) * (bottom - top), rel=0.1)
+    assert bool(boxed.inside.any(1).sum() == 112) and bool(bare.inside.any(1).sum() == 224)  # without boxes upright
+
+
 def test_measures_of_a_model_with_itself_and_with_another(photographs):
     dense = seen(photographs, [(10, 60), (200, 60), (5, 70)])
     found = measure(dense, dense, photographs)
