@@ -33,7 +33,7 @@ def draw_vision(found: Found, scale: Scale, grid: Grid, folder: Path) -> Path:
 
 
 def sizes(figure: "Figure", found: Found, scale: Scale, grid: Grid) -> None:
-    """Figure 1: top-1 of each model against its parameters, the paper's top-1 hollow.
+    """Figure 1: top-1 of each model against its parameters, with the deviation over seeds as a bar.
 
     Args:
         figure: What to draw on.
