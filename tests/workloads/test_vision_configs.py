@@ -1,5 +1,6 @@
 """The published configurations: each gives the model and the training step that it says, counted on the meta device."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_every_configuration_is_tested():
     """Those of classification; segmentation's and detection's have tests of their own."""
     names = {file.stem for file in FOLDER.glob("*.yaml")}
     assert {name for name in names if not name.startswith(("upernet_", "cascade_"))} == set(PUBLISHED)
+
+
+def test_a_comments_command_that_starts_from_the_configs_own_run_writes_elsewhere():
+    """A run is not trained over: the command would end with the advice to set another output."""
+    found = 0
+    for file in sorted(FOLDER.glob("*.yaml")):
+        output = config.load(Settings, file).output
+        for line in file.read_text().splitlines():
+            changes = re.findall(r"[a-z_.]+=[^\s,;]+", line) if line.startswith("#") else []
+            if any(change.startswith(f"init.checkpoint={output}/") for change in changes):
+                assert config.load(Settings, file, changes).output != output, f"{file.name}: {line}"
+                found += 1
+    assert found
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
