@@ -72,9 +72,9 @@ def read_label_values(path: str | os.PathLike[str]) -> LabelValues:
     ignored = content.get("ignored", [])
     if not isinstance(ignored, list):
         raise UserError(f"{os.fspath(path)}: ignored: wants a list of values, got {kind(ignored)}")
-    for place, ignore in enumerate(ignored):
+    for number, ignore in enumerate(ignored):
         if type(ignore) is not int:
-            raise UserError(f"{os.fspath(path)}: ignored[{place}]: wants a whole number, got {kind(ignore)}")
+            raise UserError(f"{os.fspath(path)}: ignored[{number}]: wants a whole number, got {kind(ignore)}")
     try:
         return LabelValues(tuple(names), tuple(values), tuple(ignored))
     except UserError as error:
