@@ -10,11 +10,16 @@ import numpy as np
 from pela_vl.data.loader import Order
 
 
-def repeated_order(n: int, times: int) -> Order:
+def repeated_order(n: int, times: int, order: Order | None = None) -> Order:
     """An order for `EpochSampler`: an epoch has about n / `times` of n images, each `times` times.
 
     As in DeiT, the copies of an image are in one global batch. The batch holds the first copies of all its images, then
     the second ones, so that processes, each of which takes one part of it, get different copies.
+
+    Args:
+        n: number of images.
+        times: copies of an image.
+        order: of the images, where reading them in random order is slow; None: random.
 
     Raises:
         ValueError: If `n` or `times` is less than 1.
@@ -22,10 +27,14 @@ def repeated_order(n: int, times: int) -> Order:
     if n < 1 or times < 1:
         raise ValueError(f"n {n} and times {times} must be 1 at least")
 
-    def order(seed: int, epoch: int, batch: int) -> np.ndarray:
-        return repeat_views(np.random.default_rng([seed, epoch]).permutation(n), times, batch)
+    def views(seed: int, epoch: int, batch: int) -> np.ndarray:
+        if order is None:
+            images = np.random.default_rng([seed, epoch]).permutation(n)
+        else:
+            images = order(seed, epoch, max(batch // times, 1))
+        return repeat_views(images, times, batch)
 
-    return order
+    return views
 
 
 def repeat_views(permutation: np.ndarray, times: int, batch: int) -> np.ndarray:

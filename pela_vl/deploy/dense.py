@@ -18,7 +18,7 @@ from pela_vl.data.tokenizer import Tokenizer
 from pela_vl.lowrank import Calibration
 from pela_vl.models.albef.config import ALBEF_SIZES
 from pela_vl.settings import ModelSettings, Settings
-from pela_vl.workloads.calibration import AlbefCalibration, draw
+from pela_vl.workloads.calibration import AlbefCalibration, draw_training
 from pela_vl.workloads.classification import test_transform
 from pela_vl.workloads.image_calibration import ImageCalibration
 
@@ -81,7 +81,7 @@ def calibration_for(
 
     Args:
         loaded: The dense model.
-        source: A list of the model's task; for a classifier a folder a class, or a list of images with labels.
+        source: A list of the model's task; for a classifier a folder a class, shards, or a list of images with labels.
         image_root: What a list's paths are relative to.
         samples: Entries to use, drawn at random with a fixed seed.
         resize: Of a classifier, see `settings.VisionSettings`.
@@ -97,5 +97,5 @@ def calibration_for(
     settings.vision.resize = resize
     root = "" if os.path.isdir(source) else image_root  # folders say themselves where their images are
     data: Any = LabelledImages(load_labelled([source], root), None)
-    chosen: Sequence[int] = draw(len(data), samples)
+    chosen: Sequence[int] = draw_training(data, samples)
     return ImageCalibration(data, chosen, test_transform(settings, loaded.header), True)

@@ -261,7 +261,7 @@ def draw_training(data: Any, samples: int) -> list[int]:
     `MOST_SHARDS` shards at equal distances, as many from each. Where a shard has too few, the larger ones give more.
 
     Args:
-        data: The training set; one of shards has `sizes`.
+        data: The training set; one of shards has `sizes`, and `numbers` where its samples are not numbered by their places.
         samples: How many to draw; fewer where the set has fewer.
     """
     sizes = getattr(data, "sizes", None)
@@ -276,7 +276,8 @@ def draw_training(data: Any, samples: int) -> list[int]:
         start = sum(sizes[:shard])
         drawn += range(start, start + take)
         left -= take
-    return sorted(drawn)
+    numbers = getattr(data, "numbers", None)
+    return sorted(drawn if numbers is None else numbers[drawn].tolist())
 
 
 def _read(data: Any, place: Key, transform: Transform) -> Any:

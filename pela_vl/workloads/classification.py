@@ -47,7 +47,7 @@ from pela_vl.workloads.base import (
     require_training_files,
     test_or_val,
 )
-from pela_vl.workloads.calibration import draw
+from pela_vl.workloads.calibration import draw_training
 from pela_vl.workloads.image_calibration import ImageCalibration
 
 
@@ -214,7 +214,7 @@ class Classification(Task[VisionModel]):
         self.classes = labelled.classes
         found = LabelledImages(labelled, None, settings.train.seed, data.cache_mb)
         if repeats > 1:
-            found.order = repeated_order(len(found), repeats)
+            found.order = repeated_order(len(found), repeats, found.order)
         return found
 
     def train_transform(self, settings: Settings, header: Header) -> AugmentTransform:
@@ -235,7 +235,7 @@ class Classification(Task[VisionModel]):
             show: Show a progress bar.
         """
         transform = test_transform(settings, loaded.header)
-        return ImageCalibration(data, draw(len(data), settings.compress.samples), transform, show)
+        return ImageCalibration(data, draw_training(data, settings.compress.samples), transform, show)
 
     def tests(self, settings: Settings) -> dict[str, str]:
         """The test set, or the validation set if there is none: of ImageNet the one that the field reports."""
@@ -247,7 +247,7 @@ class Classification(Task[VisionModel]):
         Args:
             settings: data.image_root for lists, `vision.resize` for the transform.
             run: The classifier; its header names the classes and the image size.
-            file: A list, or a folder with one folder of images for each class.
+            file: A list, a folder with one folder of images for each class, or a folder of shards.
 
         Raises:
             UserError: If the number of classes is not the model's, which happens where the model names none.

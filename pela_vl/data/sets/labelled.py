@@ -1,4 +1,5 @@
-"""Images with one label each: a folder a class, Tiny-ImageNet's layout, or lists `[{"image": path, "label": class}, ...]`.
+"""Images with one label each: a folder a class, Tiny-ImageNet's layout, shards, or lists `[{"image": path, "label": class},
+...]`.
 
 Classes are numbered in the order of their sorted names, which for ImageNet's synsets is the order of every released
 classifier's outputs.
@@ -21,21 +22,26 @@ from pela_vl.data.mixing import Mixing, mix_images, mixing_generator
 from pela_vl.data.paths import absolute, resolve
 from pela_vl.data.raw import reading
 from pela_vl.data.sets.annotations import PathLike, check_image, load_annotations
+from pela_vl.data.sets.labelled_shards import LabelledShards, ShardImages, is_labelled_shards, read_labelled_shards
 from pela_vl.data.transforms import Transform, require_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 TINY_LABELS = "val_annotations.txt"
 _STREAM = 0x4D4958  # separates a batch's mixing from the draws of its samples
+_MOST_OPEN = 256  # shards that a test set, which is read in the order of its classes, keeps open
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and labels. `root` is where the images' paths start; `targets` int64 [n] are indices of `classes`."""
+    """Images and labels. `root` is where the images' paths start; `targets` int64 [n] are indices of `classes`. `shards` is where
+    the images lie, None for files.
+    """
 
     root: str
     images: list[str]
     targets: np.ndarray
     classes: tuple[str, ...]
+    shards: LabelledShards | None = None
 
 
 def load_labelled(
@@ -44,20 +50,23 @@ def load_labelled(
     """Find the images of all sources and their labels; no image is opened.
 
     Args:
-        sources: folders (a sub-folder a class, images anywhere below it; or Tiny-ImageNet's `val`) or JSON lists.
+        sources: folders (a sub-folder a class, images anywhere below it; or Tiny-ImageNet's `val`) or JSON lists; or folders of
+            shards (`labelled_shards`) alone.
         image_root: where the lists' paths start; not needed for folders.
         classes: names in the order of their numbers, such as the training set's; by default those found, sorted, and
             whole numbers by size.
 
     Raises UserError naming the source for one without images, a class that is not in `classes`, a class folder without
-    images or that cannot be read, a name that is not UTF-8, and for lists what `load_annotations` raises.
+    images or that cannot be read, a name that is not UTF-8, a mixture of shards and files, for lists what `load_annotations`
+    raises, and for shards what `read_labelled_shards` raises.
     """
-    folders = [os.fspath(source) for source in sources if os.path.isdir(source)]
-    lists = [source for source in sources if not os.path.isdir(source)]
+    shards, found = _packed(sources)
+    loose = [] if shards else sources
+    folders = [os.fspath(source) for source in loose if os.path.isdir(source)]
+    lists = [source for source in loose if not os.path.isdir(source)]
     if lists and not image_root:
         raise UserError(f"{os.fspath(lists[0])}: a list needs the folder of its images: give image_root")
     root = absolute(image_root or (os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""))
-    found: list[tuple[str, str, str]] = []  # path below the root, label, place for messages
     for folder in folders:
         base = os.path.relpath(os.path.abspath(folder), root)
         inside = _tiny_val(folder) if os.path.isfile(os.path.join(folder, TINY_LABELS)) else _class_folders(folder)
@@ -79,7 +88,21 @@ def load_labelled(
         if label not in number:
             raise UserError(f"{place}: class {label!r} is none of the {len(number)} that the model is trained for")
     targets = np.asarray([number[label] for _, label, _ in found], dtype=np.int64)
-    return Labelled(root, [path for path, _, _ in found], targets, tuple(classes))
+    return Labelled(root, [path for path, _, _ in found], targets, tuple(classes), shards)
+
+
+def _packed(sources: Sequence[PathLike]) -> tuple[LabelledShards | None, list[tuple[str, str, str]]]:
+    """Of folders of shards: where their images lie, and (path, label, place for messages) of each."""
+    packed = [source for source in sources if is_labelled_shards(source)]
+    if not packed:
+        return None, []
+    if len(packed) < len(sources):
+        other = next(source for source in sources if source not in packed)
+        raise UserError(
+            f"sources name both folders of shards ({os.fspath(packed[0])}) and files ({os.fspath(other)}); put all of them into"
+            " shards with data_prep/build_imagenet.py --shards, or none"
+        )
+    return read_labelled_shards(packed)
 
 
 def _check_name(kind: str, name: str, root: str) -> None:
@@ -184,14 +207,19 @@ class LabelledImages(Dataset):
         labelled: images and labels.
         transform: may be None and set later, as an attribute.
         seed: of augmentation.
-        cache_mb: MiB of decoded images to keep in memory, per worker.
+        cache_mb: MiB of decoded images to keep in memory, per worker; shards do not use it.
+
+    `order` is that of an epoch, for `EpochSampler`; None is any. `sizes` and `numbers` are those of `LabelledShards`.
     """
 
     def __init__(self, labelled: Labelled, transform: Transform | None, seed: int = 0, cache_mb: float = 0) -> None:
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
-        self.read = ImageReader(labelled.root, cache_mb)
+        self.read, self.entries = _reading(labelled, cache_mb)
         self.transform, self.seed = transform, seed
-        self.order: Any = None  # of an epoch, where views are repeated
+        self.order: Any = None  # of an epoch, where views are repeated or shards read
+        self._hint = "check image_root" if labelled.shards is None else "write the shards again"
+        if labelled.shards is not None:
+            self.order, self.sizes, self.numbers = labelled.shards.order, labelled.shards.sizes, labelled.shards.numbers
 
     def __len__(self) -> int:
         return len(self.images)
@@ -199,7 +227,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: Key) -> LabelledSample:
         """The image for (epoch, number). Raises `UserError` when many images in a row cannot be read."""
         epoch, wanted = key
-        image, index, bad = read_or_next(self.read, self.images, wanted % len(self))
+        image, index, bad = read_or_next(self.read, self.entries, wanted % len(self), self._hint)
         tensor, _ = require_transform(self.transform)(image, np.random.default_rng([self.seed, epoch, wanted]))
         return LabelledSample(tensor, int(self.targets[index]), (epoch, wanted), index, bad)
 
@@ -225,13 +253,29 @@ class LabelledEval(Dataset):
 
     def __init__(self, labelled: Labelled, transform: Transform) -> None:
         self.images, self.targets, self.classes = labelled.images, labelled.targets, labelled.classes
-        self.read, self.transform = ImageReader(labelled.root), transform
-        for image in self.images:
-            check_there(labelled.root, image)
+        self.transform = transform
+        self.read, self.entries = _reading(labelled, max_open=_MOST_OPEN)
+        if labelled.shards is None:
+            for image in self.images:
+                check_there(labelled.root, image)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the image. Raises `ImageError` if it cannot be read, since leaving it out would change the test set."""
-        return self.transform(self.read(self.images[index]), None)[0]
+        return self.transform(self.read(self.entries[index]), None)[0]
+
+
+def _reading(labelled: Labelled, cache_mb: float = 0, max_open: int = 32) -> tuple[Any, Sequence[Any]]:
+    """What reads an image, and the argument for each image.
+
+    Args:
+        labelled: images and labels.
+        cache_mb: MiB of decoded images of files to keep in memory.
+        max_open: shards to keep open.
+    """
+    if labelled.shards is None:
+        return ImageReader(labelled.root, cache_mb), labelled.images
+    labels = [labelled.classes[target] for target in labelled.targets]
+    return ShardImages(labelled.shards, labelled.images, labels, max_open), range(len(labelled.images))

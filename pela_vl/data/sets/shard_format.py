@@ -25,13 +25,13 @@ def sample_members(key: str, jpeg: bytes, record: Mapping[str, Any]) -> bytes:
     Args:
         key: name of both members, without suffix.
         jpeg: the encoded JPEG.
-        record: {"caption", "image_id", "source"}.
+        record: {"caption", "image_id", "source"}, or {"label", "image"} for image classification.
     """
     return _member(f"{key}.jpg", jpeg) + _member(f"{key}.json", json.dumps(record).encode())
 
 
 def index_content(shards: list[tuple[str, int, int]], image_size: int) -> dict[str, Any]:
-    """Content of the index; shards: (name, samples, bytes) of each."""
+    """Content of the index; shards: (name, samples, bytes) of each; image_size: 0 for images as they were."""
     rows = [{"name": name, "samples": samples, "bytes": size} for name, samples, size in shards]
     total = sum(samples for _, samples, _ in shards)
     return {"format": FORMAT, "image_size": image_size, "shards": rows, "samples": total}

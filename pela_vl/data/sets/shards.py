@@ -1,6 +1,7 @@
-"""Shards: tar files of image and caption pairs, in folders that data_prep/build_pretrain_corpus.py writes.
+"""Shards: tar files of images and their records, in folders that data_prep/build_pretrain_corpus.py (with captions) and
+data_prep/build_imagenet.py (with labels) write.
 
-A folder holds `index.json` and `shard-000000.tar`, ...; a pair is two neighbouring members `<key>.jpg` and `<key>.json`. A
+A folder holds `index.json` and `shard-000000.tar`, ...; a sample is two neighbouring members `<key>.jpg` and `<key>.json`. A
 sample is named by its number: shards in the order of the index, members in the order of the tar file.
 """
 
@@ -46,15 +47,15 @@ def is_shard_folder(path: PathLike) -> bool:
     return os.path.isdir(path) or (is_remote(path) and not os.fspath(path).endswith(".json"))
 
 
-def read_index(folder: PathLike) -> list[Shard]:
-    """Read a folder's index and check that its shards are there with the sizes that it says.
+def read_index(folder: PathLike, script: str = "data_prep/build_pretrain_corpus.py") -> list[Shard]:
+    """Read a folder's index and check that its shards are there with the sizes that it says. `script` writes such folders.
 
     Raises:
         UserError: If the index is absent, damaged or of another format, or a shard is absent or has changed.
     """
     folder = os.fspath(folder).rstrip("/")
     file = f"{folder}/{INDEX}"
-    again = "write it again with data_prep/build_pretrain_corpus.py"
+    again = f"write it again with {script}"
     index = read_json(file, f"so {folder} is no finished folder of shards; {again}", again)
     try:
         if index["format"] != FORMAT:
