@@ -38,7 +38,7 @@ class LoadedModel(Generic[Model]):
     @property
     def untrained(self) -> list[str]:
         """Parts that the file has no weights for, see `starts_anew`."""
-        return [note.partition(_ANEW)[0] for note in self.notes if _ANEW in note]
+        return [line.partition(_ANEW)[0] for line in self.notes if _ANEW in line]
 
 
 def starts_anew(part: str, reason: str = "") -> str:

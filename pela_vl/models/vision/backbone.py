@@ -285,8 +285,8 @@ def build_vision(config: VisionConfig) -> VisionModel:
         )
     model = VisionModel(config, backbone)
     # timm passes over numbers that it has no stage for
-    built = {"depths": model.depths, "heads": [stage.blocks[0].attn.num_heads for stage in model.stages]}
-    for name, found in built.items():
+    actual = {"depths": model.depths, "heads": [stage.blocks[0].attn.num_heads for stage in model.stages]}
+    for name, found in actual.items():
         if (wanted := list(getattr(config, name))) and wanted != found:
             raise UserError(
                 f"{name} {wanted}: {config.backbone} is built with {found}; give one number for a ViT, one a stage for Swin"
