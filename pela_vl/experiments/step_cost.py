@@ -143,6 +143,8 @@ def _name(request: Request) -> str:
 class _RandomStart(Classification):
     """The task with models that are given instead of read: "dense" and "small"."""
 
+    foreign_size = False  # the names are those of no file
+
     def __init__(self, models: dict[str, LoadedModel]) -> None:
         super().__init__()
         self.models = models

@@ -258,17 +258,13 @@ def build_vision(config: VisionConfig) -> VisionModel:
         options |= {"depths": config.depths} if config.depths else {}
         options |= {"num_heads": config.heads} if config.heads else {}
     else:
-        if config.window:
-            raise UserError(
-                f"window {config.window}: is for a Swin Transformer, {config.backbone} has none; leave it out"
-            )
         options["dynamic_img_size"] = True
         options |= {"depth": config.depths[0]} if config.depths else {}
         options |= {"num_heads": config.heads[0]} if config.heads else {}
     for name, value in (
         ("patch_size", config.patch_size),
         ("embed_dim", config.width),
-        ("window_size", config.window),
+        ("window_size", config.window if swin else 0),
     ):
         options |= {name: value} if value else {}
     try:
@@ -283,6 +279,8 @@ def build_vision(config: VisionConfig) -> VisionModel:
         raise UserError(
             f"{config.backbone}: is a {type(backbone).__name__}, a plain ViT or a Swin Transformer is wanted"
         )
+    if config.window and not swin:
+        raise UserError(f"window {config.window}: is for a Swin Transformer, {config.backbone} has none; leave it out")
     model = VisionModel(config, backbone)
     # timm passes over numbers that it has no stage for
     actual = {"depths": model.depths, "heads": [stage.blocks[0].attn.num_heads for stage in model.stages]}
