@@ -30,9 +30,10 @@ def test_it_is_what_grid_sample_gives(monkeypatch):
             [10.0, 10.0, 38.0, 38.0],
         ]
     )
-    for chunk in (2**26, 1):  # all at once, and one at a time
+    whole = paste._all_over_the_image  # the way of a GPU, in one chunk and in one for each mask
+    for way, chunk in ((paste_masks, None), (paste._each_in_its_part, None), (whole, 2**26), (whole, 1)):
         monkeypatch.setattr(paste, "_CHUNK", chunk)
-        found = paste_masks(masks, boxes, (47, 61))
+        found = way(masks, boxes, (47, 61))
         assert found.shape == (7, 61, 47) and found.dtype == torch.bool
         for mask, box, own in zip(masks, boxes, found, strict=True):
             chance = plainly(mask, box, 47, 61)
@@ -43,5 +44,6 @@ def test_it_is_what_grid_sample_gives(monkeypatch):
 
 def test_a_box_without_area_has_an_empty_mask_and_none_is_none():
     boxes = torch.tensor([[5.0, 5.0, 5.0, 30.0], [5.0, 9.0, 30.0, 9.0]])
-    assert not paste_masks(torch.ones(2, 28, 28), boxes, (40, 40)).any()
-    assert paste_masks(torch.ones(0, 28, 28), boxes[:0], (40, 30)).shape == (0, 30, 40)
+    for way in (paste._each_in_its_part, paste._all_over_the_image):
+        assert not way(torch.ones(2, 28, 28), boxes, (40, 40)).any()
+        assert way(torch.ones(0, 28, 28), boxes[:0], (40, 30)).shape == (0, 30, 40)
