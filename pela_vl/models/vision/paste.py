@@ -37,12 +37,17 @@ def _each_in_its_part(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Te
     margin = (boxes[:, 2:] - boxes[:, :2]).float().clamp(min=0) / masks.shape[1] / 2
     first = (boxes[:, :2].float() - margin).floor().clamp(min=0).long().tolist()
     end = (boxes[:, 2:].float() + margin).ceil().long().tolist()
-    for number, ((left, top), (right, bottom)) in enumerate(zip(first, end, strict=True)):
-        columns, rows = slice(left, min(right, width)), slice(top, min(bottom, height))
-        one = slice(number, number + 1)
-        across = _weights(boxes[one, 0], boxes[one, 2], columns, masks.shape[2])[0]
-        down = _weights(boxes[one, 1], boxes[one, 3], rows, masks.shape[1])[0]
-        found[number, columns, rows] = across @ masks[number].float().T @ down.T >= THRESHOLD
+    across = _weights(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
+    down = _weights(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small are slower on several
+    try:
+        for number, ((left, top), (right, bottom)) in enumerate(zip(first, end, strict=True)):
+            columns, rows = slice(left, min(right, width)), slice(top, min(bottom, height))
+            part = across[number, columns] @ masks[number].float().T @ down[number, rows].T
+            found[number, columns, rows] = part >= THRESHOLD
+    finally:
+        torch.set_num_threads(threads)
     return found
 
 
@@ -52,16 +57,16 @@ def _all_over_the_image(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     each = max(1, _CHUNK // max(height * width, 1))
     for start in range(0, len(masks), each):
         part = slice(start, start + each)
-        rows = _weights(boxes[part, 1], boxes[part, 3], slice(0, height), masks.shape[1])
-        columns = _weights(boxes[part, 0], boxes[part, 2], slice(0, width), masks.shape[2])
+        rows = _weights(boxes[part, 1], boxes[part, 3], height, masks.shape[1])
+        columns = _weights(boxes[part, 0], boxes[part, 2], width, masks.shape[2])
         found[part] = columns @ masks[part].float().transpose(1, 2) @ rows.transpose(1, 2) >= THRESHOLD
     return found
 
 
-def _weights(low: Tensor, high: Tensor, pixels: slice, cells: int) -> Tensor:
-    """Share [K, pixels, cells] of each cell of a mask in each pixel of a part of a line, for boxes from low [K] to high [K]."""
+def _weights(low: Tensor, high: Tensor, pixels: int, cells: int) -> Tensor:
+    """Share [K, pixels, cells] of each cell of a mask in each pixel of a line, for boxes from low [K] to high [K]."""
     extent = (high - low).float()
-    places = torch.arange(pixels.start, max(pixels.stop, pixels.start), device=low.device) + 0.5
+    places = torch.arange(pixels, device=low.device) + 0.5
     inside = (places - low.float()[:, None]) / extent.clamp(min=1e-6)[:, None] * cells - 0.5
     shares = 1 - (inside[:, :, None] - torch.arange(cells, device=low.device)).abs()
     return torch.where(extent[:, None, None] > 0, shares.clamp(min=0), 0.0)
