@@ -30,6 +30,12 @@ def test_every_configuration_is_tested():
     assert {name for name in names if not name.startswith(("upernet_", "cascade_"))} == set(PUBLISHED)
 
 
+def test_rwp_is_in_the_form_that_its_released_weight_belongs_to():
+    for name, weight in (("deit_base", 0.0), ("deit3_large", 0.0), ("swin_base", 1.0)):
+        losses = config.load(Settings, FOLDER / f"{name}.yaml").losses
+        assert (losses.rwp, losses.rwp_form) == (weight, "released")
+
+
 def test_a_comments_command_that_starts_from_the_configs_own_run_writes_elsewhere():
     """A run is not trained over: the command would end with the advice to set another output."""
     found = 0
